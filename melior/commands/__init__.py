@@ -1,0 +1,1 @@
+"""The commands that are not systems: data, sample, score, select, merge, report."""

@@ -1,0 +1,1 @@
+"""Records on disk, and tensors made of them."""

@@ -1,0 +1,1 @@
+"""Was it worth it: accuracies, win rates, intervals and paired tests."""

@@ -1,0 +1,1 @@
+"""Pure losses: tensors in, one number per example out."""

@@ -1,0 +1,205 @@
+"""Options that several commands share, checked when built; no torch, so errors come at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+
+def in_range(
+    name: str,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> None:
+    """Check that a value is finite and within its bounds.
+
+    Args:
+        name: the option as the user writes it.
+        value: what was given.
+        low: the smallest value that is right.
+        high: the largest value that is right.
+        above: `low` itself is wrong.
+        below: `high` itself is wrong.
+
+    Raises:
+        ValueError: naming the option, the range and what was found.
+    """
+    is_right = (low < value if above else low <= value) and (
+        value < high if below else value <= high
+    )
+    if math.isfinite(value) and is_right:
+        return
+    bounds = []
+    if low > -math.inf:
+        bounds.append(f"{'above' if above else 'at least'} {low:g}")
+    if high < math.inf:
+        bounds.append(f"{'below' if below else 'at most'} {high:g}")
+    raise ValueError(f"{name} must be {' and '.join(bounds) or 'finite'}; found {value:g}")
+
+
+def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Check that a word is one of those that are known, and say which comes nearest."""
+    import difflib
+
+    known = list(allowed)
+    if value in known:
+        return
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name} must be one of {', '.join(known)}; found {value!r}{hint}")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model that is trained, and how it is held."""
+
+    model: Annotated[str, tyro.conf.arg(aliases=["--model-name-or-path"])]
+    """A local folder, a name such as `org/model`, or `smollm2` (embedded)."""
+    revision: Annotated[str, tyro.conf.arg(aliases=["--model-revision"])] = "main"
+    """Branch, tag or commit of a model that is fetched by name."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """bf16 keeps fp32 master weights beside the bf16 ones."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `mps`, ..."""
+    chat_template: str = "auto"
+    """`auto` (the tokenizer's own, or plain text where it has none), `plain`, `chatml`, a Jinja file."""
+    lora_r: int = 0
+    """Rank of the LoRA adapter; 0 trains all weights."""
+    lora_alpha: float = 0.0
+    """Scale of the adapter; 0 means twice the rank."""
+    lora_dropout: float = 0.0
+    lora_target_modules: tuple[str, ...] = ()
+    """Names of the layers that get an adapter; none means every linear layer but the output."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        in_range("lora_r", self.lora_r, 0)
+        in_range("lora_alpha", self.lora_alpha, 0)
+        in_range("lora_dropout", self.lora_dropout, 0, 1, below=True)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The preferences to learn from, and those held out."""
+
+    data: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--dataset-name"])]
+    """Files, folders or `datasets` names; each `name[:split[:rows]][*weight]`."""
+    eval_data: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--eval-dataset-name"])] = ()
+    """Held-out preferences, judged before and after."""
+    max_length: int = 1024
+    """Tokens of prompt and answer together."""
+    truncation_mode: Literal["drop", "keep_end", "keep_start"] = "drop"
+    """What happens to longer rows: left out, or the prompt cut at its start or at its end."""
+    max_long_share: float = 0.05
+    """Share of rows that may be too long before this is an error."""
+    allow_lint_errors: bool = False
+    """Train although the data check found errors; they stay in the report."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        in_range("max_length", self.max_length, 2)
+        in_range("max_long_share", self.max_long_share, 0, 1)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 5e-7
+    """Peak, after the warm-up."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = 0.1
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        in_range("learning_rate", self.learning_rate, 0, above=True)
+        in_range("warmup_ratio", self.warmup_ratio, 0, 1)
+        in_range("weight_decay", self.weight_decay, 0)
+        in_range("adam_beta1", self.adam_beta1, 0, 1, below=True)
+        in_range("adam_beta2", self.adam_beta2, 0, 1, below=True)
+        in_range("adam_epsilon", self.adam_epsilon, 0, above=True)
+        in_range("max_grad_norm", self.max_grad_norm, 0, above=True)
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How long to train, in what portions, and what to leave behind."""
+
+    out: Annotated[str, tyro.conf.arg(aliases=["--output-dir"])]
+    """The run folder."""
+    epochs: Annotated[float, tyro.conf.arg(aliases=["--num-train-epochs"])] = 1.0
+    max_steps: int = 0
+    """Stop after so many optimizer steps; 0 means the epochs decide."""
+    batch_size: int = 32
+    """Examples per optimizer step, however many portions they are computed in."""
+    max_tokens: int = 8192
+    """Tokens computed at once; shared prefixes count once. Bounds the memory."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    save_steps: int = 50
+    """Steps between checkpoints; 0 keeps only the end."""
+    save_total_limit: int = 2
+    """Checkpoints kept."""
+    eval_steps: int = 0
+    """Steps between evaluations on the held-out data; 0 judges only before and after."""
+    seed: int = 42
+    resume: Annotated[bool, tyro.conf.arg(aliases=["--resume-from-checkpoint"])] = False
+    """Go on from the newest whole checkpoint in the run folder."""
+    allow_changes: bool = False
+    """Resume although data or options are not those of the checkpoint."""
+    overwrite: bool = False
+    """Replace a run folder that already holds a run."""
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = field(default=())
+    """Trackers, besides the JSON lines in the run folder."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        in_range("epochs", self.epochs, 0, above=True)
+        in_range("max_steps", self.max_steps, 0)
+        in_range("batch_size", self.batch_size, 1)
+        in_range("max_tokens", self.max_tokens, 16)
+        in_range("save_steps", self.save_steps, 0)
+        in_range("save_total_limit", self.save_total_limit, 1)
+        in_range("eval_steps", self.eval_steps, 0)
+        in_range("seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn from a model."""
+
+    k: Annotated[int, tyro.conf.arg(aliases=["--num-generations"])] = 1
+    """Answers per prompt."""
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps every token."""
+    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["--max-completion-length"])] = 256
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer; they are cut off."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        in_range("k", self.k, 1)
+        in_range("temperature", self.temperature, 0)
+        in_range("top_p", self.top_p, 0, 1, above=True)
+        in_range("top_k", self.top_k, 0)
+        in_range("max_new_tokens", self.max_new_tokens, 1)

@@ -1,0 +1,1 @@
+"""One file per published system, one docs page of the same name."""

@@ -1,0 +1,1 @@
+"""The classic stages on text."""

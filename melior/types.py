@@ -1,0 +1,56 @@
+"""What travels between rooms as tensors, and the protocols of the functions that join them.
+
+Axes: `n` examples, `k` candidates, `t` tokens or time, `s` scored tokens, `v` vocabulary,
+`d` features, `m` judges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from melior.records import Metrics
+
+Items = TypeVar("Items", contravariant=True)
+Batch = TypeVar("Batch", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """One number for the chosen and one for the rejected side of each example."""
+
+    chosen: Float[Tensor, " n"]
+    rejected: Float[Tensor, " n"]
+
+    @property
+    def margin(self) -> Float[Tensor, " n"]:
+        """Chosen minus rejected."""
+        return self.chosen - self.rejected
+
+
+class Scorer(Protocol[Items]):
+    """Says how good each item is."""
+
+    def __call__(self, items: Items, /) -> Float[Tensor, " n"]:
+        """Return one score per item; higher is better."""
+
+
+class Comparator(Protocol[Items]):
+    """Says which of two is better; preferences may be cyclic, so no score need exist."""
+
+    def __call__(self, left: Items, right: Items, /) -> Float[Tensor, " n"]:
+        """Return the logit that the left item wins."""
+
+
+class Objective(Protocol[Batch]):
+    """What one micro-batch adds to the loss of its optimizer batch.
+
+    A micro-batch knows the totals of the optimizer batch that it is a part of, and divides by
+    them: the losses and metrics of its parts then simply add up, for token means too.
+    """
+
+    def __call__(self, batch: Batch, /) -> tuple[Float[Tensor, ""], Metrics]:
+        """Return this part's share of the loss and of every metric."""
