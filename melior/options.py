@@ -70,7 +70,7 @@ class ModelOptions:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`, ..."""
     chat_template: str = "auto"
-    """`auto` (the tokenizer's own, or plain text where it has none), `plain`, `chatml`, a Jinja file."""
+    """`auto` (the tokenizer's own; where it has none, plain text), `plain`, `chatml`, or a file."""
     lora_r: int = 0
     """Rank of the LoRA adapter; 0 trains all weights."""
     lora_alpha: float = 0.0
