@@ -7,7 +7,7 @@ Axes: `n` examples, `k` candidates, `t` tokens or time, `s` scored tokens, `v` v
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +31,7 @@ class Pairwise:
         return self.chosen - self.rejected
 
 
+@runtime_checkable
 class Scorer(Protocol[Items]):
     """Says how good each item is."""
 
@@ -38,6 +39,7 @@ class Scorer(Protocol[Items]):
         """Return one score per item; higher is better."""
 
 
+@runtime_checkable
 class Comparator(Protocol[Items]):
     """Says which of two is better; preferences may be cyclic, so no score need exist."""
 
@@ -45,6 +47,7 @@ class Comparator(Protocol[Items]):
         """Return the logit that the left item wins."""
 
 
+@runtime_checkable
 class Objective(Protocol[Batch]):
     """What one micro-batch adds to the loss of its optimizer batch.
 

@@ -1,0 +1,231 @@
+"""Exact causal attention over a token forest, plugged into unmodified transformers models.
+
+`blocks` cuts a forest's attention into rectangles: within each segment a causal one, and for each
+segment with descendants a full one of all their rows (contiguous, see `data/forest.py`) against
+the segment's keys. A row's rectangles cover its path from the root exactly once. On a CPU each
+rectangle is one call of the library's flash kernel, and rectangles are merged per row by their
+log-sum-exp: `out = sum_i exp(lse_i - lse) out_i`. The kernel's own backward, called with the
+merged output and log-sum-exp, gives each rectangle's exact share of the gradient. Elsewhere, and
+where a layer has a sliding window that a path outgrows or caps its logits, each segment attends
+to its path with an explicit mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from melior.data.forest import Forest, Segment
+
+NAME = "melior_forest"
+"""Under which transformers knows this attention."""
+
+# Below this many rows a segment the CPU's flash kernel is faster in float32 than in bfloat16.
+SHORT_SEGMENT = 256
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `q_start:q_stop` attend to keys `k_start:k_stop`."""
+
+    q_start: int
+    q_stop: int
+    k_start: int
+    k_stop: int
+    is_causal: bool
+    is_first: bool
+    """No earlier rectangle holds these rows: their segment, or the one above, is a root."""
+
+
+class Layout:
+    """What the attention layers need to know of a forest; counts how often they asked."""
+
+    def __init__(self, forest: Forest) -> None:
+        self.segments = forest.segments
+        self.positions = forest.positions
+        self.n_calls = 0
+        self.longest = int(forest.positions.max()) + 1
+        self.blocks = blocks(forest.segments)
+        rows = sum(segment.stop - segment.start for segment in forest.segments)
+        self.is_short = rows < SHORT_SEGMENT * len(forest.segments)
+
+    def path(self, segment: Segment) -> list[Segment]:
+        """Return the segments from the root to this one."""
+        chain = [segment]
+        while chain[0].parent >= 0:
+            chain.insert(0, self.segments[chain[0].parent])
+        return chain
+
+
+def blocks(segments: tuple[Segment, ...]) -> tuple[Block, ...]:
+    """Return the rectangles of a forest; none is empty."""
+    found = []
+    for part in segments:
+        is_root = part.parent < 0
+        found.append(Block(part.start, part.stop, part.start, part.stop, True, is_root))
+        if part.end > part.stop:
+            found.append(Block(part.stop, part.end, part.start, part.stop, False, is_root))
+    return tuple(found)
+
+
+def register() -> None:
+    """Make the attention known to transformers, once."""
+    if NAME not in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def attend(
+    module: nn.Module,
+    query: Float[Tensor, "b h t e"],
+    key: Float[Tensor, "b g t2 e"],
+    value: Float[Tensor, "b g t2 e"],
+    attention_mask: Tensor | None = None,
+    forest: Layout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[Float[Tensor, "b t h e"], None]:
+    """Attend along the paths of a forest, or as usual where the model was not given one."""
+    if forest is None:
+        return _plain(
+            module, query, key, value, attention_mask, dropout, scaling, softcap, **options
+        )
+    forest.n_calls += 1
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    key, value = _per_head(query, key, value)
+    is_windowed = sliding_window is not None and forest.longest > sliding_window
+    window = sliding_window if is_windowed else None
+    if window is None and softcap is None and query.device.type == "cpu":
+        dtype = query.dtype
+        if forest.is_short and dtype == torch.bfloat16:
+            query, key, value = query.float(), key.float(), value.float()
+        out = _ForestFlash.apply(query, key, value, forest.blocks, scale).to(dtype)
+    else:
+        out = _masked(query, key, value, forest, scale, window, softcap)
+    return out.transpose(1, 2), None
+
+
+def _per_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat grouped keys and values, so that each query head has its own."""
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1:
+        return key, value
+    return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+
+
+def _plain(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend as transformers' own SDPA does, or with capped logits, which it leaves out."""
+    if softcap is None:
+        return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, **options)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if mask is None:  # SDPA's masks leave a purely causal one to the kernel
+        t, keys = query.shape[2], key.shape[2]
+        mask = torch.ones(t, keys, dtype=torch.bool, device=query.device).tril(keys - t)
+    key, value = _per_head(query, key, value)
+    return _capped(query, key, value, mask, scale, softcap).transpose(1, 2), None
+
+
+class _ForestFlash(torch.autograd.Function):
+    """The rectangles of a forest through the CPU's flash kernel, merged by log-sum-exp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: tuple[Block, ...], scale: float
+    ) -> Tensor:
+        """Attend; `[1 h t e]` each."""
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        lse_type = torch.float64 if query.dtype == torch.float64 else torch.float32
+        total = torch.empty(query.shape[:3], dtype=lse_type)
+        for part in parts:
+            rows, keys = slice(part.q_start, part.q_stop), slice(part.k_start, part.k_stop)
+            piece, lse = _flash(
+                query[:, :, rows], key[:, :, keys], value[:, :, keys],
+                0.0, part.is_causal, scale=scale,
+            )  # fmt: skip
+            if part.is_first:
+                out[:, :, rows], total[:, :, rows] = piece, lse
+                continue
+            merged = torch.logaddexp(total[:, :, rows], lse)
+            old = torch.exp(total[:, :, rows] - merged).unsqueeze(-1)
+            new = torch.exp(lse - merged).unsqueeze(-1)
+            out[:, :, rows] = (out[:, :, rows] * old).add_(piece * new)
+            total[:, :, rows] = merged
+        ctx.save_for_backward(query, key, value, out, total)
+        ctx.parts, ctx.scale = parts, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Sum each rectangle's share; the kernel needs the merged output and log-sum-exp."""
+        query, key, value, out, total = ctx.saved_tensors
+        grads = [torch.zeros_like(x) for x in (query, key, value)]
+        for part in ctx.parts:
+            rows, keys = slice(part.q_start, part.q_stop), slice(part.k_start, part.k_stop)
+            shares = _flash_backward(
+                grad[:, :, rows], query[:, :, rows], key[:, :, keys], value[:, :, keys],
+                out[:, :, rows], total[:, :, rows], 0.0, part.is_causal, scale=ctx.scale,
+            )  # fmt: skip
+            for whole, share, where in zip(grads, shares, (rows, keys, keys), strict=True):
+                whole[:, :, where] += share
+        return grads[0], grads[1], grads[2], None, None
+
+
+def _masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forest: Layout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Let each segment attend to its path under an explicit mask: any device, window or cap."""
+    positions = forest.positions.to(query.device)
+    pieces = []
+    for part in forest.segments:
+        rows = torch.cat([torch.arange(p.start, p.stop) for p in forest.path(part)])
+        rows = rows.to(query.device)
+        gap = positions[part.start : part.stop, None] - positions[None, rows]
+        mask = (gap >= 0) if window is None else (gap >= 0) & (gap < window)
+        own = query[:, :, part.start : part.stop]
+        if softcap is None:
+            piece = F.scaled_dot_product_attention(
+                own, key[:, :, rows], value[:, :, rows], attn_mask=mask, scale=scale
+            )
+        else:
+            piece = _capped(own, key[:, :, rows], value[:, :, rows], mask, scale, softcap)
+        pieces.append(piece)
+    return torch.cat(pieces, 2)
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """Attention whose logits are capped (Gemma 2, arXiv 2408.00118, sec. 2)."""
+    logits = softcap * torch.tanh(query @ key.mT * (scale / softcap))
+    logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.softmax(-1, dtype=wide).to(value.dtype) @ value

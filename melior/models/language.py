@@ -1,0 +1,107 @@
+"""LanguageModel: any transformers causal LM that says how probable answers are, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from melior.data.chat import ChatFormat
+from melior.data.forest import Forest
+from melior.models import attention
+from melior.models.generation import Completion, complete
+from melior.models.layout import forest_hidden, padded_hidden, why_padded
+from melior.models.output import output_layer
+from melior.options import Sampling
+from melior.records import Turns
+
+
+class LanguageModel:
+    """A causal LM with its chat format.
+
+    Args:
+        model: of transformers, or a peft model around one.
+        chat: how conversations become its tokens.
+        masters: float32 originals of weights that are held in bfloat16, by parameter name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        chat: ChatFormat,
+        *,
+        masters: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.chat = chat
+        self.masters = dict(masters or {})
+        attention.register()
+        core = self.core
+        core.config.use_cache = False
+        if core.config._attn_implementation != attention.NAME:
+            core.set_attn_implementation(attention.NAME)
+        self.output = output_layer(core)
+        self.padded_because = why_padded(core, self.output)
+        """Why sequences are computed one by one under padding; empty where the forest is exact."""
+
+    @property
+    def core(self) -> PreTrainedModel:
+        """The transformers model, inside its adapter if it has one."""
+        return self.model.get_base_model() if self.has_adapter else self.model  # type: ignore
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether only an adapter is trained, so that the start model is still there."""
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that training may change, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def log_probs(self, forest: Forest) -> Float[Tensor, " s"]:
+        """Return the log-probability of each scored token of the forest."""
+        hidden = self.hidden(forest)
+        return self.output.log_probs(hidden, forest.targets.to(self.device))
+
+    def hidden(self, forest: Forest) -> Float[Tensor, "s d"]:
+        """Return the last hidden state in the row before each scored token."""
+        compute = padded_hidden if self.padded_because else forest_hidden
+        return compute(self.core, forest)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is the one it started as: its adapter is off, no gradient is kept.
+
+        Raises:
+            ValueError: all weights are trained, so the start is gone.
+        """
+        if not self.has_adapter:
+            raise ValueError(
+                "reference: a model without adapter changes as it trains; compute the reference's"
+                " log-probabilities before training"
+            )
+        with torch.no_grad(), self.model.disable_adapter():  # type: ignore[operator]
+            yield
+
+    def complete(
+        self, prompts: Sequence[Turns], sampling: Sampling, *, generator: torch.Generator
+    ) -> list[list[Completion]]:
+        """Answer each prompt `sampling.k` times."""
+        tokens = [self.chat.prompt_tokens(prompt) for prompt in prompts]
+        return complete(
+            self.core,
+            tokens,
+            sampling,
+            stop_token_ids=self.chat.stop_token_ids,
+            decode=self.chat.decode,
+            generator=generator,
+        )

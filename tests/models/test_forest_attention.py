@@ -1,0 +1,207 @@
+"""What a model says of a forest is what it says of each sequence alone: value and gradient."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from melior.data.forest import plant
+from melior.models import attention
+from melior.models.layout import forest_hidden, packed_hidden, padded_hidden, why_padded
+from melior.models.output import output_layer
+from tests.tiny import FAMILIES, tiny_model
+
+attention.register()
+
+
+@dataclass(frozen=True)
+class Marked:
+    tokens: tuple[int, ...]
+    mask: tuple[bool, ...]
+
+
+def model_of(family: str, dtype: torch.dtype = torch.float64):
+    model = tiny_model(family, dtype)
+    model.set_attn_implementation(attention.NAME)
+    return model
+
+
+@st.composite
+def trees(draw) -> list[Marked]:
+    """Ragged trees of any depth: sequences that grow from one another's prefixes."""
+    token = st.integers(3, 30)
+    sequences: list[list[int]] = []
+    for _ in range(draw(st.integers(1, 6))):
+        trunk: list[int] = []
+        if sequences and draw(st.booleans()):
+            source = draw(st.sampled_from(sequences))
+            trunk = source[: draw(st.integers(0, len(source)))]
+        sequences.append(trunk + draw(st.lists(token, min_size=1, max_size=12)))
+    marked = []
+    for tokens in sequences:
+        mask = draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
+        marked.append(Marked(tuple(tokens), (False, *mask[1:])))
+    return marked
+
+
+def plain(model, sequences: list[Marked], side: str) -> torch.Tensor:
+    """Sum of scored log-probabilities of each sequence: full logits, eager, masks by hand."""
+    longest = max(len(s.tokens) for s in sequences)
+    ids = torch.full((len(sequences), longest), 0)
+    attend = torch.zeros_like(ids)
+    scored = torch.zeros_like(ids, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        n = len(sequence.tokens)
+        where = slice(longest - n, longest) if side == "left" else slice(0, n)
+        ids[row, where] = torch.tensor(sequence.tokens)
+        attend[row, where] = 1
+        scored[row, where] = torch.tensor(sequence.mask)
+    positions = (attend.cumsum(-1) - 1).clamp(min=0)
+    # By hand, and finite: transformers' own masks give nan in float64 on rows that are padding.
+    masks = {}
+    for kind, window in (("full_attention", 10**6), ("sliding_attention", 6)):
+        gap = torch.arange(longest)[:, None] - torch.arange(longest)[None]
+        is_seen = (gap >= 0) & (gap < window) & attend.bool()[:, None, :]
+        masks[kind] = torch.where(is_seen, 0.0, -1e30).double()[:, None]
+    kind = model.config.model_type
+    one = "sliding_attention" if kind == "mistral" else "full_attention"
+    mask = masks if kind in {"gemma2", "qwen3"} else masks[one]
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    log_probs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return torch.where(scored[:, 1:], log_probs, 0.0).sum(-1)
+
+
+def weighted_gradient(model, totals: torch.Tensor) -> torch.Tensor:
+    weights = torch.linspace(-1.0, 2.0, len(totals), dtype=totals.dtype)
+    model.zero_grad()
+    (totals * weights).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("compute", [forest_hidden, padded_hidden])
+@settings(max_examples=12)
+@given(
+    sequences=trees(), min_shared=st.sampled_from([1, 3]), side=st.sampled_from(["left", "right"])
+)
+def test_forest_equals_padded_eager_computation(family, compute, sequences, min_shared, side):
+    model, reference = model_of(family), tiny_model(family, torch.float64)
+    reference.set_attn_implementation("eager")
+    forest = plant(sequences, min_shared=min_shared)
+    log_probs = output_layer(model).log_probs(compute(model, forest), forest.targets)
+    ours, theirs = forest.totals(log_probs), plain(reference, sequences, side)
+    # Rotary tables and eager softmax are float32 in transformers, which bounds the agreement.
+    assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-5)
+    if any(any(s.mask) for s in sequences):
+        left, right = weighted_gradient(model, ours), weighted_gradient(reference, theirs)
+        assert (left - right).norm() <= 1e-5 * right.norm() + 1e-6
+
+
+@given(sequences=trees())
+def test_every_distinct_prefix_stands_once(sequences):
+    forest = plant(sequences, min_shared=1)
+    prefixes = {s.tokens[:i] for s in sequences for i in range(1, len(s.tokens) + 1)}
+    assert len(forest.tokens) == len(prefixes)
+
+
+@given(sequences=trees(), min_shared=st.integers(1, 20))
+def test_paths_read_back_the_sequences(sequences, min_shared):
+    forest = plant(sequences, min_shared=min_shared)
+    for index, sequence in enumerate(sequences):
+        rows = forest.rows(index)
+        assert tuple(forest.tokens[rows].tolist()) == sequence.tokens
+        assert forest.positions[rows].tolist() == list(range(len(rows)))
+        assert int(forest.lengths[index]) == sum(sequence.mask)
+
+
+@given(sequences=trees())
+def test_rectangles_cover_each_path_exactly_once(sequences):
+    forest = plant(sequences, min_shared=1)
+    t = len(forest.tokens)
+    seen = torch.zeros(t, t, dtype=torch.long)
+    for part in attention.blocks(forest.segments):
+        piece = torch.ones(part.q_stop - part.q_start, part.k_stop - part.k_start, dtype=torch.long)
+        assert piece.numel() > 0
+        rows, keys = slice(part.q_start, part.q_stop), slice(part.k_start, part.k_stop)
+        seen[rows, keys] += piece.tril() if part.is_causal else piece
+    wanted = torch.zeros_like(seen)
+    for index in range(forest.n):
+        rows = forest.rows(index)
+        wanted[rows[:, None], rows[None]] = torch.ones(
+            len(rows), len(rows), dtype=torch.long
+        ).tril()
+    assert torch.equal(seen, wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_forest_is_found_exact(family):
+    model = model_of(family, torch.float32)
+    assert why_padded(model, output_layer(model)) == ""
+
+
+def test_a_model_that_mixes_neighbours_falls_back():
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    config = Lfm2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    model = Lfm2ForCausalLM(config).eval()
+    model.set_attn_implementation(attention.NAME)
+    assert "conv" in why_padded(model, output_layer(model))
+    # Also where the config keeps silent about it: the numbers tell.
+    model.config.layer_types = ["full_attention", "full_attention"]
+    assert why_padded(model, output_layer(model)) != ""
+
+
+def test_a_model_that_never_asks_falls_back():
+    from transformers import FalconConfig, FalconForCausalLM
+
+    config = FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    model = FalconForCausalLM(config).eval()
+    assert why_padded(model, output_layer(model)) != ""
+
+
+def test_checkpointed_layers_recompute_the_same_gradient():
+    model = model_of("llama")
+    forest = plant(
+        [Marked((5, 6, 7, 8), (False, True, True, True)), Marked((5, 6, 9), (False, False, True))],
+        min_shared=1,
+    )
+    layer = output_layer(model)
+    plain_grad = weighted_gradient(
+        model, forest.totals(layer.log_probs(forest_hidden(model, forest), forest.targets))
+    )
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again = weighted_gradient(
+        model, forest.totals(layer.log_probs(forest_hidden(model, forest), forest.targets))
+    )
+    assert torch.allclose(plain_grad, again, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_stays_near_float64(dtype):
+    sequences = [
+        Marked(tuple(range(5, 45)), (False,) * 10 + (True,) * 30),
+        Marked((*tuple(range(5, 30)), 50, 51), (False,) * 20 + (True,) * 7),
+    ]
+    forest = plant(sequences, min_shared=1)
+    exact, rough = model_of("llama"), model_of("llama", dtype)
+    rough.load_state_dict(exact.state_dict())
+    results = []
+    for model in (exact, rough):
+        log_probs = output_layer(model).log_probs(forest_hidden(model, forest), forest.targets)
+        results.append(weighted_gradient(model, forest.totals(log_probs)).double())
+    error = (results[0] - results[1]).norm() / results[0].norm()
+    assert error < (1e-5 if dtype == torch.float32 else 5e-2)
+
+
+def test_packed_hidden_counts_its_layers():
+    model = model_of("llama")
+    forest = plant([Marked((5, 6, 7), (False, True, True))])
+    layout = attention.Layout(forest)
+    packed_hidden(model, forest, layout)
+    assert layout.n_calls == model.config.num_hidden_layers

@@ -1,0 +1,49 @@
+"""The chunked output layer against the whole matrix."""
+
+import pytest
+import torch
+from torch import nn
+
+from melior.models import output
+from melior.models.output import OutputLayer
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_chunks_give_the_value_and_gradient_of_the_whole(monkeypatch, softcap, scale, has_bias):
+    monkeypatch.setattr(output, "CHUNK_BYTES", 4 * 50 * 3)  # three rows at once
+    draw = torch.Generator().manual_seed(0)
+    linear = nn.Linear(8, 50, bias=has_bias, dtype=torch.float64)
+    hidden = torch.randn(11, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(50, (11,), generator=draw)
+    weights = torch.randn(11, generator=draw, dtype=torch.float64)
+    leaves = [hidden, *linear.parameters()]
+
+    logits = linear(hidden) * scale
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    whole = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    wanted = torch.autograd.grad((whole * weights).sum(), leaves)
+    ours = OutputLayer(linear, scale, softcap).log_probs(hidden, targets)
+    found = torch.autograd.grad((ours * weights).sum(), leaves)
+
+    assert torch.allclose(ours, whole, rtol=1e-12)
+    for left, right in zip(found, wanted, strict=True):
+        assert torch.allclose(left, right, rtol=1e-10, atol=1e-12)
+
+
+def test_no_scored_token_gives_an_empty_answer():
+    linear = nn.Linear(8, 50, bias=False)
+    hidden = torch.zeros(0, 8, requires_grad=True)
+    log_probs = OutputLayer(linear).log_probs(hidden, torch.zeros(0, dtype=torch.long))
+    log_probs.sum().backward()
+    assert log_probs.shape == (0,)
+    assert not linear.weight.grad.any()
+
+
+def test_bfloat16_inputs_give_float32_log_probs():
+    linear = nn.Linear(8, 50, bias=False, dtype=torch.bfloat16)
+    log_probs = OutputLayer(linear).log_probs(
+        torch.ones(2, 8, dtype=torch.bfloat16), torch.tensor([1, 2])
+    )
+    assert log_probs.dtype == torch.float32
