@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("melior", "beartype.beartype")
+install_import_hook("melior", "tests.checked")
 
 settings.register_profile("melior", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("melior")

@@ -25,6 +25,7 @@ FLOORS = {
     "types": 1,
     "ops": 1,
     "options": 1,
+    "config": 1,
 }
 FREE = {"__init__", "__main__"}
 
@@ -92,7 +93,7 @@ def test_only_models_and_chat_import_transformers():
 
 
 def test_records_and_options_need_no_torch():
-    for name in ("records.py", "options.py", "data/files.py", "cli.py"):
+    for name in ("records.py", "options.py", "config.py", "data/files.py", "cli.py"):
         path = ROOT / name
         if not path.exists():
             continue
