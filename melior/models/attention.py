@@ -112,7 +112,10 @@ def attend(
         dtype = query.dtype
         if forest.is_short and dtype == torch.bfloat16:
             query, key, value = query.float(), key.float(), value.float()
-        out = _ForestFlash.apply(query, key, value, forest.blocks, scale).to(dtype)
+        pieces = _ForestFlash.apply(  # type: ignore[no-untyped-call]  # of torch
+            query, key, value, forest.blocks, scale
+        )
+        out = pieces.to(dtype)
     else:
         out = _masked(query, key, value, forest, scale, window, softcap)
     return out.transpose(1, 2), None

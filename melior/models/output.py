@@ -30,7 +30,9 @@ class OutputLayer:
         bias = self.linear.bias
         if bias is None:  # the neutral one
             bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-        return _ScoredTokens.apply(hidden, weight, bias, targets, self.scale, self.softcap)
+        return _ScoredTokens.apply(  # type: ignore[no-untyped-call]  # of torch
+            hidden, weight, bias, targets, self.scale, self.softcap
+        )
 
 
 def output_layer(model: nn.Module) -> OutputLayer:
