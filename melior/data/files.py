@@ -1,0 +1,240 @@
+"""Read and write preferences: pairs, groups and prompts; every error names file, row and field.
+
+Reading takes sources, `path[:split[:rows]][*weight]`, one or several, in any layout that
+`layouts` and `foreign` know; writing gives JSON lines.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from melior.data import foreign, layouts
+from melior.data.formats import Fields, need
+from melior.data.layouts import Layout, Row
+from melior.data.sources import Source, content_hash, near, parse_source, read_records
+from melior.options import one_of
+from melior.records import Candidate, Group, Pair, Turns
+
+__all__ = [
+    "as_row",
+    "content_hash",
+    "parse_source",
+    "read_any",
+    "read_groups",
+    "read_pairs",
+    "read_prompts",
+    "read_records",
+    "write_groups",
+    "write_pairs",
+    "write_records",
+]
+
+Sources = str | Path | Sequence[str | Path]
+
+PAIRS = (*layouts.PAIRS, *foreign.PAIRS, layouts.IMPLICIT)
+GROUPS = (*layouts.GROUPS, *foreign.GROUPS)
+PROMPTS = (layouts.PROMPT, *foreign.PROMPTS)
+FAMILIES = sorted({layout.family for layout in (*PAIRS, *GROUPS, *PROMPTS)})
+
+
+def read_pairs(sources: Sources, *, seed: int = 0) -> Iterator[Pair]:
+    """Yield pairs; a group of two candidates with different scores is one, too."""
+    return map(_as_pair, _read(sources, (*PAIRS, *GROUPS), "a pair", seed=seed))
+
+
+def read_groups(sources: Sources, *, seed: int = 0) -> Iterator[Group]:
+    """Yield groups; a pair is a group of two, whose scores differ by its margin or by 1."""
+    return map(_as_group, _read(sources, (*GROUPS, *PAIRS), "a group", seed=seed))
+
+
+def read_prompts(sources: Sources, *, seed: int = 0) -> Iterator[Group]:
+    """Yield prompts with their facts, as groups without candidates."""
+    records = _read(sources, (*GROUPS, *PAIRS, *PROMPTS), "a prompt", seed=seed)
+    return (Group(record.prompt, (), record.facts, record.origin) for record in records)
+
+
+def read_any(sources: Sources, *, family: str = "auto", seed: int = 0) -> Iterator[Pair | Group]:
+    """Yield what the rows are: pairs, groups, or prompts as groups without candidates.
+
+    Args:
+        sources: where to read.
+        family: the tool whose layouts to expect; `auto` knows them all.
+        seed: draws the rows of sources whose weight is no whole number.
+    """
+    one_of("--from", family, ("auto", *FAMILIES))
+    known: Sequence[Layout] = (*PAIRS, *GROUPS, *PROMPTS)
+    if family != "auto":
+        known = tuple(layout for layout in known if layout.family == family)
+    return _read(sources, known, "a row" if family == "auto" else f"a {family} row", seed=seed)
+
+
+def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
+    """Write pairs as JSON lines and return how many; `-` is standard output."""
+    return write_records(path, pairs)
+
+
+def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
+    """Write groups as JSON lines and return how many; `-` is standard output."""
+    return write_records(path, groups)
+
+
+def write_records(path: str | Path, records: Iterable[Pair | Group]) -> int:
+    """Write records as JSON lines: to standard output at once, to a file all or nothing."""
+    count = 0
+    with _stdout() if str(path) == "-" else _replaced(Path(path).expanduser()) as put:
+        for record in records:
+            put(_line(as_row(record)))
+            count += 1
+    return count
+
+
+def as_row(record: Pair | Group) -> dict[str, Any]:
+    """Return a record as the columns that are written; its facts are columns of their own."""
+    row = {**record.facts, "prompt": turn_rows(record.prompt)}
+    if isinstance(record, Group):
+        return row | {"candidates": [_candidate_row(one) for one in record.candidates]}
+    row |= {"chosen": turn_rows(record.chosen), "rejected": turn_rows(record.rejected)}
+    row |= {"margin": record.margin}
+    return row if record.weight == 1 else row | {"weight": record.weight}
+
+
+def turn_rows(turns: Turns) -> list[dict[str, Any]]:
+    """Return turns as messages."""
+    return [{"role": turn.role, "content": turn.content, **turn.extra} for turn in turns]
+
+
+def _read(
+    sources: Sources, known: Sequence[Layout], wanted: str, *, seed: int
+) -> Iterator[Pair | Group]:
+    several = [sources] if isinstance(sources, str | Path) else sources
+    parsed = [parse_source(str(source)) for source in several]
+    return _mix(parsed, known, wanted, seed)
+
+
+def _mix(
+    sources: Sequence[Source], known: Sequence[Layout], wanted: str, seed: int
+) -> Iterator[Pair | Group]:
+    for index, source in enumerate(sources):
+        layout: Layout | None = None
+        draw = random.Random(f"{seed} {index}")
+        for origin, fields in read_records(source):
+            layout = layout or _layout(known, origin, fields, wanted)
+            copies = int(source.weight) + (draw.random() < source.weight % 1)
+            if copies:
+                yield from [layout.parse(Row(origin, fields, layout.name))] * copies
+
+
+def _layout(known: Sequence[Layout], origin: str, fields: Fields, wanted: str) -> Layout:
+    for layout in known:
+        if all(name in fields for name in layout.needs) and layout.fits(fields):
+            return layout
+    raise ValueError(f"{origin}: {wanted} {_lack(known, fields)}")
+
+
+def _lack(known: Sequence[Layout], fields: Fields) -> str:
+    """Say what the nearest layout lacks."""
+
+    def distance(layout: Layout) -> float:
+        lacking = [name for name in layout.needs if name not in fields]
+        typos = sum(bool(near(name, others)) for name in lacking)
+        return (len(lacking) - 0.6 * typos) / len(layout.needs)
+
+    others = list(fields)
+    layout = min(known, key=distance)
+    lacking = [name for name in layout.needs if name not in fields]
+    hints = "".join(near(name, [o for o in others if o not in layout.needs]) for name in lacking)
+    needs = " and ".join(repr(name) for name in lacking or layout.needs)
+    return f"needs {needs}; found {others}{hints}"
+
+
+def _as_pair(record: Pair | Group) -> Pair:
+    if isinstance(record, Pair):
+        return record
+    ranked = sorted(record.candidates, key=lambda one: -(one.score or 0.0))
+    scores = [one.score for one in ranked]
+    if len(ranked) != 2 or None in scores or scores[0] == scores[1]:
+        raise ValueError(
+            f"{record.origin}: a pair needs 'chosen' and 'rejected', or two candidates with "
+            f"different scores; found {len(ranked)} candidates with the scores {scores[:8]}; "
+            "choose pairs with `melior select`"
+        )
+    best, worst = (one.response for one in ranked)
+    return Pair(record.prompt, best, worst, facts=record.facts, origin=record.origin)
+
+
+def _as_group(record: Pair | Group) -> Group:
+    if isinstance(record, Group):
+        return record
+    above = record.margin if record.margin > 0 else 1.0
+    both = Candidate(record.chosen, above), Candidate(record.rejected, 0.0)
+    return Group(record.prompt, both, record.facts, record.origin)
+
+
+def _candidate_row(candidate: Candidate) -> dict[str, Any]:
+    row: dict[str, Any] = {"response": turn_rows(candidate.response), "score": candidate.score}
+    if candidate.aspects:
+        row["aspects"] = {**candidate.aspects}
+    if candidate.steps:
+        row["steps"] = [*candidate.steps]
+    if candidate.facts:
+        row["facts"] = {**candidate.facts}
+    return row
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """Return one line of JSON; only text that UTF-8 cannot hold is escaped."""
+    try:
+        return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(row, default=str) + "\n").encode()
+
+
+@contextmanager
+def _stdout() -> Iterator[Callable[[bytes], object]]:
+    """Give each line on at once, so that the next command in a pipe can begin."""
+
+    def put(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    sys.stdout.flush()
+    yield put
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Callable[[bytes], object]]:
+    """Write beside a path and move there when all is on the disk; leave nothing half written."""
+    inner = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
+    if inner.suffix not in (".jsonl", ".ndjson"):
+        raise ValueError(f"{path}: needs a name in .jsonl, .jsonl.gz or .jsonl.zst to be written")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {str(path.parent)!r} does not exist; make it")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            with _packed(file, path) as packed:
+                yield packed.write
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            beside.unlink()
+
+
+def _packed(file: IO[bytes], path: Path) -> AbstractContextManager[IO[bytes]]:
+    """Compress by a path's suffix; the same rows give the same bytes."""
+    if path.suffix == ".gz":
+        return gzip.GzipFile("", "wb", fileobj=file, mtime=0)  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        writer = need("zstandard", str(path)).ZstdCompressor().stream_writer(file, closefd=False)
+        return writer
+    return nullcontext(file)

@@ -1,0 +1,169 @@
+"""Layouts of other tools and data sets, for reading and for `melior data convert`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from melior.data.formats import Fields
+from melior.data.layouts import Layout, Row, number, one, pair, ratings, split_conversations
+from melior.records import Candidate, Group, Pair, Turn, Turns
+
+ATTRIBUTES = (
+    "helpfulness",
+    "correctness",
+    "coherence",
+    "complexity",
+    "verbosity",
+    "honesty",
+    "truthfulness",
+    "instruction_following",
+    "safety",
+)
+"""Columns of ratings (HelpSteer, UltraFeedback) that are read as aspects of a response."""
+
+
+def _alpaca_prompt(row: Row, name: str = "instruction") -> Turns:
+    """`system`, `history`, `instruction` and `input`, as LLaMA-Factory joins them."""
+    past: list[Turn] = []
+    for exchange in row.optional("history") or ():
+        if not (isinstance(exchange, Sequence) and len(exchange) == 2):
+            raise ValueError(f"{row.origin}: 'history' needs [question, answer] pairs")
+        past += [Turn("user", str(exchange[0])), Turn("assistant", str(exchange[1]))]
+    asked = "\n".join(part for part in (row.text(name), row.text("input")) if part)
+    return (*_system(row), *past, Turn("user", asked))
+
+
+def _system(row: Row) -> Turns:
+    text = row.text("system")
+    return (Turn("system", text),) if text else ()
+
+
+def _alpaca_pair(row: Row) -> Pair:
+    prompt = _alpaca_prompt(row)
+    return pair(row, prompt, row.turns("chosen", "assistant"), row.turns("rejected", "assistant"))
+
+
+def _alpaca_answer(row: Row) -> Group:
+    prompt, response = _alpaca_prompt(row), row.turns("output", "assistant")
+    return one(row, prompt, response, row.label("kto_tag") if "kto_tag" in row else None)
+
+
+def _alpaca_ask(row: Row) -> Group:
+    return Group(_alpaca_prompt(row), (), row.rest(), row.origin)
+
+
+def _question_pair(row: Row) -> Pair:
+    """`question`, `chosen`, `rejected` and perhaps `system` (Orca pairs)."""
+    prompt = _alpaca_prompt(row, "question")
+    return pair(row, prompt, row.turns("chosen", "assistant"), row.turns("rejected", "assistant"))
+
+
+def _question_ask(row: Row) -> Group:
+    return Group(_alpaca_prompt(row, "question"), (), row.rest(), row.origin)
+
+
+def _sharegpt_pair(row: Row) -> Pair:
+    prompt = _system(row) + row.turns("conversations", "user")
+    return pair(row, prompt, row.turns("chosen", "assistant"), row.turns("rejected", "assistant"))
+
+
+def _conversation(column: str, label: str) -> Layout:
+    """Lay out a conversation whose last answer is the candidate, with or without a label."""
+
+    def parse(row: Row) -> Group:
+        said = _system(row) + row.turns(column, "user")
+        if said[-1:] and said[-1].role == "assistant":
+            score = row.label(label) if label in row else None
+            return one(row, said[:-1], said[-1:], score)
+        return Group(said, (), row.rest(), row.origin)
+
+    family = "sharegpt" if column == "conversations" else "swift"
+    return Layout("a conversation", family, (column,), parse)
+
+
+def _swift_response(row: Row) -> Pair:
+    """`messages` end with the better answer; `rejected_response` is the worse one."""
+    said = row.turns("messages", "user")
+    return pair(row, said[:-1], said[-1:], row.turns("rejected_response", "assistant"))
+
+
+def _swift_messages(row: Row) -> Pair:
+    said = row.turns("messages", "user")
+    return pair(row, *split_conversations(said, row.turns("rejected_messages", "assistant")))
+
+
+def _ultrafeedback(row: Row) -> Group:
+    """`completions` with `overall_score`, or else the mean of its annotations' ratings."""
+    prompt = (Turn("user", row.text("instruction")),)
+    found = tuple(
+        _rated(Row(f"{row.origin}: completion {i}", value, "it"))
+        for i, value in enumerate(row.list("completions"), 1)
+    )
+    return Group(prompt, found, row.rest(), row.origin)
+
+
+def _rated(row: Row) -> Candidate:
+    response = row.turns("response", "assistant")
+    said = row.fields.get("annotations") or {}
+    given = {name: about["Rating"] for name, about in said.items() if "Rating" in (about or {})}
+    aspects = ratings(given, row.origin)
+    score = row.number("overall_score")
+    if score is None and aspects:
+        score = sum(aspects.values()) / len(aspects)
+    return Candidate(response, score, aspects, facts=row.rest())
+
+
+def _nemo(row: Row) -> Group:
+    """`context`, `completions` with `rank`: 0 is the best, so the score is minus the rank."""
+    prompt = row.turns("context", "user")
+    found: list[Candidate] = []
+    for i, value in enumerate(row.list("completions"), 1):
+        own = Row(f"{row.origin}: completion {i}", value, "it")
+        rank = number(own.get("rank"), f"{own.origin}: 'rank'")
+        response = own.turns("completion", "assistant")
+        found.append(Candidate(response, None if rank is None else -rank, facts=own.rest()))
+    return Group(prompt, tuple(found), row.rest(), row.origin)
+
+
+def _ratings(row: Row) -> Group:
+    """`prompt`, `response` and ratings, one to a column (HelpSteer)."""
+    prompt, response = row.turns("prompt", "user"), row.turns("response", "assistant")
+    if len(prompt) == 1:
+        prompt = _marked_turns(prompt[0].content)
+    given = {name: row.get(name) for name in ATTRIBUTES if name in row.fields}
+    candidate = Candidate(response, row.number("score"), ratings(given, row.origin))
+    return Group(prompt, (candidate,), row.rest(), row.origin)
+
+
+def _marked_turns(text: str) -> Turns:
+    """Return the turns that HelpSteer parts by `<extra_id_1>User` and `<extra_id_1>Assistant`."""
+    first, *parts = re.split(r"\n?<extra_id_1>(User|Assistant)\n", text)
+    said = zip(parts[::2], parts[1::2], strict=True)
+    return (Turn("user", first), *(Turn(who.lower(), what) for who, what in said))
+
+
+def _is_scored(fields: Fields) -> bool:
+    completions = fields["completions"]
+    return isinstance(completions, list) and all("response" in one for one in completions)
+
+
+PAIRS = (
+    Layout("an alpaca pair", "alpaca", ("instruction", "chosen", "rejected"), _alpaca_pair),
+    Layout("a pair", "orca", ("question", "chosen", "rejected"), _question_pair),
+    Layout("a sharegpt pair", "sharegpt", ("conversations", "chosen", "rejected"), _sharegpt_pair),
+    Layout("a pair", "swift", ("messages", "rejected_response"), _swift_response),
+    Layout("a pair", "swift", ("messages", "rejected_messages"), _swift_messages),
+)
+GROUPS = (
+    Layout("a group", "ultrafeedback", ("instruction", "completions"), _ultrafeedback, _is_scored),
+    Layout("a ranked list", "nemo-rl", ("context", "completions"), _nemo),
+    Layout("a rating", "helpsteer", ("prompt", "response"), _ratings),
+    Layout("an answer", "alpaca", ("instruction", "output"), _alpaca_answer),
+    _conversation("conversations", "kto_tag"),
+    _conversation("messages", "label"),
+)
+PROMPTS = (
+    Layout("a prompt", "alpaca", ("instruction",), _alpaca_ask),
+    Layout("a prompt", "orca", ("question",), _question_ask),
+)
