@@ -142,7 +142,7 @@ def test_dpo_arrives_at_the_known_optimum():
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
     chosen, rejected = (torch.tensor(side) for side in zip(*pairs, strict=True))
     weight = torch.sigmoid(reward[chosen] - reward[rejected])  # Bradley-Terry labels, exact
-    optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_change=1e-16)
 
     def closure():
         optimizer.zero_grad()
@@ -177,16 +177,15 @@ def test_simpo_separates_a_pair_by_its_margin():
     assert margin.item() == pytest.approx((math.log(0.8 / 0.2) + 1.0) / 2.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("peer", ["trl_dpo", "trl_simpo"])
-def test_agreement_with_a_peer(peer):
+@pytest.mark.parametrize(
+    ("peer", "loss"), [("trl_dpo", dpo), ("trl_simpo", simpo), ("trl_simpo_hinge", simpo_hinge)]
+)
+def test_agreement_with_a_peer(peer, loss):
     """Numbers of an independent implementation, see the file for version and script."""
     frozen = json.loads((PEERS / f"{peer}.json").read_text(encoding="utf-8"))
+    assert frozen["rows"]
     for row in frozen["rows"]:
-        policy = pairwise(row["policy_chosen"], row["policy_rejected"])
-        options = row["options"]
-        if peer == "trl_dpo":
-            reference = pairwise(row["reference_chosen"], row["reference_rejected"])
-            found = dpo(policy, reference, **options)
-        else:
-            found = simpo(policy, **options)
-        assert found.tolist() == pytest.approx(row["losses"], rel=2e-6)
+        sides = [pairwise(row["policy_chosen"], row["policy_rejected"])]
+        if "reference_chosen" in row:
+            sides.append(pairwise(row["reference_chosen"], row["reference_rejected"]))
+        assert loss(*sides, **row["options"]).tolist() == pytest.approx(row["losses"], rel=2e-6)
