@@ -1,0 +1,354 @@
+"""Conversations <-> tokens, on one path for training and inference, with the mask of what was said.
+
+Text is written by `template`; here it becomes tokens. A prompt's tokens are those that inference
+feeds; an answer's are those that generation has to produce after them, its end token included once.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from melior.data.template import MARK, PlainText, Template, Tokens, Writer, pattern
+from melior.records import Turns
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + END + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt and its response as tokens."""
+
+    tokens: tuple[int, ...]
+    mask: tuple[bool, ...]
+    """True on what the model said, the end token of each of its turns included."""
+    n_prompt: int
+    """The first so many tokens are the prompt's."""
+
+
+class ChatFormat:
+    """A tokenizer with a chat template.
+
+    Args:
+        tokenizer: of transformers; kept as a copy whose chat template is the one in use, so that
+            a model saved with it is prompted the way it was trained.
+        template: `auto` (the tokenizer's own, or plain text where it has none), `plain`, `chatml`,
+            or a Jinja file.
+        stop_token_ids: further tokens that end an answer, such as the generation config's.
+
+    Raises:
+        ValueError: the template fails, or no end token is known.
+        FileNotFoundError: there is no such template file.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str = "auto",
+        *,
+        stop_token_ids: Iterable[int] = (),
+    ) -> None:
+        self.tokenizer = copy.copy(tokenizer)
+        given = frozenset(int(token) for token in stop_token_ids)
+        tokens = _known_tokens(self.tokenizer, given)
+        name, source, note = _chosen(self.tokenizer, template, tokens.end)
+        self.tokenizer.chat_template = source
+        self.writer: Writer = (
+            PlainText(tokens)
+            if source is None
+            else Template(name, source, render=self._render, tokens=tokens)
+        )
+        self._special = pattern(tokens.special | self.writer.stops)
+        self._ends = frozenset(self.tokenizer.convert_tokens_to_ids(sorted(self.writer.stops)))
+        self.stop_token_ids: frozenset[int] = given | self._ends
+        """Tokens at which generation stops."""
+        start = _start_tokens(self.tokenizer)
+        self._start = start if source is None else []
+        newline, shifted, alone = self._call(["\n", "\na", "a"])
+        self._newline = newline if shifted[len(newline) :] != alone else []
+        self.n_boundary_merges = 0
+        """Answers so far that alone have other tokens than in one piece with their prompt."""
+        self.n_control_texts = 0
+        """Conversations so far that held the text of a control token, which stayed text."""
+        own = _notes(
+            self.tokenizer, start, has_template=source is not None, probe=self.writer.probe
+        )
+        self.notes: tuple[str, ...] = (*filter(None, [note]), *self.writer.notes, *own)
+        """What was decided where tokenizer and template leave something open."""
+
+    @property
+    def name(self) -> str:
+        """`tokenizer` (its own template), `plain`, `chatml` or the template's file."""
+        return self.writer.name
+
+    @cached_property
+    def hash(self) -> str:
+        """A key of everything that decides which tokens a conversation becomes."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = json.loads(backend.to_str()) if backend else self.tokenizer.get_vocab()
+        rules = {key: rules[key] for key in rules if key not in ("padding", "truncation")}
+        ends, special = sorted(self.stop_token_ids), str(self.tokenizer.special_tokens_map)
+        parts = [self.writer.name == "plain", self.writer.probe, rules, ends, special, self._start]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills up rows; masked by length, never by id, so it may well be an end token."""
+        pad = self.tokenizer.pad_token_id
+        return min(self._ends) if pad is None else pad
+
+    def prompt_tokens(self, prompt: Turns) -> list[int]:
+        """Return exactly what inference feeds.
+
+        Raises:
+            ValueError: the template refuses the prompt, or there is nothing to feed.
+        """
+        opened = self.writer.opened(self.writer.guard(prompt))
+        return self._begin(self._tokens([opened])[0])
+
+    def encode(self, prompt: Turns, response: Turns) -> Encoded:
+        """Return the tokens of a prompt and its response; see `encode_many`."""
+        return self.encode_many([prompt], [response])[0]
+
+    def encode_many(
+        self, prompts: Sequence[Turns], responses: Sequence[Turns], *, origins: Sequence[str] = ()
+    ) -> list[Encoded]:
+        """Encode rows together; a prompt that stands in several rows is read once.
+
+        A response may hold turns of others (a tool's results, a user's next question) between the
+        assistant's; what comes after the assistant's last turn is left out, as it changes nothing.
+
+        Args:
+            prompts: one for each row.
+            responses: one for each row; each begins with a turn of the assistant.
+            origins: where each row was read, for messages.
+
+        Raises:
+            ValueError: a row cannot be written as inference would.
+        """
+        opened: dict[Turns, tuple[Turns, str]] = {}
+        rows: list[list[str]] = []
+        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            try:
+                if prompt not in opened:
+                    opened[prompt] = self._opened(prompt)
+                rows.append(self._written(*opened[prompt], response))
+            except ValueError as error:
+                where = f"{origins[index]}: " if origins else ""
+                raise ValueError(f"{where}{error}") from error
+        texts = list(dict.fromkeys(row[0] for row in rows))
+        begins = dict(zip(texts, map(self._begin, self._tokens(texts)), strict=True))
+        after = iter(
+            self._after([("".join(row[:i]), row[i]) for row in rows for i in range(1, len(row))])
+        )
+        return [self._row(begins[row[0]], [next(after) for _ in row[1:]]) for row in rows]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, without special and end tokens."""
+        kept = [int(token) for token in tokens if int(token) not in self._ends]
+        return self.tokenizer.decode(
+            kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _render(self, turns: Turns, opens: bool) -> str:
+        messages = [{**turn.extra, "role": turn.role, "content": turn.content} for turn in turns]
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=opens
+        )
+
+    def _opened(self, prompt: Turns) -> tuple[Turns, str]:
+        """Return the prompt with its control tokens broken up, and as text."""
+        prompt = self.writer.guard(prompt)
+        return prompt, self.writer.opened(prompt)
+
+    def _written(self, prompt: Turns, opened: str, response: Turns) -> list[str]:
+        """Return the prompt's text, then by turns what the model says and what others do."""
+        roles = [turn.role for turn in response]
+        if roles[:1] != ["assistant"]:
+            raise ValueError(
+                "a response needs to begin with a turn of the assistant; found"
+                f" {', '.join(roles) or 'no turn'}"
+            )
+        response = self.writer.guard(response)
+        row = [opened]
+        for index, turn in enumerate(response):
+            if turn.role != "assistant":
+                continue
+            history = prompt + response[:index]
+            if index:
+                row.append(self._between(history, "".join(row)))
+            row.append(self.writer.said(history, turn, "".join(row)))
+        self.n_control_texts += any(MARK in text for text in row)
+        return row
+
+    def _between(self, history: Turns, written: str) -> str:
+        """Return what stands between two turns of the assistant."""
+        opened = self.writer.opened(history)
+        if not opened.startswith(written):
+            raise ValueError(
+                f"{self.name}: a response of several turns needs a chat template that keeps earlier"
+                " turns as they were said; this one writes them otherwise once the conversation"
+                " goes on (thinking left out, or no end token); make each turn of the assistant a"
+                " row of its own, or give --chat-template FILE"
+            )
+        return opened[len(written) :]
+
+    def _begin(self, tokens: list[int]) -> list[int]:
+        """Put the tokenizer's own start tokens before a plain prompt, once."""
+        has_start = tokens[: len(self._start)] == self._start
+        tokens = tokens if has_start else self._start + tokens
+        if not tokens:
+            raise ValueError(
+                "a prompt needs at least one token; found none, and the tokenizer adds no start"
+                " token; give the prompt a text"
+            )
+        return tokens
+
+    def _after(self, spans: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Return the tokens of each second text in one piece with the first.
+
+        Where the first text's tokens would change, those of the second alone. Added tokens cut a
+        text before anything else does, so no more of the first is read than its last one.
+        """
+        contexts = [self._context(before) for before, _ in spans]
+        unique = list(dict.fromkeys(contexts))
+        heads = dict(zip(unique, self._tokens(unique), strict=True))
+        joint = self._tokens([c + text for c, (_, text) in zip(contexts, spans, strict=True)])
+        torn = []
+        for index, context in enumerate(contexts):
+            head = heads[context]
+            if joint[index][: len(head)] != head:
+                torn.append(index)
+            joint[index] = joint[index][len(head) :]
+        alone = self._tokens([spans[index][1] for index in torn], inside=True)
+        for index, tokens in zip(torn, alone, strict=True):
+            joint[index] = tokens
+        self.n_boundary_merges += len(torn)
+        return joint
+
+    def _context(self, before: str) -> str:
+        tail = before[-256:]
+        cuts = [match.start() for match in self._special.finditer(tail)]
+        return tail[cuts[-1] :] if cuts else before
+
+    def _row(self, begin: list[int], spans: list[list[int]]) -> Encoded:
+        tokens, mask = tuple(begin), (False,) * len(begin)
+        for index, span in enumerate(spans):
+            is_said = index % 2 == 0
+            if is_said and (span[-1] not in self._ends or not self._ends.isdisjoint(span[:-1])):
+                raise ValueError(
+                    f"{self.name}: what the model says must end with one end token; found"
+                    f" {self.tokenizer.convert_ids_to_tokens(span)[-12:]}; the tokenizer does not"
+                    " keep its end token whole, or makes it of ordinary text"
+                )
+            tokens += tuple(span)
+            mask += (is_said,) * len(span)
+        return Encoded(tokens, mask, len(begin))
+
+    def _tokens(self, texts: Sequence[str], *, inside: bool = False) -> list[list[int]]:
+        """Tokenise texts; what MARK separates is tokenised apart."""
+        pieces = [text.split(MARK) for text in texts]
+        rows = (self._inside if inside else self._call)([parts[0] for parts in pieces])
+        rest = iter(self._inside([piece for parts in pieces for piece in parts[1:]]))
+        for row, parts in zip(rows, pieces, strict=True):
+            for _ in parts[1:]:
+                row += next(rest)
+        return rows
+
+    def _inside(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts that do not stand at a beginning, where some tokenizers put a space."""
+        n = len(self._newline)
+        if not n:
+            return self._call(texts)
+        rows = self._call(["\n" + text for text in texts])
+        return [
+            row[n:] if row[:n] == self._newline else self._call([text])[0]
+            for row, text in zip(rows, texts, strict=True)
+        ]
+
+    def _call(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+
+
+def _known_tokens(tokenizer: PreTrainedTokenizerBase, given: frozenset[int]) -> Tokens:
+    added = tokenizer.added_tokens_decoder
+    special = {token.content for token in added.values() if token.special}
+    stops = {added[index].content for index in given if index in added}
+    end = tokenizer.eos_token or min(stops, default=tokenizer.pad_token or "")
+    return Tokens(
+        added=frozenset(token.content for token in added.values()),
+        special=frozenset(special | set(tokenizer.all_special_tokens)),
+        stops=frozenset(stops | {end} - {""}),
+        end=end,
+    )
+
+
+def _chosen(
+    tokenizer: PreTrainedTokenizerBase, template: str, end: str
+) -> tuple[str, str | None, str]:
+    """Return the template's name, its text or None for plain text, and a note."""
+    if template == "auto":
+        own = tokenizer.chat_template
+        if isinstance(own, dict) and "default" not in own:
+            raise ValueError(
+                f"tokenizer: has chat templates named {', '.join(own)}, and none is the default;"
+                " save one of them in a file and give --chat-template FILE"
+            )
+        own = own["default"] if isinstance(own, dict) else own
+        note = "" if own else "the tokenizer has no chat template: prompts are plain text"
+        return "tokenizer", own or None, note
+    if template == "plain":
+        return "plain", None, ""
+    if template == "chatml":
+        words = ("<|im_start|>", "<|im_end|>")
+        unknown = [word for word in words if word not in tokenizer.get_added_vocab()]
+        end = end if words[1] in unknown else words[1]
+        note = f"the tokenizer has no token {' or '.join(unknown)}: " if unknown else ""
+        note += "ChatML's marks are ordinary text" if words[0] in unknown else ""
+        return "chatml", CHATML.replace("END", repr(end)), note
+    file = Path(template)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{template}: a chat template must be auto, plain, chatml or a file; found no such file"
+        )
+    return file.name, file.read_text(encoding="utf-8"), ""
+
+
+def _start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that the tokenizer by itself puts before a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    starts = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]
+    return whole[: starts[0]] if starts else []
+
+
+def _notes(
+    tokenizer: PreTrainedTokenizerBase, start: list[int], *, has_template: bool, probe: str
+) -> Iterable[str]:
+    begin = tokenizer.decode(start)
+    if has_template and start and begin not in probe:
+        yield f"the chat template writes no {begin!r}, so there is none, as at inference"
+    if tokenizer.eos_token is None:
+        yield "the tokenizer has no end-of-sequence token"
+    if tokenizer.pad_token is None:
+        yield "the tokenizer has no padding token: an end token fills up rows, masked by length"
