@@ -1,0 +1,334 @@
+"""One more token for many rows at once; a prompt's keys and values stand once for all its rows.
+
+`Shared` holds them so, and each row's own keys and values in a buffer that grows; it attends
+through `AttentionInterface` in unmodified transformers models. A trial on first sight of a model
+finds out whether that gives its plain logits; any other model is decoded by its own cache
+(`Cached`), or without one (`Recomputed`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+NAME = "melior_decode"
+"""Under which transformers knows this attention."""
+GROWTH = 64
+"""Tokens by which the rows' buffers grow."""
+
+
+class Decoder(Protocol):
+    """Rows of text, each of which grows by one token a step."""
+
+    def step(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
+        """Append a token to each row; return the logits of the next."""
+
+    def keep(self, rows: Int[Tensor, " m"]) -> None:
+        """Go on with these rows, in this order; one may be named several times."""
+
+
+def encode(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "n v"], Decoder]:
+    """Read prompts; return the logits of each one's next token, and a row for each.
+
+    Their lengths may differ only where `shares_prompts` is true of the model.
+    """
+    if shares_prompts(model):
+        return _encode_shared(model, prompts)
+    tokens = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
+    output = model(tokens, use_cache=True, **_only(model, 1))
+    cache = getattr(output, "past_key_values", None)
+    is_usable = isinstance(cache, Cache)
+    return output.logits[:, -1], Cached(model, cache) if is_usable else Recomputed(model, tokens)
+
+
+_verdicts: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def shares_prompts(model: PreTrainedModel) -> bool:
+    """Say whether `Shared` gives the model's plain logits, by a trial on first sight."""
+    if model not in _verdicts:
+        _verdicts[model] = _trial(model)
+    return _verdicts[model]
+
+
+class UnsupportedError(Exception):
+    """The model's layers want what `Shared` does not do."""
+
+
+class Shared:
+    """Rows that read their prompt's keys and values from one place."""
+
+    def __init__(self, model: PreTrainedModel, cache: Cache, lengths: list[int]) -> None:
+        kinds = DynamicCache(config=model.config).layers
+        if {type(kind) for kind in kinds} - {DynamicLayer, DynamicSlidingWindowLayer}:
+            raise UnsupportedError("layers other than attention")
+        if len(kinds) != len(cache.layers):
+            raise UnsupportedError("layers that share keys and values")
+        self.model = model
+        self.layers = [
+            _Layer(filled, lengths, kind.is_sliding)
+            for filled, kind in zip(cache.layers, kinds, strict=True)
+        ]
+        self.positions = torch.tensor(lengths, device=model.device)
+        slots = torch.arange(max(lengths), device=model.device)
+        padding = slots < max(lengths) - self.positions[:, None]
+        self.padding = padding if bool(padding.any()) else None
+        self.owner = torch.arange(len(lengths), device=model.device)
+        self.n_calls = 0
+        self._arrange()
+
+    def step(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
+        """Append a token to each row; return the logits of the next."""
+        self.n_calls = 0
+        with _attention(self.model, NAME):
+            output = self.model(
+                tokens[:, None], position_ids=self.positions[:, None], use_cache=False, decode=self
+            )
+        if self.n_calls != len(self.layers):
+            raise UnsupportedError(f"{self.n_calls} of {len(self.layers)} layers came here")
+        self.positions = self.positions + 1
+        return output.logits[:, -1]
+
+    def keep(self, rows: Int[Tensor, " m"]) -> None:
+        """Go on with these rows, in this order; prompts without rows are dropped."""
+        prompts, self.owner = self.owner[rows].unique(return_inverse=True)
+        is_same = len(prompts) == len(self.layers[0].prompt_keys)
+        for layer in self.layers:
+            layer.keep(rows, None if is_same else prompts)
+        self.positions = self.positions[rows]
+        self.padding = None if self.padding is None else self.padding[prompts]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Lay the rows out in a table with a line for each prompt, which is thus read once."""
+        n, device = len(self.owner), self.owner.device
+        counts = self.owner.bincount()
+        order = self.owner.argsort(stable=True)
+        start = (counts.cumsum(0) - counts)[self.owner[order]]
+        column = torch.empty_like(order)
+        column[order] = torch.arange(n, device=device) - start
+        width = int(counts.max())
+        self.cell = self.owner * width + column
+        self.table = torch.zeros(len(counts) * width, dtype=torch.long, device=device)
+        self.table[self.cell] = torch.arange(n, device=device)
+        self.table = self.table.view(len(counts), width)
+
+    def attend(
+        self,
+        layer: _Layer,
+        query: Float[Tensor, "n g r e"],
+        scale: float,
+        window: int | None,
+        cap: float | None,
+    ) -> Float[Tensor, "n g r e2"]:
+        """Attend to each row's prompt and own tokens; r queries share a head's keys."""
+        prompt_keys, prompt_values, own_keys, own_values = layer.seen(window)
+        split = prompt_keys.shape[2]
+        left = self._to_rows(self._to_table(query) @ prompt_keys.transpose(-1, -2), query.shape[2])
+        scores = torch.cat([left, query @ own_keys.transpose(-1, -2)], -1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+        if cap is not None:
+            scores = torch.tanh(scores / cap) * cap
+        if self.padding is not None:
+            hidden = self.padding[:, self.padding.shape[1] - split :][self.owner]
+            scores[..., :split].masked_fill_(hidden[:, None, None], -torch.inf)
+        share = scores.softmax(-1).to(query.dtype)
+        seen = self._to_rows(self._to_table(share[..., :split]) @ prompt_values, query.shape[2])
+        return seen + share[..., split:] @ own_values
+
+    def _to_table(self, rows: Float[Tensor, "n g r x"]) -> Float[Tensor, "p g mr x"]:
+        return rows[self.table].transpose(1, 2).flatten(2, 3)
+
+    def _to_rows(self, table: Float[Tensor, "p g mr x"], r: int) -> Float[Tensor, "n g r x"]:
+        return table.unflatten(2, (-1, r)).transpose(1, 2).flatten(0, 1)[self.cell]
+
+
+class _Layer:
+    """The keys and values of one layer: those of the prompts, and those of the rows."""
+
+    def __init__(self, filled: DynamicLayer, lengths: list[int], is_sliding: bool) -> None:
+        self.is_sliding = is_sliding
+        self.prompt_keys = _to_the_right(filled.keys, lengths)
+        self.prompt_values = _to_the_right(filled.values, lengths)
+        self.keys = filled.keys.new_empty(0)
+        self.values = filled.values.new_empty(0)
+        self.length = 0
+
+    def append(self, key: Float[Tensor, "n g 1 e"], value: Float[Tensor, "n g 1 e2"]) -> None:
+        """Add one token to each row."""
+        if self.length == (self.keys.shape[2] if self.length else 0):
+            self.keys, self.values = self._grown(self.keys, key), self._grown(self.values, value)
+        self.keys[:, :, self.length] = key[:, :, 0]
+        self.values[:, :, self.length] = value[:, :, 0]
+        self.length += 1
+
+    def _grown(self, old: Tensor, new: Tensor) -> Tensor:
+        n, g, _, e = new.shape
+        grown = new.new_empty(n, g, self.length + GROWTH, e)
+        if self.length:
+            grown[:, :, : self.length] = old
+        return grown
+
+    def seen(self, window: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return keys and values of the prompts and of the rows that the last token sees."""
+        held = self.prompt_keys.shape[2]
+        end = self.length
+        first = 0 if window is None else max(0, end - window)
+        skipped = 0 if window is None else held - min(held, max(0, window - end))
+        return (
+            self.prompt_keys[:, :, skipped:],
+            self.prompt_values[:, :, skipped:],
+            self.keys[:, :, first:end],
+            self.values[:, :, first:end],
+        )
+
+    def keep(self, rows: Tensor, prompts: Tensor | None) -> None:
+        """Go on with these rows, and these prompts where some are left out."""
+        if self.length:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+        if prompts is not None:
+            self.prompt_keys = self.prompt_keys[prompts]
+            self.prompt_values = self.prompt_values[prompts]
+
+
+def _to_the_right(states: Float[Tensor, "p g t e"], lengths: list[int]) -> Tensor:
+    """Move padding from the end to the start, so that all prompts end at one place."""
+    if min(lengths) == max(lengths):
+        return states
+    moved = torch.zeros_like(states)
+    for i, length in enumerate(lengths):
+        moved[i, :, states.shape[2] - length :] = states[i, :, :length]
+    return moved
+
+
+class Cached:
+    """Rows in the model's own cache; their prompts are of one length."""
+
+    def __init__(self, model: PreTrainedModel, cache: Cache) -> None:
+        self.model = model
+        self.cache = cache
+
+    def step(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
+        """Append a token to each row; return the logits of the next."""
+        output = self.model(tokens[:, None], past_key_values=self.cache, use_cache=True)
+        return output.logits[:, -1]
+
+    def keep(self, rows: Int[Tensor, " m"]) -> None:
+        """Go on with these rows, in this order."""
+        self.cache.reorder_cache(rows)
+
+
+class Recomputed:
+    """Rows read again from their first token at every step; their prompts are of one length."""
+
+    def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
+        self.model = model
+        self.tokens = tokens
+
+    def step(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
+        """Append a token to each row; return the logits of the next."""
+        self.tokens = torch.cat([self.tokens, tokens[:, None]], 1)
+        return self.model(self.tokens, use_cache=False, **_only(self.model, 1)).logits[:, -1]
+
+    def keep(self, rows: Int[Tensor, " m"]) -> None:
+        """Go on with these rows, in this order."""
+        self.tokens = self.tokens[rows]
+
+
+def _attend(
+    module: nn.Module,
+    query: Float[Tensor, "n h 1 e"],
+    key: Float[Tensor, "n g 1 e"],
+    value: Float[Tensor, "n g 1 e2"],
+    attention_mask: Tensor | None = None,
+    decode: Shared | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend in a model that a `Shared` steps; registered with transformers."""
+    index = getattr(module, "layer_idx", None)
+    unknown = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
+    if decode is None or index is None or index >= len(decode.layers) or unknown:
+        raise UnsupportedError(f"layer {index}, options {unknown}")
+    layer = decode.layers[index]
+    if layer.is_sliding and sliding_window is None:
+        raise UnsupportedError("a window of an unknown kind")
+    decode.n_calls += 1
+    layer.append(key, value)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    n, g = key.shape[:2]
+    out = decode.attend(
+        layer, query.view(n, g, -1, query.shape[-1]), scale, sliding_window, softcap
+    )
+    return out.reshape(n, 1, query.shape[1], -1), None
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+def _encode_shared(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]]
+) -> tuple[Tensor, Shared]:
+    """Read prompts padded on the right, where causal attention needs no mask."""
+    lengths = [len(prompt) for prompt in prompts]
+    padded = [[*prompt, *[prompt[-1]] * (max(lengths) - len(prompt))] for prompt in prompts]
+    last, which = torch.tensor(lengths, device=model.device).sub(1).unique(return_inverse=True)
+    cache = DynamicCache()
+    output = model(
+        torch.tensor(padded, device=model.device),
+        past_key_values=cache,
+        use_cache=True,
+        **_only(model, last),
+    )
+    logits = output.logits if output.logits.shape[1] == len(last) else output.logits[:, last]
+    return logits[torch.arange(len(prompts)), which], Shared(model, cache, lengths)
+
+
+def _trial(model: PreTrainedModel) -> bool:
+    """Compare `Shared` with a plain forward pass on prompts of two lengths."""
+    n = min(model.config.get_text_config().vocab_size, 12)
+    text = list(range(n))
+    try:
+        _, decoder = _encode_shared(model, [text[:-4], text[2:-4]])
+        for token in text[-4:]:
+            found = decoder.step(torch.tensor([token, token], device=model.device))
+    except (UnsupportedError, TypeError, AttributeError):
+        return False
+    for row, plain in zip(found, (text, text[2:]), strict=True):
+        expected = model(torch.tensor([plain], device=model.device), use_cache=False).logits[0, -1]
+        # Rounding alone stays below; a wrong position or a layer that was left out goes beyond.
+        tolerance = max(1e-3, 6 * torch.finfo(expected.dtype).eps)
+        if not torch.dist(row, expected) <= tolerance * expected.norm():
+            return False
+    return True
+
+
+def _only(model: PreTrainedModel, positions: Tensor | int) -> dict[str, Tensor | int]:
+    """Return the option that spares the logits of other positions, where the model has it."""
+    names = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": positions} if "logits_to_keep" in names else {}
+
+
+@contextmanager
+def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    before = [config._attn_implementation for config in configs.values()]
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        for config, old in zip(configs.values(), before, strict=True):
+            config._attn_implementation = old
