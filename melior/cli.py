@@ -1,6 +1,160 @@
-"""The table of commands; imports nothing heavy until a command runs."""
+"""The table of commands; imports nothing heavy until a command runs.
+
+Exit codes: 0 done, 1 `data check` found errors or the program broke, 2 the input is wrong,
+130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Name: (module, the suffix of its config class and its function, what it does).
+COMMANDS = {
+    "simpo": ("recipes.simpo", "", "learn from pairs with SimPO"),
+    "dpo": ("recipes.dpo", "", "learn from pairs with DPO"),
+    "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),
+    "data check": ("commands.data", "check", "find what is wrong with preferences"),
+    "data stats": ("commands.data", "stats", "count and draw what a file holds"),
+    "data convert": ("commands.data", "convert", "translate from other tools' layouts"),
+    "data show": ("commands.show", "", "print rows as the tokens that are trained"),
+    "sample": ("commands.sample", "", "draw k answers to each prompt"),
+    "score": ("commands.score", "", "say how good the candidates are"),
+    "select best-and-worst": ("commands.select", "best_and_worst", "best against worst: pairs"),
+    "select best-and-random": ("commands.select", "best_and_random", "best against a worse one"),
+    "select top": ("commands.select", "top", "keep the best m of each group"),
+    "select boltzmann": ("commands.select", "boltzmann", "draw by exp(score / temperature)"),
+    "merge": ("commands.merge", "", "fold an adapter into its base model"),
+    "report": ("commands.report", "", "one HTML page for one run or several"),
+}
+EXPECTED = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
+"""What a wrong input raises; anything else is a mistake of ours and keeps its traceback."""
 
 
-def main() -> None:
-    """Run one command."""
-    raise SystemExit(0)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and exit."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(words)
+        sys.stdout.flush()
+    except EXPECTED as error:
+        _fail(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has enough
+        raise SystemExit(141) from None
+    except KeyboardInterrupt as error:
+        print(f"melior: {error or 'interrupted'}", file=sys.stderr)
+        raise SystemExit(getattr(error, "exit_code", 130)) from None
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return
+    if words[0] == "--version":
+        from melior import __version__
+
+        print(__version__)
+        return
+    name, rest = _command(words)
+    config, function = _parse(name, rest)
+    result = function(config)
+    if isinstance(result, Path):
+        print(result)
+
+
+def overview() -> str:
+    """Return the list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {about}" for name, (_, _, about) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "melior learns what is better: candidates are proposed, scored, chosen, learned from,"
+            " judged.",
+            "",
+            "usage: melior COMMAND [OPTIONS]      melior COMMAND --help      melior --version",
+            "",
+            *lines,
+            "",
+            "Options of a run may also stand in a YAML file: --config FILE; flags override it.",
+        ]
+    )
+
+
+def _command(words: list[str]) -> tuple[str, list[str]]:
+    """Split off the command, of one word or two."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, words[length:]
+    family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if family:
+        verbs = ", ".join(name.split()[1] for name in family)
+        found = words[1] if len(words) > 1 else "nothing"
+        if found in ("-h", "--help"):
+            print("\n".join(f"melior {name}: {COMMANDS[name][2]}" for name in family))
+            raise SystemExit(0)
+        hint = _near(found, [name.split()[1] for name in family])
+        raise ValueError(f"melior {words[0]}: needs one of {verbs}; found {found}{hint}")
+    firsts = [name.split()[0] for name in COMMANDS]
+    raise ValueError(
+        f"{words[0]!r} is not a command{_near(words[0], firsts)}; melior --help lists them"
+    )
+
+
+def _parse(name: str, words: list[str]) -> tuple[Any, Callable[[Any], object]]:
+    """Build the command's config from its words and a YAML file."""
+    import tyro
+
+    from melior.config import config_arguments
+
+    place, suffix, _ = COMMANDS[name]
+    module = import_module(f"melior.{place}")
+    kind = getattr(module, "".join(part.title() for part in suffix.split("_")) + "Config")
+    words = config_arguments(kind, words, where=f"melior {name}")
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            config = tyro.cli(
+                kind, args=words, prog=f"melior {name}", config=(tyro.conf.OmitArgPrefixes,)
+            )
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise ValueError(f"melior {name}: {_sentence(said.getvalue())}") from None
+    return config, getattr(module, suffix or "run")
+
+
+def _sentence(box: str) -> str:
+    """Return what a parser's framed message says, on one line."""
+    lines = [line.strip(" │╭╮╰╯") for line in box.splitlines()]
+    lines = [line for line in lines if line and not re.fullmatch(r"[-─\s]*", line)]
+    body = lines[1:] if len(lines) > 1 else lines
+    kept = []
+    for line in body:
+        if line.startswith(("For full helptext", "Argument helptext")):
+            break
+        kept.append(line)
+    text = " ".join(kept)
+    text = re.sub(r"^Error parsing (\w*Config: )?", "", text)
+    return re.sub(r"Missing from melior [^:]*: ", "needs ", text)
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _fail(error: BaseException) -> NoReturn:
+    message = " ".join(str(error).split())
+    print(f"melior: {message or type(error).__name__}", file=sys.stderr)
+    raise SystemExit(2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -101,6 +101,37 @@ def read_config(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"{path}:{line}: {key.value} must be given once; found it again here")
         seen.add(key.value)
     return mapping
+
+
+def config_arguments(cls: type, words: Sequence[str], *, where: str) -> list[str]:
+    """Return command-line words with a `--config FILE` replaced by the options in the file.
+
+    Options that the words name themselves are left out, so that a flag overrides the file.
+
+    Raises:
+        ValueError: a word looks like an option and is none, or the file has one that is wrong.
+    """
+    leaves = {name: leaf for leaf in _leaves(cls) for name in (leaf.name, *leaf.aliases)}
+    kept, file = _without_config(words, where)
+    given = set[str]()
+    for word in kept:
+        name = _option(word)
+        bare = name.removeprefix("no_") if name.removeprefix("no_") in leaves else name
+        if bare and bare not in leaves and bare not in ("help", "h"):
+            near = difflib.get_close_matches(bare, leaves, n=1)
+            hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else ""
+            flag = word.split("=", 1)[0]
+            raise ValueError(f"{where}: {flag} is not an option{hint}")
+        if bare in leaves:
+            given.add(leaves[bare].name)
+    if not file:
+        return kept
+    values = config_values(cls, read_config(file), where=file)
+    arguments = []
+    for name, value in values.items():
+        if name not in given:
+            arguments += _as_words(name, _plain(value))
+    return [*arguments, *kept]
 
 
 @dataclass(frozen=True)
@@ -247,6 +278,36 @@ def _read_tuple(kinds: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     if len(items) != len(kinds):
         raise ValueError("")
     return tuple(_read(kind, item) for kind, item in zip(kinds, items, strict=True))
+
+
+def _option(word: str) -> str:
+    """Return the name of an option, or nothing for another word, such as a negative number."""
+    if not word.startswith("--") or len(word) < 3:
+        return ""
+    return word[2:].split("=", 1)[0].replace("-", "_")
+
+
+def _without_config(words: Sequence[str], where: str) -> tuple[list[str], str]:
+    """Split `--config FILE` off the words."""
+    kept, file, rest = [], "", iter(words)
+    for word in rest:
+        if _option(word) != "config":
+            kept.append(word)
+            continue
+        file = word.split("=", 1)[1] if "=" in word else next(rest, "")
+        if not file:
+            raise ValueError(f"{where}: --config needs a file; found none")
+    return kept, file
+
+
+def _as_words(name: str, value: Any) -> list[str]:
+    """Spell an option of a file as a command line would."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is True or value is False:
+        return [flag if value else f"--no-{name.replace('_', '-')}"]
+    if isinstance(value, list):
+        return [flag, *map(str, value)]
+    return [flag, str(value)]
 
 
 _WORDS = {

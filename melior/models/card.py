@@ -1,0 +1,100 @@
+"""The README of a saved model: base, data, method, options, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card says."""
+
+    name: str
+    base: str
+    method: str
+    paper: str
+    data: Sequence[Mapping[str, Any]]
+    """Sources with path, rows and sha256."""
+    options: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    """As in a run's `evaluation.json`."""
+    metrics: Mapping[str, float]
+    """Of the last step."""
+    versions: Mapping[str, str]
+    command: str
+    is_adapter: bool = False
+
+    def text(self) -> str:
+        """Return the page: YAML for a hub, then Markdown for people."""
+        head = {
+            "library_name": "peft" if self.is_adapter else "transformers",
+            "base_model": self.base,
+            "model_name": self.name,
+            "pipeline_tag": "text-generation",
+            "tags": ["melior", self.method, "preference-optimization"],
+        }
+        parts = [
+            f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+            f"# {self.name}",
+            f"`{self.base}`, trained with {self.method} ({self.paper}) by melior.",
+            self._start(),
+            "## Data\n\n" + _table(("source", "rows", "sha256"), [*map(_source, self.data)]),
+            self._evaluation(),
+            "## Last step\n\n" + _table(("metric", "value"), _rows(self.metrics)),
+            "## Options\n\n```\n" + self.command + "\n```\n\n"
+            + _table(("option", "value"), _rows(self.options)),
+            "## Versions\n\n" + _table(("package", "version"), _rows(self.versions)),
+        ]  # fmt: skip
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _start(self) -> str:
+        load = "AutoPeftModelForCausalLM" if self.is_adapter else "AutoModelForCausalLM"
+        package = "peft" if self.is_adapter else "transformers"
+        return (
+            "## Quick start\n\n```python\n"
+            f"from {package} import {load}\nfrom transformers import AutoTokenizer\n\n"
+            f'model = {load}.from_pretrained("{self.name}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{self.name}")\n'
+            'turns = [{"role": "user", "content": "Hello!"}]\n'
+            "inputs = tokenizer.apply_chat_template(\n"
+            '    turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))\n```"
+        )
+
+    def _evaluation(self) -> str:
+        rows = [
+            (
+                str(one["name"]),
+                _number(one["before"]),
+                _number(one["after"]),
+                _number(one["difference"]),
+                f"{_number(one['low'])} to {_number(one['high'])}",
+                str(one["n"]),
+            )
+            for one in self.evaluation.get("comparisons", [])
+        ]
+        if not rows:
+            return "## Evaluation\n\nNot evaluated: no held-out data was given."
+        head = ("held out", "before", "after", "difference", "95 % interval", "n")
+        return "## Evaluation\n\n" + _table(head, rows)
+
+
+def _source(source: Mapping[str, Any]) -> tuple[str, ...]:
+    return (str(source["path"]), str(source["rows"]), str(source["sha256"])[:16])
+
+
+def _rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [(name, _number(value)) for name, value in values.items()]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)

