@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,6 +26,7 @@ GROWTH = 64
 """Tokens by which the rows' buffers grow."""
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """Rows of text, each of which grows by one token a step."""
 
@@ -70,15 +71,10 @@ class Shared:
     """Rows that read their prompt's keys and values from one place."""
 
     def __init__(self, model: PreTrainedModel, cache: Cache, lengths: list[int]) -> None:
-        kinds = DynamicCache(config=model.config).layers
-        if {type(kind) for kind in kinds} - {DynamicLayer, DynamicSlidingWindowLayer}:
-            raise UnsupportedError("layers other than attention")
-        if len(kinds) != len(cache.layers):
-            raise UnsupportedError("layers that share keys and values")
         self.model = model
         self.layers = [
-            _Layer(filled, lengths, kind.is_sliding)
-            for filled, kind in zip(cache.layers, kinds, strict=True)
+            _Layer(filled, lengths, is_sliding)
+            for filled, is_sliding in zip(cache.layers, _sliding(model), strict=True)
         ]
         self.positions = torch.tensor(lengths, device=model.device)
         slots = torch.arange(max(lengths), device=model.device)
@@ -279,6 +275,15 @@ def _attend(
 AttentionInterface.register(NAME, _attend)
 
 
+def _sliding(model: PreTrainedModel) -> list[bool]:
+    """Say of each layer whether it has a window, where all are of the kinds that are known."""
+    layers = DynamicCache(config=model.config).layers
+    unknown = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+    if unknown:
+        raise UnsupportedError(f"layers that are {unknown}")
+    return [bool(layer.is_sliding) for layer in layers]
+
+
 def _encode_shared(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Shared]:
@@ -298,22 +303,25 @@ def _encode_shared(
 
 
 def _trial(model: PreTrainedModel) -> bool:
-    """Compare `Shared` with a plain forward pass on prompts of two lengths."""
-    n = min(model.config.get_text_config().vocab_size, 12)
-    text = list(range(n))
+    """Compare `Shared` with a plain forward pass, four steps on prompts of two lengths."""
+    size = model.config.get_text_config().vocab_size
+    text = [size * (i + 2) // 16 for i in range(12)]
     try:
+        _sliding(model)
         _, decoder = _encode_shared(model, [text[:-4], text[2:-4]])
-        for token in text[-4:]:
-            found = decoder.step(torch.tensor([token, token], device=model.device))
-    except (UnsupportedError, TypeError, AttributeError):
+        steps = [torch.tensor([token, token], device=model.device) for token in text[-4:]]
+        found = torch.stack([decoder.step(tokens) for tokens in steps], 1)
+    except (UnsupportedError, ValueError, TypeError, AttributeError):
         return False
-    for row, plain in zip(found, (text, text[2:]), strict=True):
-        expected = model(torch.tensor([plain], device=model.device), use_cache=False).logits[0, -1]
-        # Rounding alone stays below; a wrong position or a layer that was left out goes beyond.
-        tolerance = max(1e-3, 6 * torch.finfo(expected.dtype).eps)
-        if not torch.dist(row, expected) <= tolerance * expected.norm():
-            return False
-    return True
+    expected = torch.stack(
+        [
+            model(torch.tensor([plain], device=model.device), use_cache=False).logits[0, -4:]
+            for plain in (text, text[2:])
+        ]
+    )
+    # Rounding alone stays below; a wrong position or a layer that was left out goes beyond.
+    tolerance = max(1e-3, 16 * torch.finfo(expected.dtype).eps)
+    return bool(torch.dist(found, expected) <= tolerance * expected.norm())
 
 
 def _only(model: PreTrainedModel, positions: Tensor | int) -> dict[str, Tensor | int]:
