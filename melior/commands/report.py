@@ -1,0 +1,43 @@
+"""`melior report`: one HTML page of a run, or of several side by side, and the essentials here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+RunFolders = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write one self-contained HTML page of run folders, and print the essentials."""
+
+    runs: RunFolders
+    """Folders that recipes wrote with --out; running and failed runs are welcome."""
+    out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = ""
+    """The page; by default report.html in the folder of a single run, else in this one."""
+
+    def __post_init__(self) -> None:
+        """Check that there is something to report."""
+        if not self.runs:
+            raise ValueError("report: at least one run folder is needed; found none")
+        if self.out and Path(self.out).is_dir():
+            raise ValueError(f"out: a file is needed; found a folder: {self.out}")
+
+
+def run(config: Config) -> None:
+    """Write the page and print the essentials."""
+    from rich.console import Console
+
+    from melior.report.load import read_runs
+    from melior.report.page import write_report
+    from melior.report.terminal import essentials
+
+    folders = [Path(folder) for folder in config.runs]
+    place = write_report(folders, Path(config.out) if config.out else None)
+    console = Console(highlight=False)
+    console.print(essentials(read_runs(folders)))
+    console.print(f"\nReport: {place}", soft_wrap=True, markup=False)
