@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,8 @@ from melior.options import one_of
 from melior.records import Candidate, Group, Pair, Turns
 
 __all__ = [
+    "as_group",
+    "as_pair",
     "as_row",
     "content_hash",
     "parse_source",
@@ -32,6 +35,7 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "read_records",
+    "turn_rows",
     "write_groups",
     "write_pairs",
     "write_records",
@@ -42,22 +46,25 @@ Sources = str | Path | Sequence[str | Path]
 PAIRS = (*layouts.PAIRS, *foreign.PAIRS, layouts.IMPLICIT)
 GROUPS = (*layouts.GROUPS, *foreign.GROUPS)
 PROMPTS = (layouts.PROMPT, *foreign.PROMPTS)
-FAMILIES = sorted({layout.family for layout in (*PAIRS, *GROUPS, *PROMPTS)})
+KNOWN: Sequence[Layout] = (*PAIRS, *GROUPS, *foreign.CONVERSATIONS, *PROMPTS)
+FAMILIES = sorted({layout.family for layout in KNOWN})
 
 
 def read_pairs(sources: Sources, *, seed: int = 0) -> Iterator[Pair]:
     """Yield pairs; a group of two candidates with different scores is one, too."""
-    return map(_as_pair, _read(sources, (*PAIRS, *GROUPS), "a pair", seed=seed))
+    known = (*PAIRS, *GROUPS, *foreign.CONVERSATIONS)
+    return map(as_pair, _read(sources, known, "a pair", seed=seed))
 
 
 def read_groups(sources: Sources, *, seed: int = 0) -> Iterator[Group]:
     """Yield groups; a pair is a group of two, whose scores differ by its margin or by 1."""
-    return map(_as_group, _read(sources, (*GROUPS, *PAIRS), "a group", seed=seed))
+    known = (*GROUPS, *PAIRS, *foreign.CONVERSATIONS)
+    return map(as_group, _read(sources, known, "a group", seed=seed))
 
 
 def read_prompts(sources: Sources, *, seed: int = 0) -> Iterator[Group]:
     """Yield prompts with their facts, as groups without candidates."""
-    records = _read(sources, (*GROUPS, *PAIRS, *PROMPTS), "a prompt", seed=seed)
+    records = _read(sources, KNOWN, "a prompt", seed=seed)
     return (Group(record.prompt, (), record.facts, record.origin) for record in records)
 
 
@@ -70,9 +77,9 @@ def read_any(sources: Sources, *, family: str = "auto", seed: int = 0) -> Iterat
         seed: draws the rows of sources whose weight is no whole number.
     """
     one_of("--from", family, ("auto", *FAMILIES))
-    known: Sequence[Layout] = (*PAIRS, *GROUPS, *PROMPTS)
-    if family != "auto":
-        known = tuple(layout for layout in known if layout.family == family)
+    strict = [replace(layout, fits=_only_asks) for layout in PROMPTS]
+    known = [*KNOWN[: -len(PROMPTS)], *strict]
+    known = [layout for layout in known if family in ("auto", layout.family)]
     return _read(sources, known, "a row" if family == "auto" else f"a {family} row", seed=seed)
 
 
@@ -94,6 +101,31 @@ def write_records(path: str | Path, records: Iterable[Pair | Group]) -> int:
             put(_line(as_row(record)))
             count += 1
     return count
+
+
+def as_pair(record: Pair | Group) -> Pair:
+    """Return a pair as it is, and a group of two candidates with different scores as one."""
+    if isinstance(record, Pair):
+        return record
+    ranked = sorted(record.candidates, key=lambda one: -(one.score or 0.0))
+    scores = [one.score for one in ranked]
+    if len(ranked) != 2 or None in scores or scores[0] == scores[1]:
+        raise ValueError(
+            f"{record.origin}: a pair needs 'chosen' and 'rejected', or two candidates with "
+            f"different scores; found {len(ranked)} candidates with the scores {scores[:8]}; "
+            "choose pairs with `melior select`"
+        )
+    best, worst = (one.response for one in ranked)
+    return Pair(record.prompt, best, worst, facts=record.facts, origin=record.origin)
+
+
+def as_group(record: Pair | Group) -> Group:
+    """Return a group as it is, and a pair as a group of two candidates."""
+    if isinstance(record, Group):
+        return record
+    above = record.margin if record.margin > 0 else 1.0
+    both = Candidate(record.chosen, above), Candidate(record.rejected, 0.0)
+    return Group(record.prompt, both, record.facts, record.origin)
 
 
 def as_row(record: Pair | Group) -> dict[str, Any]:
@@ -132,6 +164,12 @@ def _mix(
                 yield from [layout.parse(Row(origin, fields, layout.name))] * copies
 
 
+def _only_asks(fields: Fields) -> bool:
+    """Say whether a row has no answer under a wrong name, so that it is a prompt and no more."""
+    answers = ("chosen", "rejected", "completion", "completions", "candidates")
+    return not any(near(name, list(fields)) for name in answers)
+
+
 def _layout(known: Sequence[Layout], origin: str, fields: Fields, wanted: str) -> Layout:
     for layout in known:
         if all(name in fields for name in layout.needs) and layout.fits(fields):
@@ -141,41 +179,23 @@ def _layout(known: Sequence[Layout], origin: str, fields: Fields, wanted: str) -
 
 def _lack(known: Sequence[Layout], fields: Fields) -> str:
     """Say what the nearest layout lacks."""
+    others = list(fields)
+    lacking = {
+        layout: [name for name in layout.needs if name not in fields]
+        for layout in known
+        if not all(name in fields for name in layout.needs)
+    }
+    if not lacking:
+        return f"needs text where there are lists, or lists where there is text; found {others}"
 
     def distance(layout: Layout) -> float:
-        lacking = [name for name in layout.needs if name not in fields]
-        typos = sum(bool(near(name, others)) for name in lacking)
-        return (len(lacking) - 0.6 * typos) / len(layout.needs)
+        typos = sum(bool(near(name, others)) for name in lacking[layout])
+        return (len(lacking[layout]) - 0.6 * typos) / len(layout.needs)
 
-    others = list(fields)
-    layout = min(known, key=distance)
-    lacking = [name for name in layout.needs if name not in fields]
-    hints = "".join(near(name, [o for o in others if o not in layout.needs]) for name in lacking)
-    needs = " and ".join(repr(name) for name in lacking or layout.needs)
-    return f"needs {needs}; found {others}{hints}"
-
-
-def _as_pair(record: Pair | Group) -> Pair:
-    if isinstance(record, Pair):
-        return record
-    ranked = sorted(record.candidates, key=lambda one: -(one.score or 0.0))
-    scores = [one.score for one in ranked]
-    if len(ranked) != 2 or None in scores or scores[0] == scores[1]:
-        raise ValueError(
-            f"{record.origin}: a pair needs 'chosen' and 'rejected', or two candidates with "
-            f"different scores; found {len(ranked)} candidates with the scores {scores[:8]}; "
-            "choose pairs with `melior select`"
-        )
-    best, worst = (one.response for one in ranked)
-    return Pair(record.prompt, best, worst, facts=record.facts, origin=record.origin)
-
-
-def _as_group(record: Pair | Group) -> Group:
-    if isinstance(record, Group):
-        return record
-    above = record.margin if record.margin > 0 else 1.0
-    both = Candidate(record.chosen, above), Candidate(record.rejected, 0.0)
-    return Group(record.prompt, both, record.facts, record.origin)
+    nearest = min(lacking, key=distance)
+    unused = [name for name in others if name not in nearest.needs]
+    hints = "".join(near(name, unused) for name in lacking[nearest])
+    return f"needs {' and '.join(map(repr, lacking[nearest]))}; found {others}{hints}"
 
 
 def _candidate_row(candidate: Candidate) -> dict[str, Any]:

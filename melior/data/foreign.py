@@ -160,9 +160,9 @@ GROUPS = (
     Layout("a ranked list", "nemo-rl", ("context", "completions"), _nemo),
     Layout("a rating", "helpsteer", ("prompt", "response"), _ratings),
     Layout("an answer", "alpaca", ("instruction", "output"), _alpaca_answer),
-    _conversation("conversations", "kto_tag"),
-    _conversation("messages", "label"),
 )
+CONVERSATIONS = (_conversation("conversations", "kto_tag"), _conversation("messages", "label"))
+"""Looked for last: layouts of pairs have these columns, too."""
 PROMPTS = (
     Layout("a prompt", "alpaca", ("instruction",), _alpaca_ask),
     Layout("a prompt", "orca", ("question",), _question_ask),

@@ -252,8 +252,9 @@ def _csv(path: Path, delimiter: str) -> Records:
     csv.field_size_limit(1 << 30)
     texts = (_decode(str(path), number, line) for number, line in _lines(path))
     rows = csv.DictReader(texts, delimiter=delimiter, strict=True, restkey="", restval=None)
+    line = 0
     try:
-        line = rows.line_num if rows.fieldnames else 1
+        line = rows.line_num if rows.fieldnames else 0
         for row in rows:
             origin, line = f"{path}:{line + 1}", rows.line_num
             if "" in row or None in row.values():
@@ -261,7 +262,7 @@ def _csv(path: Path, delimiter: str) -> Records:
                 raise ValueError(f"{origin}: needs {columns} fields as in the header; found others")
             yield origin, {name: _cell(value) for name, value in row.items()}
     except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num}: needs whole CSV; found {error}") from error
+        raise ValueError(f"{path}:{line + 1}: needs whole CSV; found {error}") from error
 
 
 def _cell(value: str) -> object:

@@ -220,9 +220,13 @@ def _explicit(row: Row) -> Pair:
         prompt = spoken[:-1] if spoken[-1] == Turn("assistant", "") else spoken
         chosen, rejected = _spoken(chosen), _spoken(rejected)
     start, *answers = split_conversations(chosen, rejected)
-    if start and {turn.content.strip() for turn in prompt} <= {t.content.strip() for t in start}:
+    if start and start[0].role != "assistant" and _said(prompt) <= _said(start):
         return pair(row, start, *answers)
     return pair(row, prompt, chosen, rejected)
+
+
+def _said(turns: Turns) -> set[tuple[str, str]]:
+    return {(turn.role, turn.content.strip()) for turn in turns}
 
 
 def _spoken(answer: Turns) -> Turns:

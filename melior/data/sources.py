@@ -81,7 +81,7 @@ def content_hash(sources: str | Sequence[str]) -> str:
 
 def near(word: str, known: Sequence[str]) -> str:
     """Return `; did you mean ...?` for the nearest known word, or nothing."""
-    found = difflib.get_close_matches(word, known, n=1)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
@@ -95,7 +95,7 @@ def _exists(path: str) -> bool:
 
 def _weight(text: str) -> tuple[str, float]:
     rest, star, number = text.rpartition("*")
-    if not star:
+    if not star or ":" in number:
         return text, 1.0
     try:
         weight = float(number)
