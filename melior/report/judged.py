@@ -179,4 +179,5 @@ def _facts(runs: Sequence[Run]) -> Html | None:
 def _fact(value: object) -> str:
     if isinstance(value, str):
         return value
-    return words.figure(number(value)) if number(value) is not None else json.dumps(value)
+    is_number = value is None or number(value) is not None
+    return words.figure(number(value)) if is_number else json.dumps(value)

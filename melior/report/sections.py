@@ -22,11 +22,13 @@ PANELS: list[tuple[str, dict[str, str]]] = [
     ("KL to the start", {"kl": ""}),
     ("Entropy", {"entropy": ""}),
     ("Answer length", {"completions/mean_length": ""}),
+    ("Answer length in training", {"lengths/chosen": "chosen", "lengths/rejected": "rejected"}),
     ("Gradient norm", {"grad_norm": ""}),
     ("Learning rate", {"learning_rate": ""}),
 ]
 FIRST_PANELS = 6
-IN_PERCENT = {"Pairs ranked right"}
+FEW = 20
+"""Fewer numbers than these make no histogram."""
 
 
 def curves(runs: Sequence[Run]) -> Html | None:
@@ -179,6 +181,7 @@ def _part(part: Facts) -> Html:
             tag("p", "✓ The data check found nothing.", class_="note")
             if part.get("findings") == []
             else None,
+            _left_out(part),
             _lengths(mapping(part.get("lengths"))),
             _truncation(mappings(part.get("truncation"))),
         ]
@@ -215,13 +218,26 @@ def _finding(row: Facts) -> Html:
     )
 
 
-def _lengths(lengths: Facts) -> Html | None:
-    rows: list[list[Child]] = []
-    for key, values in lengths.items():
-        found = numbers(values)
-        if found:
-            rows.append([key, *(words.figure(f(found)) for f in (min, median, max))])
-    return table(["Tokens", "shortest", "median", "longest"], rows, "numbers") if rows else None
+def _left_out(part: Facts) -> Html | None:
+    left, cut = part.get("left_out"), number(part.get("cut"))
+    said = [words.count(len(left), "row") + " left out"] if isinstance(left, list) and left else []
+    said += [f"{words.count(cut, 'row')} cut"] if cut else []
+    return tag("p", f"Too long: {', '.join(said)}.", class_="note") if said else None
+
+
+def _lengths(lengths: Facts) -> list[Html]:
+    found = {key: own for key, values in lengths.items() if (own := numbers(values))}
+    if not found:
+        return []
+    rows: list[list[Child]] = [
+        [key, *(words.figure(measure(own)) for measure in (min, median, max))]
+        for key, own in found.items()
+    ]
+    parts = [table(["Tokens", "shortest", "median", "longest"], rows, "numbers")]
+    answers = [(k, i, found[k]) for i, k in enumerate(("chosen", "rejected")) if k in found]
+    if any(len(own) >= FEW for *_, own in answers):
+        parts.append(charts.histogram("Length of answers", answers, "tokens"))
+    return parts
 
 
 def _truncation(rows: Sequence[Facts]) -> Html | None:
@@ -255,7 +271,8 @@ def _panel(title: str, keys: dict[str, str], runs: Sequence[Run]) -> Html | None
                 color = hue(place if many else part + 2 * bool(prefix))
                 if points:
                     lines.append(charts.Line(label, points, color, part, is_sparse=bool(prefix)))
-    return charts.line_chart(title, lines, as_percent=title in IN_PERCENT) if lines else None
+    as_percent = all(key.endswith("accuracies") for key in keys)
+    return charts.line_chart(title, lines, as_percent=as_percent) if lines else None
 
 
 def _origin(run: Run, place: int, many: bool) -> Html:

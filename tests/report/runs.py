@@ -129,6 +129,8 @@ def split(path: str, rows: int, findings: list[dict]) -> dict:
         "rows": rows,
         "sha256": "11aa22bb" * 8,
         "findings": findings,
+        "left_out": ["pairs.jsonl:7"] if findings else [],
+        "cut": 2 if findings else 0,
         "lengths": lengths,
         "truncation": [
             {"max_length": 256, "rows": 9, "share": 0.03},

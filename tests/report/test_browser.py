@@ -92,6 +92,17 @@ def test_the_verdict_comes_first(visit):
     assert verdicts[1:] == ["No gain shown: +2 points (−4 to 8), n = 100", "Failed after 37 steps"]
 
 
+def test_what_was_done_to_which_data_is_said(visit):
+    said = visit("one").inner_text("#data")
+    assert "300 rows" in said and "pairs.jsonl" in said
+    assert "Equal answers rows have equal answers" in said and "3 rows, 1%" in said
+    assert "Too long: 1 row left out, 2 rows cut." in said
+    assert "The data check found nothing." in said
+    assert "arXiv:2405.14734" in visit("one").inner_text("#origin")
+    differing = visit("many").inner_text("#differences")
+    assert "optim.learning_rate" in differing and "seed" not in differing
+
+
 def test_samples_neither_run_nor_break_the_page(visit):
     page = visit("one")
     assert page.evaluate("window.broken") is None
