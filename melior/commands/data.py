@@ -80,7 +80,7 @@ class ConvertConfig:
     """A file, folder or `datasets` name; `name[:split[:rows]][*weight]`."""
     out: tyro.conf.Positional[str]
     """A file in .jsonl, .jsonl.gz or .jsonl.zst, or `-`."""
-    family: Annotated[str, tyro.conf.arg(name="from")] = "auto"
+    family: Annotated[str, tyro.conf.arg(aliases=["--from"])] = "auto"
     """The tool that wrote the rows, such as trl, alpaca, sharegpt, swift or ultrafeedback."""
     overwrite: bool = False
     """Replace the file where it is there already."""
@@ -103,7 +103,7 @@ def check(config: CheckConfig) -> None:
     else:
         findings = lint_pairs(map(as_pair, records), held_out)
     findings = worst_first(findings + seen.findings(config.max_length, config.max_long_share))
-    console.print(_title(config.files, seen), markup=False)
+    console.print(_title(config.files, seen), soft_wrap=True, markup=False)
     console.print(_finding_table(findings))
     if seen.chat:
         console.print(_truncation_table(seen.totals, config.max_length))
@@ -122,7 +122,7 @@ def stats(config: StatsConfig) -> None:
     console, seen = _console(), _Seen(_chat(config))
     for record in seen.watch(read_any(config.files)):
         seen.describe(record)
-    console.print(_title(config.files, seen), markup=False)
+    console.print(_title(config.files, seen), soft_wrap=True, markup=False)
     if "-" not in config.files:
         console.print(f"sha256 {content_hash(config.files)}", style="dim")
     if not seen.rows:
@@ -145,7 +145,9 @@ def convert(config: ConvertConfig) -> None:
         raise ValueError(f"{config.source}: needs at least one row; found none")
     write_records(config.out, records)
     if config.out != "-":
-        _console().print(f"{_title([config.source], seen)} -> {config.out}", markup=False)
+        _console().print(
+            f"{_title([config.source], seen)} -> {config.out}", markup=False, soft_wrap=True
+        )
 
 
 @dataclass
@@ -284,7 +286,8 @@ def _console() -> Console:
 
 
 def _title(files: Sequence[str], seen: _Seen) -> str:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in seen.kinds.items()) or "no rows"
+    counted = (f"{n:,} {kind[: -1 if n == 1 else None]}" for kind, n in seen.kinds.items())
+    kinds = ", ".join(counted) or "no rows"
     return f"{' '.join(files)}: {kinds}"
 
 

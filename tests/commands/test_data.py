@@ -118,7 +118,7 @@ def test_a_histogram_has_its_width_and_a_full_block(values):
 def test_convert_pairs_and_groups(tmp_path, capsys):
     alpaca = put(tmp_path / "a.jsonl", [{"instruction": "p", "chosen": "c", "rejected": "r"}])
     convert(ConvertConfig(alpaca, str(tmp_path / "out.jsonl"), family="alpaca"))
-    assert "1 pairs" in capsys.readouterr().out
+    assert "1 pair ->" in capsys.readouterr().out
     assert list(read_pairs(tmp_path / "out.jsonl")) == list(read_pairs(alpaca))
     rated = {"instruction": "p", "completions": [{"response": "a", "overall_score": 3.0}]}
     feedback = put(tmp_path / "b.jsonl", [rated])
@@ -164,3 +164,13 @@ def test_bad_data_is_told_without_waiting_for_torch(tmp_path):
     said, heavy = done.stdout.splitlines()
     assert "needs 'rejected'" in said and "did you mean 'reject'" in said
     assert heavy == "[]"
+
+
+def test_the_command_line_takes_from(tmp_path, monkeypatch):
+    from melior.cli import main
+
+    path = put(tmp_path / "a.jsonl", [{"instruction": "p", "chosen": "c", "rejected": "r"}])
+    out = str(tmp_path / "b.jsonl")
+    monkeypatch.setattr(sys, "argv", ["melior", "data", "convert", path, out, "--from", "alpaca"])
+    main()
+    assert len(list(read_pairs(out))) == 1

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +80,27 @@ def test_what_is_neither_path_nor_name_is_refused():
 def test_a_name_that_is_not_cached_is_refused_offline():
     with pytest.raises(FileNotFoundError, match="neither a file here nor a data set"):
         next(read_pairs("nobody/nothing"))
+
+
+def test_a_cached_name_is_read_offline(tmp_path, monkeypatch):
+    """Laid into the cache as a download leaves it."""
+    datasets = pytest.importorskip("datasets")
+    path = lines(tmp_path / "a.jsonl")
+    made = datasets.load_dataset("json", data_files=path, cache_dir=str(tmp_path / "made"))
+    folder = Path(made["train"].cache_files[0]["filename"]).parent
+    cached = tmp_path / "org___name" / "default" / "0.0.0" / ("a" * 40)
+    shutil.copytree(folder, cached)
+    (cached / "json-train.arrow").rename(cached / "name-train.arrow")
+    about = json.loads((cached / "dataset_info.json").read_text()) | {"dataset_name": "name"}
+    (cached / "dataset_info.json").write_text(json.dumps(about))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    assert [origin for origin, _ in read_records("org/name:train:2")] == [
+        "org/name:train:1",
+        "org/name:train:2",
+    ]
+    assert len(content_hash("org/name")) == 64
+    with pytest.raises(ValueError, match=r"needs one of the splits \['train'\]; found 'tset'"):
+        ids("org/name:tset")
 
 
 def test_a_name_needs_the_extra(monkeypatch):
