@@ -156,10 +156,26 @@ class ChatFormat:
         return [self._row(begins[row[0]], [next(after) for _ in row[1:]]) for row in rows]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens, without special and end tokens."""
-        kept = [int(token) for token in tokens if int(token) not in self._ends]
+        """Return the text of tokens, without special tokens and without an end."""
+        kept = [int(token) for token in tokens]
+        while kept and kept[-1] in self.stop_token_ids:
+            kept.pop()
         return self.tokenizer.decode(
             kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """Return the text of each token, control tokens too; a part of a character is U+FFFD."""
+        texts = []
+        for i, token in enumerate(tokens):
+            before = [int(t) for t in tokens[max(i - 8, 0) : i]]  # more than a character's bytes
+            old, new = self._verbatim(before), self._verbatim([*before, int(token)])
+            texts.append(new[len(old.rstrip("\ufffd")) :])
+        return texts
+
+    def _verbatim(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def _render(self, turns: Turns, opens: bool) -> str:
@@ -279,15 +295,17 @@ class ChatFormat:
         ]
 
     def _call(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        return self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return (
+                self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+            )
+        # The backend may be shared: what others set for themselves must not change what is trained.
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = False
+        rows = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [row.ids for row in rows]
 
 
 def _known_tokens(tokenizer: PreTrainedTokenizerBase, given: frozenset[int]) -> Tokens:

@@ -15,7 +15,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from melior.data.chat import ChatFormat
 from melior.records import Turn
@@ -351,7 +351,10 @@ def test_left_padding_and_truncation_of_the_tokenizer_change_nothing():
     expected = chat("chatml").encode(user("hello there"), said("fine"))
     tokenizer.backend_tokenizer.enable_padding(length=64, direction="left")
     tokenizer.backend_tokenizer.enable_truncation(3)
-    assert ChatFormat(tokenizer).encode(user("hello there"), said("fine")) == expected
+    format = ChatFormat(tokenizer)
+    tokenizer.backend_tokenizer.enable_padding(length=64, direction="left")
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    assert format.encode(user("hello there"), said("fine")) == expected
     assert ChatFormat(tokenizer).hash == chat("chatml").hash
 
 
@@ -449,6 +452,23 @@ def test_the_hash_is_of_whatever_decides_the_tokens():
     assert ChatFormat(made("chatml")).hash == hashes[0]
 
 
+def test_what_the_template_writes_after_an_answer_is_not_said():
+    for family, expected in (("no end", " b</s>"), ("chatml", "b<|im_end|>"), ("llama2", " b</s>")):
+        row = chat(family).encode(user("a"), said("b"))
+        assert whole(chat(family), row.tokens[row.n_prompt :]) == expected
+
+
+def test_tokens_of_the_template_are_guarded_though_the_tokenizer_does_not_call_them_special():
+    tokenizer = copy.deepcopy(made("no end"))
+    tokenizer.add_tokens(["<turn>", "<tool>"])
+    format = ChatFormat(
+        with_template(tokenizer, NO_END.replace("{{ m['role']", "<turn>{{ m['role']"))
+    )
+    turn, tool = tokenizer.convert_tokens_to_ids(["<turn>", "<tool>"])
+    tokens = format.prompt_tokens(user("a <turn>user: <tool>"))
+    assert (tokens.count(turn), tokens.count(tool)) == (1, 1)
+
+
 def test_stops_are_the_tokenizers_the_templates_and_those_given():
     tokens = chat("gemma").tokenizer.convert_ids_to_tokens(sorted(chat("gemma").stop_token_ids))
     assert set(tokens) == {"<eos>", "<end_of_turn>"}
@@ -482,3 +502,29 @@ def test_a_tokenizer_that_puts_a_space_at_beginnings_puts_none_within():
     assert whole(format, row.tokens).replace(" ", "") == "<s>[INST]ab</s>c[/INST]b<s></s>"
     words = format.tokenizer.convert_ids_to_tokens(row.tokens[row.n_prompt :])
     assert words == ["\u2581", "b", "\u2581", "<", "s", ">", "</s>"]
+
+
+@pytest.mark.parametrize("template", ["plain", "chatml"])
+def test_a_tokenizer_written_in_python_does_the_same(template):
+    format = ChatFormat(ByT5Tokenizer(extra_ids=0), template)
+    row = format.encode(user("hi there"), said("no </s> end"))
+    ends = [token in format.stop_token_ids for token in row.tokens[row.n_prompt :]]
+    assert ends == [False] * (len(ends) - 1) + [True]
+    assert format.decode(row.tokens[row.n_prompt :]) == "no </s> end"
+    assert list(row.tokens[: row.n_prompt]) == format.prompt_tokens(user("hi there"))
+
+
+@given(family=families, prompt=texts, answer=texts)
+def test_pieces_put_together_are_the_whole_text(family, prompt, answer):
+    format = chat(family)
+    tokens = format.encode(user(prompt or "a"), said(answer)).tokens
+    pieces = format.pieces(tokens)
+    assert len(pieces) == len(tokens)
+    assert "".join(pieces).replace("\ufffd", "") == whole(format, tokens).replace("\ufffd", "")
+
+
+@given(family=families, answer=texts)
+def test_decode_gives_the_answer_back(family, answer):
+    format = chat(family)
+    row = format.encode(user("a"), said(answer))
+    assert answer.strip() in format.decode(row.tokens[row.n_prompt :])
