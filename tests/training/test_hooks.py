@@ -3,7 +3,7 @@ import re
 
 from rich.console import Console
 
-from melior.training.hooks import Progress, every
+from melior.training.hooks import Progress, counted, every
 
 
 def test_every_acts_at_its_steps_and_the_last():
@@ -41,3 +41,11 @@ def test_a_file_gets_few_lines_but_the_first_and_last():
 def test_a_terminal_gets_a_live_line():
     text = shown(3, is_terminal=True)
     assert "3/3" in text and "rewards/accuracies 0.75" in text and "\x1b[" in text
+
+
+def test_counting_is_shown_on_a_terminal_only():
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80)
+        with counted("tokenising", console=console) as progress:
+            progress(41)
+        assert ("tokenising" in console.file.getvalue()) == is_terminal

@@ -242,18 +242,18 @@ def test_two_steps_make_an_actor_and_critic():
 
 
 def test_state_goes_on_to_the_same_bits():
-    runs = []
+    config, runs = OptimConfig(learning_rate=1e-2), []
     for dtype in (torch.float32, torch.bfloat16):
         model = network(dtype=dtype)
         parts = [replace(batch(i), x=batch(i).x.to(dtype)) for i in range(6)]
-        step = descend(token_mean(model), dict(model.named_parameters()), FLAT, total_steps=6)
+        step = descend(token_mean(model), dict(model.named_parameters()), config, total_steps=6)
         fit(step, [[part] for part in parts])
 
         other = network(dtype=dtype)
-        first = descend(token_mean(other), dict(other.named_parameters()), FLAT, total_steps=6)
+        first = descend(token_mean(other), dict(other.named_parameters()), config, total_steps=6)
         fit(first, [[part] for part in parts[:3]])
         third = network(seed=9, dtype=dtype)
-        second = descend(token_mean(third), dict(third.named_parameters()), FLAT, total_steps=6)
+        second = descend(token_mean(third), dict(third.named_parameters()), config, total_steps=6)
         second.load_state(first.state())
         fit(second, [[part] for part in parts[3:]], start=3)
         runs.append(torch.equal(weights(model), weights(third)))

@@ -8,7 +8,7 @@ import pytest
 from melior.config import config_from_dict, read_config
 from melior.options import LoopOptions, OptimConfig
 from melior.training.loop import Interrupted
-from melior.training.run import Run, write_json
+from melior.training.run import Run, write_json, write_json_lines
 
 
 @dataclass(frozen=True)
@@ -185,3 +185,21 @@ def test_tensorboard_gets_the_numbers(tmp_path):
         run.append(3, {"loss": 9.0})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+
+
+def test_notes_and_last_numbers_can_be_read_back(tmp_path):
+    with begin(tmp_path) as run:
+        assert run.last_metrics() == {}
+        run.append(1, {"loss": 0.5})
+        run.append(2, {"loss": 0.25})
+        run.append(2, {"eval_loss": 0.75})
+        run.note("a checkpoint was passed over")
+        found = run.last_metrics()
+    assert (found["step"], found["loss"]) == (2, 0.25)
+    assert record(tmp_path)["notes"] == ["a checkpoint was passed over"]
+
+
+def test_json_lines_are_one_object_each(tmp_path):
+    write_json_lines(tmp_path / "a.jsonl", [{"ü": "a\nb"}, {"x": 1}])
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"ü": "a\nb"}, {"x": 1}]
