@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,7 +65,8 @@ class ChatFormat:
         given = frozenset(int(token) for token in stop_token_ids)
         tokens = _known_tokens(self.tokenizer, given)
         name, source, note = _chosen(self.tokenizer, template, tokens.end)
-        self.tokenizer.chat_template = source
+        if template != "auto":
+            self.tokenizer.chat_template = source
         self.writer: Writer = (
             PlainText(tokens)
             if source is None
@@ -97,10 +99,11 @@ class ChatFormat:
     def hash(self) -> str:
         """A key of everything that decides which tokens a conversation becomes."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        rules = json.loads(backend.to_str()) if backend else self.tokenizer.get_vocab()
+        rules = self.tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
         rules = {key: rules[key] for key in rules if key not in ("padding", "truncation")}
         ends, special = sorted(self.stop_token_ids), str(self.tokenizer.special_tokens_map)
-        parts = [self.writer.name == "plain", self.writer.probe, rules, ends, special, self._start]
+        kind = f"{self.name == 'plain'} {type(self.tokenizer).__name__}"
+        parts = [kind, self.writer.probe, rules, ends, special, self._start]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -140,20 +143,22 @@ class ChatFormat:
         """
         opened: dict[Turns, tuple[Turns, str]] = {}
         rows: list[list[str]] = []
-        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            try:
+        origins = origins or [""] * len(prompts)
+        for prompt, response, origin in zip(prompts, responses, origins, strict=True):
+            with _errors_at(origin):
                 if prompt not in opened:
                     opened[prompt] = self._opened(prompt)
                 rows.append(self._written(*opened[prompt], response))
-            except ValueError as error:
-                where = f"{origins[index]}: " if origins else ""
-                raise ValueError(f"{where}{error}") from error
         texts = list(dict.fromkeys(row[0] for row in rows))
-        begins = dict(zip(texts, map(self._begin, self._tokens(texts)), strict=True))
-        after = iter(
-            self._after([("".join(row[:i]), row[i]) for row in rows for i in range(1, len(row))])
-        )
-        return [self._row(begins[row[0]], [next(after) for _ in row[1:]]) for row in rows]
+        begins = dict(zip(texts, self._tokens(texts), strict=True))
+        spans = [("".join(row[:i]), row[i]) for row in rows for i in range(1, len(row))]
+        after = iter(self._after(spans, begins))
+        encoded = []
+        for row, origin in zip(rows, origins, strict=True):
+            with _errors_at(origin):
+                begin = self._begin(begins[row[0]])
+                encoded.append(self._row(begin, [next(after) for _ in row[1:]]))
+        return encoded
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without special tokens and without an end."""
@@ -232,15 +237,17 @@ class ChatFormat:
             )
         return tokens
 
-    def _after(self, spans: Sequence[tuple[str, str]]) -> list[list[int]]:
+    def _after(
+        self, spans: Sequence[tuple[str, str]], known: Mapping[str, list[int]]
+    ) -> list[list[int]]:
         """Return the tokens of each second text in one piece with the first.
 
         Where the first text's tokens would change, those of the second alone. Added tokens cut a
         text before anything else does, so no more of the first is read than its last one.
         """
         contexts = [self._context(before) for before, _ in spans]
-        unique = list(dict.fromkeys(contexts))
-        heads = dict(zip(unique, self._tokens(unique), strict=True))
+        new = list(dict.fromkeys(context for context in contexts if context not in known))
+        heads = {**known, **dict(zip(new, self._tokens(new), strict=True))}
         joint = self._tokens([c + text for c, (_, text) in zip(contexts, spans, strict=True)])
         torn = []
         for index, context in enumerate(contexts):
@@ -306,6 +313,14 @@ class ChatFormat:
         backend.encode_special_tokens = False
         rows = backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [row.ids for row in rows]
+
+
+@contextmanager
+def _errors_at(origin: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}" if origin else str(error)) from error
 
 
 def _known_tokens(tokenizer: PreTrainedTokenizerBase, given: frozenset[int]) -> Tokens:

@@ -247,13 +247,15 @@ def _broken(value: object, control: re.Pattern[str]) -> object:
 def _broken_text(text: str, control: re.Pattern[str]) -> str:
     if MARK in text:
         raise ValueError("a text must hold characters only; found U+FDD0, which is none")
-    while match := control.search(text):
+    at = 0
+    while match := control.search(text, at):
         if len(match.group()) == 1:
             raise ValueError(
                 f"{match.group()!r} is a control token of the tokenizer, and cannot be told from"
                 f" the same character in a text; found it in {_shown(text)}"
             )
-        cut = match.start() + 1
+        at = match.start()
+        cut = at + 1
         text = text[:cut] + MARK + text[cut:]
     return text
 

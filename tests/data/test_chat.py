@@ -123,7 +123,9 @@ def made(family: str, *, adds: bool = False, side: str = "right") -> PreTrainedT
     return fast
 
 
-def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
+def with_template(
+    tokenizer: PreTrainedTokenizerFast, template: str | dict[str, str]
+) -> PreTrainedTokenizerFast:
     other = copy.copy(tokenizer)
     other.chat_template = template
     return other
@@ -274,6 +276,27 @@ def test_only_the_assistants_turns_are_scored_each_with_its_end(family):
     assert text.startswith(second)
 
 
+def test_the_mask_is_that_of_transformers_where_a_template_marks_what_is_generated():
+    marked = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+        "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    format = ChatFormat(with_template(made("chatml"), marked))
+    response = (*said("one fox"), *user("and then?"), *said("two dogs"))
+    row = format.encode(user("count"), response)
+    messages = [{"role": t.role, "content": t.content} for t in (*user("count"), *response)]
+    theirs = format.tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    n = len(row.tokens)
+    assert list(row.tokens) == theirs["input_ids"][:n]
+    assert [int(is_said) for is_said in row.mask] == theirs["assistant_masks"][:n]
+    assert not any(theirs["assistant_masks"][n:])
+
+
 @pytest.mark.parametrize("family", ["qwen3", "no end"])
 def test_a_template_that_writes_earlier_turns_otherwise_is_refused_for_several(family):
     response = (*said("one"), *user("and then?"), *said("two"))
@@ -416,6 +439,21 @@ def test_rows_are_named_in_errors():
         chat("chatml").encode_many(
             [user("a"), user("b")], [said("x"), ()], origins=["pairs.jsonl:1", "pairs.jsonl:2"]
         )
+
+
+def test_a_row_without_any_prompt_is_named():
+    with pytest.raises(ValueError, match=r"^a:1: a prompt needs at least one token"):
+        chat("plain").encode_many([user("")], [said("b")], origins=["a:1"])
+    assert chat("plain", adds=True).encode(user(""), said("b")).n_prompt == 1
+
+
+def test_named_templates_use_the_default_and_stay_with_the_tokenizer():
+    named = {"default": CHATML, "tool_use": LLAMA3}
+    format = ChatFormat(with_template(made("chatml"), named))
+    assert format.encode(user("a"), said("b")) == chat("chatml").encode(user("a"), said("b"))
+    assert format.tokenizer.chat_template == named
+    with pytest.raises(ValueError, match="templates named tool_use, and none is the default"):
+        ChatFormat(with_template(made("chatml"), {"tool_use": LLAMA3}))
 
 
 def test_a_tokenizer_without_an_end_token_is_refused():
