@@ -1,0 +1,229 @@
+"""`melior sample`: draw k answers to each prompt, from a model here or on a server."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from melior.options import ModelOptions, Sampling, in_range
+from melior.records import Group, Metrics
+
+
+@dataclass(frozen=True)
+class Config:
+    """Draw candidates for prompts; groups go out as JSON lines."""
+
+    prompts: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data"])]
+    """Files with a `prompt` in each row, or whole groups or pairs, of which the prompt is taken."""
+    model: Annotated[str, tyro.conf.arg(aliases=["--model-name-or-path"])] = ""
+    """A folder, a name such as `org/model`, or `smollm2`; the name at the server where one is
+    given (empty where it serves one model)."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8))
+    out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = "-"
+    """A .jsonl file, or `-` for standard output."""
+    resume: bool = False
+    """Go on after the prompts that the file has answers to."""
+    seed: int = 42
+    at_once: int = 64
+    """Answers that are drawn together."""
+    server: str = ""
+    """Ask an OpenAI-compatible server at this address, such as http://localhost:8000."""
+    api_key_env: str = ""
+    """Environment variable that holds the server's key."""
+    concurrency: int = 8
+    """Prompts in flight at the server."""
+    revision: Annotated[str, tyro.conf.arg(aliases=["--model-revision"])] = "main"
+    """Branch, tag or commit of a model that is fetched by name."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `mps`, ..."""
+    chat_template: str = "auto"
+    """`auto`, `plain`, `chatml`, or a file."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        if not self.model and not self.server:
+            raise ValueError("--model must name what answers (or give --server); found neither")
+        if self.api_key_env and not os.environ.get(self.api_key_env):
+            raise ValueError(
+                f"--api-key-env: {self.api_key_env} must hold the server's key; found nothing in it"
+            )
+        if self.resume and self.out == "-":
+            raise ValueError("--resume needs the file to go on with; found no --out")
+        if self.out != "-" and Path(self.out).suffix != ".jsonl":
+            raise ValueError(f"--out must end in .jsonl, or be -; found {self.out!r}")
+        in_range("seed", self.seed, 0, 2**63 - 1)
+        in_range("at_once", self.at_once, 1)
+        in_range("concurrency", self.concurrency, 1)
+
+
+def run(config: Config) -> Metrics:
+    """Sample and write each group as soon as it is there."""
+    from melior.data.files import read_prompts
+
+    prompts = list(read_prompts(list(config.prompts), seed=config.seed))
+    if not prompts:
+        raise ValueError(f"{', '.join(config.prompts)}: needs at least one prompt; found none")
+    start = _answered(config, prompts)
+    tally = _Tally()
+    with _output(config, start) as put, _progress(len(prompts), start) as show:
+        try:
+            for group in _source(config, prompts, start):
+                put(group)
+                tally.add(group)
+                show(tally)
+        except KeyboardInterrupt as error:
+            done = start + tally.groups
+            way = "; --resume goes on" if config.out != "-" else ""
+            raise KeyboardInterrupt(f"{done} of {len(prompts)} prompts are done{way}") from error
+    print(tally.sentence(config.out), file=sys.stderr)
+    return tally.metrics()
+
+
+def _source(config: Config, prompts: list[Group], start: int) -> Iterator[Group]:
+    if start == len(prompts):
+        return iter(())
+    if config.server:
+        from melior.sampling.server import Server, server_candidates
+
+        server = Server(
+            config.server,
+            config.model,
+            api_key=os.environ[config.api_key_env] if config.api_key_env else "",
+            concurrency=config.concurrency,
+        )
+        return server_candidates(server, prompts, config.sampling, seed=config.seed, start=start)
+    from melior import ops
+    from melior.models.loading import load
+    from melior.sampling.candidates import candidates
+
+    options = ModelOptions(
+        model=config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        chat_template=config.chat_template,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return candidates(
+        load(options, trainable=False),
+        prompts,
+        config.sampling,
+        generator=ops.generator(config.seed),
+        start=start,
+        at_once=config.at_once,
+    )
+
+
+def _answered(config: Config, prompts: list[Group]) -> int:
+    """Return how many first prompts the file has answers to."""
+    from melior.data.files import turn_rows
+    from melior.data.growing import whole_rows
+
+    path = Path(config.out)
+    if config.out == "-" or not path.exists():
+        return 0
+    rows = whole_rows(path)
+    if not config.resume and path.stat().st_size:
+        raise FileExistsError(
+            f"{path}: needs to be new; found {len(rows)} rows; --resume goes on with them"
+        )
+    for number, row in enumerate(rows, 1):
+        group = prompts[number - 1] if number <= len(prompts) else None
+        n = len(row.get("candidates") or ())
+        if group is None or row.get("prompt") != turn_rows(group.prompt) or n != config.sampling.k:
+            wanted = f"{config.sampling.k} answers to {group.origin}" if group else "no more rows"
+            raise ValueError(
+                f"{path}:{number}: --resume needs {wanted}; found {n} answers to "
+                f"{str(row.get('prompt'))[:80]}; give the prompts and k of that run, or another"
+                " --out"
+            )
+    return len(rows)
+
+
+@contextmanager
+def _output(config: Config, start: int) -> Iterator[Callable[[Group], object]]:
+    from melior.data.growing import growing
+
+    if config.out != "-":
+        with growing(Path(config.out), start=start) as put:
+            yield put
+        return
+    from melior.data.files import write_groups
+
+    yield lambda group: write_groups("-", [group])
+
+
+@dataclass
+class _Tally:
+    """Counts of what was drawn."""
+
+    groups: int = 0
+    answers: int = 0
+    tokens: int = 0
+    unfinished: int = 0
+
+    def add(self, group: Group) -> None:
+        facts = [one.facts for one in group.candidates]
+        self.groups += 1
+        self.answers += len(facts)
+        self.tokens += sum(fact.get("n_tokens", 0) for fact in facts)
+        self.unfinished += sum(not fact["is_finished"] for fact in facts)
+
+    def metrics(self) -> Metrics:
+        return {
+            "sample/groups": self.groups,
+            "sample/answers": self.answers,
+            "sample/tokens": self.tokens,
+            "sample/share_unfinished": self.unfinished / max(self.answers, 1),
+        }
+
+    def sentence(self, out: str) -> str:
+        where = "" if out == "-" else f" in {out}"
+        share = self.metrics()["sample/share_unfinished"]
+        return (
+            f"drew {self.answers} answers to {self.groups} prompts{where}; "
+            f"{share:.0%} were cut at max_new_tokens"
+        )
+
+
+@contextmanager
+def _progress(total: int, start: int) -> Iterator[Callable[[_Tally], None]]:
+    """Show how far it is, how fast, and the time left, on standard error."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("prompts"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, completed=start, rate="")
+
+        def show(tally: _Tally) -> None:
+            seconds = bar.tasks[0].elapsed or 1e-9
+            rate = f"{tally.answers / seconds:.1f} answers/s"
+            if tally.tokens:
+                rate += f", {tally.tokens / seconds:.0f} tokens/s"
+            bar.update(task, completed=start + tally.groups, rate=rate)
+
+        yield show
