@@ -22,7 +22,7 @@ _SCORED = ("black on green", "black on bright_green")
 """By turns, so that one token ends where the next begins."""
 _SCORED_CONTROL = "bold black on yellow"
 _FED = "dim"
-_FED_CONTROL = "magenta"
+_FED_CONTROL = "bold magenta"
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def test_colours_take_the_place_of_marks():
     text = shown(PAIR, colours=True)
     assert "[Paris" not in text
     assert "\x1b[1;30;43m<|im_end|>" in text
-    assert "\x1b[35m<|im_start|>" in text
+    assert "\x1b[1;35m<|im_start|>" in text
 
 
 def test_turns_of_others_inside_an_answer_are_fed():
