@@ -52,22 +52,18 @@ class Config:
 
 def method(config: Config) -> Method:
     """Return DPO's loss and the reward that it compares."""
-    from melior.losses.preference import dpo
-    from melior.stages.preference import Method
-    from melior.types import Pairwise
+    from functools import partial
 
-    beta, smoothing = config.beta, config.label_smoothing
-    return Method(
-        loss=lambda p: dpo(p.policy, p.reference, beta=beta, label_smoothing=smoothing),
-        reward=lambda p: Pairwise(beta * p.log_ratio.chosen, beta * p.log_ratio.rejected),
-        has_reference=True,
-        sft_weight=config.sft_weight,
-    )
+    from melior.losses.preference import dpo
+    from melior.stages.preference import log_ratio_method
+
+    loss = partial(dpo, beta=config.beta, label_smoothing=config.label_smoothing)
+    return log_ratio_method(loss, beta=config.beta, sft_weight=config.sft_weight)
 
 
 def run(config: Config) -> Path:
     """Train, judge, save and report; return the report."""
-    check_inputs(config.model, config.data)
+    check_inputs(config.model, config.data, config.loop)
     from melior.report.page import write_report
     from melior.stages.learn import Plan, learn
 

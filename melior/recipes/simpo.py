@@ -76,25 +76,19 @@ def method(config: Config) -> Method:
     from functools import partial
 
     from melior.losses.preference import simpo, simpo_hinge
-    from melior.stages.preference import Method
-    from melior.types import Pairwise
+    from melior.stages.preference import per_token_method
 
     beta, gamma = config.beta, config.target_margin
     loss = {
         "sigmoid": partial(simpo, beta=beta, gamma=gamma, label_smoothing=config.label_smoothing),
         "hinge": partial(simpo_hinge, beta=beta, gamma=gamma),
     }[config.loss_type]
-    return Method(
-        loss=lambda pairs: loss(pairs.per_token),
-        reward=lambda p: Pairwise(beta * p.per_token.chosen, beta * p.per_token.rejected),
-        has_reference=False,
-        sft_weight=config.sft_weight,
-    )
+    return per_token_method(loss, beta=beta, sft_weight=config.sft_weight)
 
 
 def run(config: Config) -> Path:
     """Train, judge, save and report; return the report."""
-    check_inputs(config.model, config.data)
+    check_inputs(config.model, config.data, config.loop)
     from melior.report.page import write_report
     from melior.stages.learn import Plan, learn
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from melior.data.files import read_pairs
 from melior.models.names import find
-from melior.options import DataOptions, ModelOptions
+from melior.options import DataOptions, LoopOptions, ModelOptions
+from melior.training.folder import check_folder
 
 
-def check_inputs(model: ModelOptions, data: DataOptions) -> None:
-    """Look for the model, and read the first row of each source.
+def check_inputs(model: ModelOptions, data: DataOptions, loop: LoopOptions) -> None:
+    """Look at the run folder, for the model, and at the first row of each source.
 
     Raises:
         FileNotFoundError: the model or a source is not there.
-        ValueError: a source is empty, or its first row is no pair.
+        ValueError: the folder holds a run, a source is empty, or its first row is no pair.
     """
+    check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
     find(model.model)
     for source in (*data.data, *data.eval_data):
         if next(read_pairs(source), None) is None:

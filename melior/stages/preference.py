@@ -56,6 +56,31 @@ class Method:
     """Of the chosen answers' negative log-likelihood, averaged over the batch's tokens."""
 
 
+def per_token_method(
+    loss: Callable[[Pairwise], Float[Tensor, " n"]], *, beta: float, sft_weight: float = 0.0
+) -> Method:
+    """Return the method of a reference-free loss on log-probabilities averaged over tokens."""
+
+    def reward(pairs: PairLogProbs) -> Pairwise:
+        return Pairwise(beta * pairs.per_token.chosen, beta * pairs.per_token.rejected)
+
+    return Method(lambda pairs: loss(pairs.per_token), reward, False, sft_weight)
+
+
+def log_ratio_method(
+    loss: Callable[[Pairwise, Pairwise], Float[Tensor, " n"]],
+    *,
+    beta: float,
+    sft_weight: float = 0.0,
+) -> Method:
+    """Return the method of a loss on summed log-probabilities of policy and reference."""
+
+    def reward(pairs: PairLogProbs) -> Pairwise:
+        return Pairwise(beta * pairs.log_ratio.chosen, beta * pairs.log_ratio.rejected)
+
+    return Method(lambda pairs: loss(pairs.policy, pairs.reference), reward, True, sft_weight)
+
+
 def pair_objective(model: LanguageModel, method: Method) -> Objective[PairBatch]:
     """Return the objective of a method on portions of an optimizer batch."""
 

@@ -24,24 +24,9 @@ import melior
 from melior.config import config_to_dict, read_config
 from melior.records import Metrics
 from melior.training.checkpoint import refuse_changes
+from melior.training.folder import OWNED, check_folder
 from melior.training.loop import Interrupted
 from melior.training.trackers import Tracker, check_installed, open_trackers
-
-OWNED = (
-    "checkpoints",
-    "config.yaml",
-    "data.json",
-    "evaluation.json",
-    "metrics.jsonl",
-    "model",
-    "report.html",
-    "run.json",
-    "samples.jsonl",
-    "scores.jsonl",
-    "tensorboard",
-    "wandb",
-)
-"""What a run may leave, and what --overwrite deletes: nothing else in the folder is touched."""
 
 
 class Run:
@@ -101,12 +86,11 @@ class Run:
         names = tuple(report_to)
         check_installed(names)
         options = {k: v for k, v in config_to_dict(config).items() if k not in _OF_THE_START}
-        _check_choice(place, resume=resume, overwrite=overwrite)
+        check_folder(place, resume=resume, overwrite=overwrite)
         if resume:
             record = _resumed(place, recipe, options, allow_changes=allow_changes)
         else:
-            if overwrite:
-                _delete_run(place)
+            _delete_run(place)
             record = _new_record(recipe, paper, command)
         place.mkdir(parents=True, exist_ok=True)
         return cls(place, record, options=options, report_to=names)
@@ -216,27 +200,6 @@ def write_text(path: Path, content: str) -> None:
 
 _OF_THE_START = frozenset({"allow_changes", "overwrite", "resume"})
 """Options of how a run is begun; config.yaml, which may begin another, is without them."""
-
-
-def _check_choice(place: Path, *, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other; found both; leave one out")
-    if place.exists() and not place.is_dir():
-        raise ValueError(f"{place}: a folder is needed for the run; found a file")
-    holds_run = (place / "run.json").exists()
-    if resume and not holds_run:
-        raise ValueError(f"{place}: a run to resume is needed; found none; leave --resume out")
-    if holds_run and not (resume or overwrite):
-        raise ValueError(
-            f"{place}: a folder without a run is needed; found one; go on with it by --resume, "
-            "replace it by --overwrite, or choose another folder"
-        )
-    others = [name for name in OWNED if (place / name).exists()]
-    if others and not holds_run:
-        raise ValueError(
-            f"{place}: a folder without {', '.join(others)} is needed, since the run will write "
-            "there; found them, of no run; choose another folder"
-        )
 
 
 def _resumed(

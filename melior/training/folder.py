@@ -1,0 +1,60 @@
+"""Which folder a run may be written to; needs no torch, so that a wrong one is known at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+OWNED = (
+    "checkpoints",
+    "config.yaml",
+    "data.json",
+    "evaluation.json",
+    "metrics.jsonl",
+    "model",
+    "report.html",
+    "run.json",
+    "samples.jsonl",
+    "scores.jsonl",
+    "tensorboard",
+    "wandb",
+)
+"""What a run may leave, and what --overwrite deletes: nothing else in the folder is touched."""
+
+
+def check_folder(place: Path, *, resume: bool, overwrite: bool) -> None:
+    """Check that a run may begin, or go on, in a folder.
+
+    A run that failed before its first checkpoint is in nobody's way and may be replaced.
+
+    Raises:
+        ValueError: it may not, with the ways out.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other; found both; leave one out")
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"{place}: a folder is needed for the run; found a file")
+    holds_run = (place / "run.json").exists()
+    if resume and not holds_run:
+        raise ValueError(f"{place}: a run to resume is needed; found none; leave --resume out")
+    if holds_run and not (resume or overwrite or _came_to_nothing(place)):
+        raise ValueError(
+            f"{place}: a folder without a run is needed; found one; go on with it by --resume, "
+            "replace it by --overwrite, or choose another folder"
+        )
+    others = [name for name in OWNED if (place / name).exists()]
+    if others and not holds_run:
+        raise ValueError(
+            f"{place}: a folder without {', '.join(others)} is needed, since the run will write "
+            "there; found them, of no run; choose another folder"
+        )
+
+
+def _came_to_nothing(place: Path) -> bool:
+    """Say whether the folder's run failed before it left a checkpoint."""
+    try:
+        record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    has_steps = any((place / "checkpoints").glob("step-*"))
+    return isinstance(record, dict) and record.get("status") == "failed" and not has_steps
