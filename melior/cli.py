@@ -107,7 +107,7 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
         raise ValueError(f"melior {words[0]}: needs one of {verbs}; found {found}{hint}")
     firsts = [name.split()[0] for name in COMMANDS]
     raise ValueError(
-        f"{words[0]!r} is not a command{_near(words[0], firsts)}; melior --help lists them"
+        f"{words[0]!r} is not a command; melior --help lists them{_near(words[0], firsts)}"
     )
 
 

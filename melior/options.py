@@ -152,7 +152,7 @@ class LoopOptions:
     """Stop after so many optimizer steps; 0 means the epochs decide."""
     batch_size: int = 32
     """Examples per optimizer step, however many portions they are computed in."""
-    max_tokens: int = 8192
+    max_tokens: int = 2048
     """Tokens computed at once; shared prefixes count once. Bounds the memory."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""

@@ -183,7 +183,8 @@ class _Seen:
         answers = _answers(record)
         try:
             prompts = [record.prompt for _ in answers]
-            encoded = chat.encode_many(prompts, [answer for _, answer in answers])
+            said = [answer for _, answer in answers]
+            encoded = chat.encode_many(prompts, said, origins=[record.origin] * len(said))
             n_prompt = (
                 len(chat.prompt_tokens(record.prompt)) if not encoded else encoded[0].n_prompt
             )

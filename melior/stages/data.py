@@ -17,6 +17,8 @@ from melior.records import Pair, Turns
 
 CHUNK = 512
 """Pairs tokenised at once."""
+QUANTILES = 1000
+"""Of the lengths, kept for a large data set."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,12 @@ def prepare(
         "rows": len(longest),
         "rows_used": len(pairs),
         "sha256": sha256,
-        "chat": {"template": chat.name, "hash": chat.hash, "notes": list(chat.notes)},
+        "chat": {"template": chat.name, "hash": chat.hash, "notes": _notes(chat)},
         "findings": [asdict(finding) for finding in findings],
         "lengths": {
-            "prompt": lengths.prompt, "chosen": lengths.chosen, "rejected": lengths.rejected,
+            "prompt": _thinned(lengths.prompt),
+            "chosen": _thinned(lengths.chosen),
+            "rejected": _thinned(lengths.rejected),
         },
         "truncation": [asdict(row) for row in truncation_table(longest)],
         "left_out": lengths.too_long,
@@ -94,6 +98,23 @@ def prepare(
     }  # fmt: skip
     prompts = [pair.prompt for pair in islice(read_pairs(sources, seed=seed), 64)]
     return Prepared(pairs, findings, prompts, sha256, record)
+
+
+def _notes(chat: ChatFormat) -> list[str]:
+    """Return what the chat format decided in the open, and what it met on the way."""
+    met = [
+        (chat.n_boundary_merges, "answers would have other tokens if read without their prompt"),
+        (chat.n_control_texts, "conversations hold a control token's text, which stays text"),
+    ]
+    return [*chat.notes, *(f"{count} {what}" for count, what in met if count)]
+
+
+def _thinned(lengths: Sequence[int]) -> list[int]:
+    """Return the lengths, or evenly spaced quantiles where there are very many."""
+    if len(lengths) <= 2 * QUANTILES:
+        return list(lengths)
+    ordered = sorted(lengths)
+    return [ordered[i * (len(ordered) - 1) // (QUANTILES - 1)] for i in range(QUANTILES)]
 
 
 def _encoded(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from melior.config import config_to_dict
-from melior.data.batches import PairBatch, PairBatches
+from melior.data.batches import PairBatches
 from melior.data.files import turn_rows
 from melior.models.card import Card
 from melior.models.generation import Completion
@@ -21,9 +21,9 @@ from melior.records import Metrics, Turns
 from melior.stages.data import Prepared, prepare
 from melior.stages.judge import answers, compare_pairs, evaluate, held_out_log_probs, kl
 from melior.stages.preference import Method, pair_objective, reference_log_probs, zeros
-from melior.training import checkpoint
+from melior.training.checkpoint import Checkpoints, Generators
 from melior.training.hooks import Progress, counted, every
-from melior.training.loop import Hook, Step, descend, fit
+from melior.training.loop import Hook, descend, fit
 from melior.training.run import Run, write_json, write_json_lines, write_text
 
 SAMPLE_TOKENS = 128
@@ -182,8 +182,13 @@ def _train(plan: Plan, run: Run, model: LanguageModel, train: Prepared, bench: B
         pair_objective(model, plan.method), model.trainable(), plan.optim,
         total_steps=total, masters=model.masters,
     )  # fmt: skip
-    keeper = _Keeper(plan, run, step, train.sha256)
-    start = keeper.resume()
+    kept = Checkpoints(
+        run.folder / "checkpoints",
+        {"step": step, "generators": Generators()},
+        about={"options": config_to_dict(plan.config), "data": train.sha256, "steps": total},
+        keep=loop.save_total_limit,
+    )
+    start = _resume(plan, run, kept) if loop.resume else 0
 
     def note(number: int, metrics: Metrics) -> None:
         run.append(number, {"epoch": number / batches.steps_per_epoch} | metrics)
@@ -193,43 +198,20 @@ def _train(plan: Plan, run: Run, model: LanguageModel, train: Prepared, bench: B
 
     with Progress(total, start=start) as progress_bar:
         evaluating = every(loop.eval_steps if bench.pairs else 0, judge)
-        saving = every(loop.save_steps, keeper.save, last=total)
+        saving = every(loop.save_steps, kept.save, last=total)
         hooks: list[Hook] = [note, progress_bar, evaluating, saving]
         todo = batches.iterate(total, start=start)
-        metrics = fit(step, todo, hooks=hooks, start=start, save=keeper.save)
+        metrics = fit(step, todo, hooks=hooks, start=start, save=kept.save)
     return metrics or run.last_metrics()
 
 
-class _Keeper:
-    """Saves checkpoints of a run and finds the one to go on from."""
-
-    def __init__(self, plan: Plan, run: Run, step: Step[PairBatch], data: str) -> None:
-        self.plan, self.run = plan, run
-        self.folder = run.folder / "checkpoints"
-        self.parts: dict[str, checkpoint.Stateful] = {"step": step}
-        self.parts["generators"] = checkpoint.Generators()
-        self.about = {"options": config_to_dict(plan.config), "data": data}
-
-    def save(self, number: int) -> None:
-        """Write a checkpoint."""
-        keep = self.plan.loop.save_total_limit
-        checkpoint.save(self.folder, number, self.parts, about=self.about, keep=keep)
-
-    def resume(self) -> int:
-        """Go back to the newest whole checkpoint, if asked to, and return its step."""
-        if not self.plan.loop.resume:
-            return 0
-        found, note = checkpoint.newest(self.folder)
-        if note:
-            self.run.note(note)
-        if found is None:
-            self.run.rewind(0)
-            return 0
-        if not self.plan.loop.allow_changes:
-            checkpoint.refuse_changes(found.about, self.about, where=found.folder)
-        found.load(self.parts)
-        self.run.rewind(found.step)
-        return found.step
+def _resume(plan: Plan, run: Run, kept: Checkpoints) -> int:
+    """Go back to the newest whole checkpoint and return its step."""
+    start, note = kept.restore(allow_changes=plan.loop.allow_changes)
+    if note:
+        run.note(note)
+    run.rewind(start)
+    return start
 
 
 def _card(
