@@ -31,8 +31,8 @@ class Config:
     resume: bool = False
     """Go on after the prompts that the file has answers to."""
     seed: int = 42
-    at_once: int = 64
-    """Answers that are drawn together."""
+    max_tokens: int = 32768
+    """Answers times tokens held at once; bounds the memory."""
     server: str = ""
     """Ask an OpenAI-compatible server at this address, such as http://localhost:8000."""
     api_key_env: str = ""
@@ -62,7 +62,7 @@ class Config:
         if self.out != "-" and Path(self.out).suffix != ".jsonl":
             raise ValueError(f"--out must end in .jsonl, or be -; found {self.out!r}")
         in_range("seed", self.seed, 0, 2**63 - 1)
-        in_range("at_once", self.at_once, 1)
+        in_range("max_tokens", self.max_tokens, 16)
         in_range("concurrency", self.concurrency, 1)
 
 
@@ -120,7 +120,7 @@ def _source(config: Config, prompts: list[Group], start: int) -> Iterator[Group]
         config.sampling,
         generator=ops.generator(config.seed),
         start=start,
-        at_once=config.at_once,
+        max_tokens=config.max_tokens,
     )
 
 

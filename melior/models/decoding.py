@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -68,42 +69,55 @@ class UnsupportedError(Exception):
 
 
 class Shared:
-    """Rows that read their prompt's keys and values from one place."""
+    """Rows that read their prompt's keys and values from one place; others may join them."""
 
-    def __init__(self, model: PreTrainedModel, cache: Cache, lengths: list[int]) -> None:
+    def __init__(self, model: PreTrainedModel, cache: Cache, lengths: Int[Tensor, " p"]) -> None:
         self.model = model
         self.layers = [
-            _Layer(filled, lengths, is_sliding)
+            _Layer(filled, lengths.tolist(), is_sliding)
             for filled, is_sliding in zip(cache.layers, _sliding(model), strict=True)
         ]
-        self.positions = torch.tensor(lengths, device=model.device)
-        slots = torch.arange(max(lengths), device=model.device)
-        padding = slots < max(lengths) - self.positions[:, None]
-        self.padding = padding if bool(padding.any()) else None
-        self.owner = torch.arange(len(lengths), device=model.device)
-        self.n_calls = 0
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.last = (limit or 2**62) - 1
+        self.lengths = lengths
+        self.said = torch.zeros_like(lengths)
+        self.owner = torch.arange(len(lengths), device=lengths.device)
         self._arrange()
 
     def step(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
         """Append a token to each row; return the logits of the next."""
+        # A row that has ended may be carried along past the model's last position.
+        positions = (self.lengths[self.owner] + self.said)[:, None].clamp_max(self.last)
+        self.said = self.said + 1
+        self.end = int(self.said.max())
+        self.is_level = bool((self.said == self.end).all())
+        self.hidden: dict[int | None, Tensor | None] = {}
         self.n_calls = 0
         with _attention(self.model, NAME):
             output = self.model(
-                tokens[:, None], position_ids=self.positions[:, None], use_cache=False, decode=self
+                tokens[:, None], position_ids=positions, use_cache=False, decode=self
             )
         if self.n_calls != len(self.layers):
             raise UnsupportedError(f"{self.n_calls} of {len(self.layers)} layers came here")
-        self.positions = self.positions + 1
         return output.logits[:, -1]
 
     def keep(self, rows: Int[Tensor, " m"]) -> None:
         """Go on with these rows, in this order; prompts without rows are dropped."""
         prompts, self.owner = self.owner[rows].unique(return_inverse=True)
-        is_same = len(prompts) == len(self.layers[0].prompt_keys)
+        self.said = self.said[rows]
+        is_same = len(prompts) == len(self.lengths)
+        self.lengths = self.lengths[prompts]
         for layer in self.layers:
-            layer.keep(rows, None if is_same else prompts)
-        self.positions = self.positions[rows]
-        self.padding = None if self.padding is None else self.padding[prompts]
+            layer.keep(rows, None if is_same else prompts, int(self.lengths.max()))
+        self._arrange()
+
+    def join(self, others: Shared) -> None:
+        """Take in rows that have said nothing yet, behind those that are here."""
+        self.owner = torch.cat([self.owner, others.owner + len(self.lengths)])
+        self.lengths = torch.cat([self.lengths, others.lengths])
+        self.said = torch.cat([self.said, others.said])
+        for layer, other in zip(self.layers, others.layers, strict=True):
+            layer.join(other, len(others.owner))
         self._arrange()
 
     def _arrange(self) -> None:
@@ -120,6 +134,15 @@ class Shared:
         self.table[self.cell] = torch.arange(n, device=device)
         self.table = self.table.view(len(counts), width)
 
+    def append(self, layer: _Layer, key: Tensor, value: Tensor) -> None:
+        """Add a token to each row of a layer."""
+        layer.grow(self.end)
+        if self.is_level:
+            layer.keys[:, :, self.end - 1], layer.values[:, :, self.end - 1] = key, value
+        else:
+            rows, slots = torch.arange(len(self.said), device=key.device), self.said - 1
+            layer.keys[rows, :, slots], layer.values[rows, :, slots] = key, value
+
     def attend(
         self,
         layer: _Layer,
@@ -129,19 +152,31 @@ class Shared:
         cap: float | None,
     ) -> Float[Tensor, "n g r e2"]:
         """Attend to each row's prompt and own tokens; r queries share a head's keys."""
-        prompt_keys, prompt_values, own_keys, own_values = layer.seen(window)
-        split = prompt_keys.shape[2]
-        left = self._to_rows(self._to_table(query) @ prompt_keys.transpose(-1, -2), query.shape[2])
+        own_keys, own_values = layer.keys[:, :, : self.end], layer.values[:, :, : self.end]
+        r, split = query.shape[2], layer.prompt_keys.shape[2]
+        left = self._to_rows(self._to_table(query) @ layer.prompt_keys.transpose(-1, -2), r)
         scores = torch.cat([left, query @ own_keys.transpose(-1, -2)], -1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
         if cap is not None:
             scores = torch.tanh(scores / cap) * cap
-        if self.padding is not None:
-            hidden = self.padding[:, self.padding.shape[1] - split :][self.owner]
-            scores[..., :split].masked_fill_(hidden[:, None, None], -torch.inf)
+        if window not in self.hidden:
+            self.hidden[window] = self._hidden(split, window)
+        hidden = self.hidden[window]
+        if hidden is not None:
+            scores = scores.masked_fill_(hidden[:, None, None], -torch.inf)
         share = scores.softmax(-1).to(query.dtype)
-        seen = self._to_rows(self._to_table(share[..., :split]) @ prompt_values, query.shape[2])
+        seen = self._to_rows(self._to_table(share[..., :split]) @ layer.prompt_values, r)
         return seen + share[..., split:] @ own_values
+
+    def _hidden(self, split: int, window: int | None) -> Bool[Tensor, "n t"] | None:
+        """Say which places a row's last token does not see; None where it sees all."""
+        slots = torch.arange(split + self.end, device=self.said.device)
+        first = split - self.lengths[self.owner]
+        last = split + self.said - 1
+        if window is not None:
+            first = torch.maximum(first, last + 1 - window)
+        hidden = (slots < first[:, None]) | (slots > last[:, None])
+        return hidden if bool(hidden.any()) else None
 
     def _to_table(self, rows: Float[Tensor, "n g r x"]) -> Float[Tensor, "p g mr x"]:
         return rows[self.table].transpose(1, 2).flatten(2, 3)
@@ -151,51 +186,44 @@ class Shared:
 
 
 class _Layer:
-    """The keys and values of one layer: those of the prompts, and those of the rows."""
+    """The keys and values of one layer: those of the prompts, and those of the rows.
+
+    Prompts are padded on the left, so that all end at one place. Padding is zero, not what lies
+    about in memory: no weight falls on it, but zero times nan is nan.
+    """
 
     def __init__(self, filled: DynamicLayer, lengths: list[int], is_sliding: bool) -> None:
         self.is_sliding = is_sliding
         self.prompt_keys = _to_the_right(filled.keys, lengths)
         self.prompt_values = _to_the_right(filled.values, lengths)
-        self.keys = filled.keys.new_empty(0)
-        self.values = filled.values.new_empty(0)
-        self.length = 0
+        self.keys = self.prompt_keys[:, :, :0]
+        self.values = self.prompt_values[:, :, :0]
 
-    def append(self, key: Float[Tensor, "n g 1 e"], value: Float[Tensor, "n g 1 e2"]) -> None:
-        """Add one token to each row."""
-        if self.length == (self.keys.shape[2] if self.length else 0):
-            self.keys, self.values = self._grown(self.keys, key), self._grown(self.values, value)
-        self.keys[:, :, self.length] = key[:, :, 0]
-        self.values[:, :, self.length] = value[:, :, 0]
-        self.length += 1
+    def grow(self, end: int) -> None:
+        """Make room for so many tokens in each row."""
+        if end > self.keys.shape[2]:
+            self.keys = F.pad(self.keys, (0, 0, 0, GROWTH))
+            self.values = F.pad(self.values, (0, 0, 0, GROWTH))
 
-    def _grown(self, old: Tensor, new: Tensor) -> Tensor:
-        n, g, _, e = new.shape
-        grown = new.new_empty(n, g, self.length + GROWTH, e)
-        if self.length:
-            grown[:, :, : self.length] = old
-        return grown
-
-    def seen(self, window: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return keys and values of the prompts and of the rows that the last token sees."""
-        held = self.prompt_keys.shape[2]
-        end = self.length
-        first = 0 if window is None else max(0, end - window)
-        skipped = 0 if window is None else held - min(held, max(0, window - end))
-        return (
-            self.prompt_keys[:, :, skipped:],
-            self.prompt_values[:, :, skipped:],
-            self.keys[:, :, first:end],
-            self.values[:, :, first:end],
-        )
-
-    def keep(self, rows: Tensor, prompts: Tensor | None) -> None:
-        """Go on with these rows, and these prompts where some are left out."""
-        if self.length:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+    def keep(self, rows: Tensor, prompts: Tensor | None, longest: int) -> None:
+        """Go on with these rows, and with these prompts where some are left out."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
         if prompts is not None:
-            self.prompt_keys = self.prompt_keys[prompts]
-            self.prompt_values = self.prompt_values[prompts]
+            start = self.prompt_keys.shape[2] - longest
+            self.prompt_keys = self.prompt_keys[prompts, :, start:]
+            self.prompt_values = self.prompt_values[prompts, :, start:]
+
+    def join(self, other: _Layer, n: int) -> None:
+        """Put others' prompts behind the own, and room for their rows."""
+        self.prompt_keys = _stacked(self.prompt_keys, other.prompt_keys)
+        self.prompt_values = _stacked(self.prompt_values, other.prompt_values)
+        self.keys = F.pad(self.keys, (0, 0, 0, 0, 0, 0, 0, n))
+        self.values = F.pad(self.values, (0, 0, 0, 0, 0, 0, 0, n))
+
+
+def _stacked(above: Float[Tensor, "p g t e"], below: Float[Tensor, "q g u e"]) -> Tensor:
+    longest = max(above.shape[2], below.shape[2])
+    return torch.cat([F.pad(x, (0, 0, longest - x.shape[2], 0)) for x in (above, below)])
 
 
 def _to_the_right(states: Float[Tensor, "p g t e"], lengths: list[int]) -> Tensor:
@@ -263,7 +291,7 @@ def _attend(
     if layer.is_sliding and sliding_window is None:
         raise UnsupportedError("a window of an unknown kind")
     decode.n_calls += 1
-    layer.append(key, value)
+    decode.append(layer, key[:, :, 0], value[:, :, 0])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     n, g = key.shape[:2]
     out = decode.attend(
@@ -290,7 +318,8 @@ def _encode_shared(
     """Read prompts padded on the right, where causal attention needs no mask."""
     lengths = [len(prompt) for prompt in prompts]
     padded = [[*prompt, *[prompt[-1]] * (max(lengths) - len(prompt))] for prompt in prompts]
-    last, which = torch.tensor(lengths, device=model.device).sub(1).unique(return_inverse=True)
+    ends = torch.tensor(lengths, device=model.device)
+    last, which = ends.sub(1).unique(return_inverse=True)
     cache = DynamicCache()
     output = model(
         torch.tensor(padded, device=model.device),
@@ -299,7 +328,7 @@ def _encode_shared(
         **_only(model, last),
     )
     logits = output.logits if output.logits.shape[1] == len(last) else output.logits[:, last]
-    return logits[torch.arange(len(prompts)), which], Shared(model, cache, lengths)
+    return logits[torch.arange(len(prompts)), which], Shared(model, cache, ends)
 
 
 def _trial(model: PreTrainedModel) -> bool:

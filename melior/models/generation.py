@@ -1,12 +1,15 @@
 """Answers drawn from a causal language model: batched, each prompt read once for all its answers.
 
-Every answer has its own row of noise, drawn before anything else, so the same generator gives the
-same answers however they are divided into portions, up to rounding.
+Rows that have ended leave the batch, and answers to the next prompts take their places. Every
+answer has its own noise, drawn in the order of the prompts, so the same generator gives the same
+answers whatever shares the batch, up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -14,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from melior.models.decoding import encode, shares_prompts
+from melior.models.decoding import Decoder, Shared, encode, shares_prompts
 from melior.options import Sampling
 
 Decode = Callable[[Sequence[int]], str]
 """Tokens to text, without special tokens."""
-MAX_SLOTS = 32768
+MAX_TOKENS = 32768
 """Rows times tokens held at once, at most; bounds the memory."""
 
 
@@ -39,7 +42,6 @@ class Completion:
     """It ended by itself, not at the limit of tokens."""
 
 
-@torch.no_grad()
 def complete(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -48,37 +50,81 @@ def complete(
     stop_token_ids: Collection[int],
     decode: Decode,
     generator: torch.Generator,
-    max_slots: int = MAX_SLOTS,
+    max_tokens: int = MAX_TOKENS,
 ) -> list[list[Completion]]:
-    """Draw `sampling.k` answers to each prompt.
+    """Draw `sampling.k` answers to each prompt; see `draw`."""
+    for number, prompt in enumerate(prompts, 1):
+        check_prompt(model, prompt, sampling, f"prompt {number}")
+    return list(
+        draw(
+            model,
+            prompts,
+            sampling,
+            stop_token_ids=stop_token_ids,
+            decode=decode,
+            generator=generator,
+            max_tokens=max_tokens,
+        )
+    )
+
+
+def draw(
+    model: PreTrainedModel,
+    prompts: Iterable[Sequence[int]],
+    sampling: Sampling,
+    *,
+    stop_token_ids: Collection[int],
+    decode: Decode,
+    generator: torch.Generator,
+    max_tokens: int = MAX_TOKENS,
+) -> Iterator[list[Completion]]:
+    """Yield `sampling.k` answers to each prompt, in the order of the prompts.
 
     Args:
         model: any transformers causal language model.
-        prompts: tokens, at least one each; lengths may differ.
+        prompts: tokens, at least one each; read only as far ahead as there is room.
         sampling: how to draw.
         stop_token_ids: tokens that end an answer.
         decode: tokens to text.
-        generator: advanced by `k * max_new_tokens` numbers per prompt, so that two calls with
-            a part of the prompts each draw what one call with all of them does.
-        max_slots: rows times tokens held at once.
+        generator: advanced by `k * max_new_tokens` numbers for each prompt.
+        max_tokens: rows times tokens held at once.
 
     Raises:
         ValueError: a prompt is empty, or too long for the model.
     """
-    _check(model, prompts, sampling)
-    shape = (len(prompts) * sampling.k, sampling.max_new_tokens)
-    noise = torch.rand(shape, generator=generator, device=generator.device)
     ends = _Ends(frozenset(stop_token_ids), sampling.stop, decode)
-    was_training = model.training
-    model.eval()
-    try:
-        answers: dict[int, Completion] = {}
-        for rows in _portions(prompts, sampling, max_slots, shares_prompts(model)):
-            drawn = _draw(model, prompts, rows, sampling, ends=ends, noise=noise[rows])
-            answers.update(zip(rows, drawn, strict=True))
-    finally:
-        model.train(was_training)
-    return [[answers[i * sampling.k + j] for j in range(sampling.k)] for i in range(len(prompts))]
+    waiting = _Waiting(_rows(model, prompts, sampling, generator), sampling, max_tokens)
+    batch = _Batch(model, sampling)
+    asked: deque[list[_Row]] = deque()
+    while batch.rows or waiting:
+        with _answering(model):
+            new = waiting.admitted(batch.alive, shares_prompts(model))
+            batch.admit(new)
+            batch.step(ends)
+        for row in new:
+            if row.number == 0:
+                asked.append([])
+            asked[-1].append(row)
+        while asked and len(asked[0]) == sampling.k and all(r.is_done for r in asked[0]):
+            yield [ends.completion(row) for row in asked.popleft()]
+
+
+def check_prompt(
+    model: PreTrainedModel, prompt: Sequence[int], sampling: Sampling, where: str
+) -> None:
+    """Check that a prompt has tokens, and that an answer to it fits the model.
+
+    Raises:
+        ValueError: beginning with `where`.
+    """
+    if not prompt:
+        raise ValueError(f"{where}: needs at least one token; found none")
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and len(prompt) + sampling.max_new_tokens > limit:
+        raise ValueError(
+            f"{where}: prompt and answer must fit the model's {limit} positions; found "
+            f"{len(prompt)} tokens and max_new_tokens {sampling.max_new_tokens}"
+        )
 
 
 def next_token_log_probs(logits: Float[Tensor, "n v"], sampling: Sampling) -> Float[Tensor, "n v"]:
@@ -112,35 +158,147 @@ def _nucleus(log_probs: Float[Tensor, "n v"], top_p: float) -> Float[Tensor, "n 
         n = min(n * 8, size)
 
 
-def _check(model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {i + 1}: needs at least one token; found none")
-        if limit is not None and len(prompt) + sampling.max_new_tokens > limit:
-            raise ValueError(
-                f"prompt {i + 1}: prompt and answer must fit the model's {limit} positions; found "
-                f"{len(prompt)} tokens and max_new_tokens {sampling.max_new_tokens}"
-            )
+@contextmanager
+def _answering(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model does not train."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if was_training:
+            model.train()
 
 
-def _portions(
-    prompts: Sequence[Sequence[int]], sampling: Sampling, max_slots: int, is_mixed: bool
-) -> Iterator[list[int]]:
-    """Divide the rows (prompt times k, plus sample) so that each portion fits, like with like."""
-    rows: list[int] = []
-    longest = 0
-    for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-        is_odd = bool(rows) and not is_mixed and len(prompts[i]) != longest
-        for j in range(sampling.k):
-            is_full = (len(rows) + 1) * (longest + sampling.max_new_tokens) > max_slots
-            if rows and (is_full or is_odd):
-                yield rows
-                rows, is_odd = [], False
-            longest = longest if rows else len(prompts[i])
-            rows.append(i * sampling.k + j)
-    if rows:
-        yield rows
+@dataclass(eq=False)
+class _Row:
+    """One answer on its way."""
+
+    prompt: Sequence[int]
+    number: int
+    """Of the answer among those to its prompt."""
+    noise: list[float]
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    sampling_log_probs: list[float] = field(default_factory=list)
+    is_finished: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing more is drawn."""
+        return self.is_finished or len(self.tokens) == len(self.noise)
+
+
+def _rows(
+    model: PreTrainedModel,
+    prompts: Iterable[Sequence[int]],
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> Iterator[_Row]:
+    shape = sampling.k, sampling.max_new_tokens
+    for place, prompt in enumerate(prompts, 1):
+        check_prompt(model, prompt, sampling, f"prompt {place}")
+        noise = torch.rand(shape, generator=generator, device=generator.device)
+        for number, numbers in enumerate(noise.tolist()):
+            yield _Row(prompt, number, numbers)
+
+
+class _Waiting:
+    """Rows that are not in the batch yet."""
+
+    def __init__(self, rows: Iterator[_Row], sampling: Sampling, max_tokens: int) -> None:
+        self.rows = rows
+        self.next = next(rows, None)
+        self.max_new_tokens = sampling.max_new_tokens
+        self.max_tokens = max_tokens
+        self.n_full = 0
+
+    def __bool__(self) -> bool:
+        return self.next is not None
+
+    def admitted(self, alive: Sequence[_Row], can_mix: bool) -> list[_Row]:
+        """Take out the rows that now fit; they come by the quarter batch, as to join has a cost.
+
+        Args:
+            alive: those in the batch.
+            can_mix: rows may join others, and prompts of different lengths go together.
+        """
+        if alive and (not can_mix or len(alive) > 0.75 * self.n_full):
+            return []
+        new: list[_Row] = []
+        longest = max((len(row.prompt) for row in alive), default=0)
+        while self.next is not None:
+            length = len(self.next.prompt)
+            n = len(alive) + len(new)
+            is_full = (n + 1) * (max(longest, length) + self.max_new_tokens) > self.max_tokens
+            if n and (is_full or (not can_mix and length != longest)):
+                break
+            longest = max(longest, length)
+            new.append(self.next)
+            self.next = next(self.rows, None)
+        self.n_full = len(alive) + len(new)
+        return new
+
+
+class _Batch:
+    """Rows that are drawn together, with the logits of each one's next token.
+
+    Rows that have ended are carried along until they are worth a new layout.
+    """
+
+    def __init__(self, model: PreTrainedModel, sampling: Sampling) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.rows: list[_Row] = []
+        self.logits = torch.empty(0)
+        self.decoder: Decoder | None = None
+
+    @property
+    def alive(self) -> list[_Row]:
+        """Rows that go on."""
+        return [row for row in self.rows if not row.is_done]
+
+    def admit(self, new: Sequence[_Row]) -> None:
+        """Read the new rows' prompts, each once, and go on with old and new together."""
+        if not new:
+            return
+        prompts = {id(row.prompt): row.prompt for row in new}
+        places = {key: place for place, key in enumerate(prompts)}
+        owner = [places[id(row.prompt)] for row in new]
+        index = torch.tensor(owner, device=self.model.device)
+        logits, decoder = encode(self.model, list(prompts.values()))
+        decoder.keep(index)
+        self._keep()
+        if self.rows and isinstance(self.decoder, Shared) and isinstance(decoder, Shared):
+            self.decoder.join(decoder)
+            self.logits = torch.cat([self.logits, logits[index]])
+        else:
+            self.decoder, self.logits = decoder, logits[index]
+        self.rows += new
+
+    def step(self, ends: _Ends) -> None:
+        """Draw one token for each row, and compute the logits of the next."""
+        going = self.alive
+        drawn = _sample(self.logits.float(), self.sampling, self.rows)
+        for row in going:
+            row.is_finished = ends.is_end(row.tokens)
+        n_alive = len(self.alive)
+        if n_alive <= 0.875 * len(self.rows):
+            drawn = drawn[self._keep()]
+        if n_alive and self.decoder is not None:
+            self.logits = self.decoder.step(drawn)
+
+    def _keep(self) -> Int[Tensor, " n"]:
+        """Drop the rows that have ended."""
+        going = [at for at, row in enumerate(self.rows) if not row.is_done]
+        index = torch.tensor(going, dtype=torch.long, device=self.model.device)
+        if 0 < len(going) < len(self.rows) and self.decoder is not None:
+            self.decoder.keep(index)
+            self.logits = self.logits[index]
+        self.rows = [self.rows[at] for at in going]
+        return index
 
 
 @dataclass(frozen=True)
@@ -167,79 +325,35 @@ class _Ends:
         found = [at for at in map(text.find, self.strings) if at >= 0]
         return text[: min(found)] if found else text
 
-
-@dataclass
-class _Row:
-    tokens: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    sampling_log_probs: list[float] = field(default_factory=list)
-    is_finished: bool = False
-
-
-def _draw(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    numbers: Sequence[int],
-    sampling: Sampling,
-    *,
-    ends: _Ends,
-    noise: Float[Tensor, "n t"],
-) -> list[Completion]:
-    """Draw one portion: a row leaves when it has ended."""
-    asked = list(dict.fromkeys(number // sampling.k for number in numbers))
-    place = {prompt: at for at, prompt in enumerate(asked)}
-    owner = torch.tensor([place[number // sampling.k] for number in numbers], device=model.device)
-    noise = noise.to(model.device)
-    logits, decoder = encode(model, [prompts[i] for i in asked])
-    logits = logits[owner]
-    decoder.keep(owner)
-    rows = [_Row() for _ in numbers]
-    alive = list(range(len(rows)))
-    for step in range(sampling.max_new_tokens):
-        tokens = _sample(logits.float(), sampling, noise[alive, step], [rows[i] for i in alive])
-        going = []
-        for at, i in enumerate(alive):
-            rows[i].is_finished = ends.is_end(rows[i].tokens)
-            if not rows[i].is_finished:
-                going.append(at)
-        if not going or step + 1 == sampling.max_new_tokens:
-            break
-        if len(going) < len(alive):
-            alive = [alive[at] for at in going]
-            kept = torch.tensor(going, device=model.device)
-            tokens = tokens[kept]
-            decoder.keep(kept)
-        logits = decoder.step(tokens)
-    return [
-        Completion(
+    def completion(self, row: _Row) -> Completion:
+        """Return a row that is done."""
+        return Completion(
             tokens=tuple(row.tokens),
             log_probs=tuple(row.log_probs),
             sampling_log_probs=tuple(row.sampling_log_probs),
-            text=ends.text(row.tokens),
+            text=self.text(row.tokens),
             is_finished=row.is_finished,
         )
-        for row in rows
-    ]
 
 
 def _sample(
-    logits: Float[Tensor, "n v"],
-    sampling: Sampling,
-    noise: Float[Tensor, " n"],
-    rows: Sequence[_Row],
+    logits: Float[Tensor, "n v"], sampling: Sampling, rows: Sequence[_Row]
 ) -> Int[Tensor, " n"]:
     """Draw each row's next token by inverting its cumulative distribution."""
     chosen_from = next_token_log_probs(logits, sampling)
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     reached = chosen_from.exp().cumsum(-1, dtype=wide)
     total = reached[:, -1]
+    noise = [0.0 if row.is_done else row.noise[len(row.tokens)] for row in rows]
+    goal = torch.tensor(noise, dtype=wide, device=logits.device) * total
     # Below the total, so that a token of probability zero is never drawn.
-    goal = torch.minimum(noise.to(wide) * total, total.nextafter(torch.zeros_like(total)))
+    goal = torch.minimum(goal, total.nextafter(torch.zeros_like(total)))
     tokens = torch.searchsorted(reached, goal[:, None], right=True)
     own = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
     drawn = (tokens.tolist(), own.tolist(), chosen_from.gather(-1, tokens).tolist())
     for row, (token,), (log_prob,), (sampling_log_prob,) in zip(rows, *drawn, strict=True):
-        row.tokens.append(token)
-        row.log_probs.append(log_prob)
-        row.sampling_log_probs.append(sampling_log_prob)
+        if not row.is_done:
+            row.tokens.append(token)
+            row.log_probs.append(log_prob)
+            row.sampling_log_probs.append(sampling_log_prob)
     return tokens[:, 0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
 import torch
 
-from melior.models.generation import Completion
+from melior.models.generation import MAX_TOKENS, Completion, check_prompt, draw
 from melior.models.language import LanguageModel
 from melior.options import Sampling
 from melior.records import Candidate, Group, Turn
@@ -21,32 +22,48 @@ def candidates(
     *,
     generator: torch.Generator,
     start: int = 0,
-    at_once: int = 64,
+    max_tokens: int = MAX_TOKENS,
 ) -> Iterator[Group]:
-    """Yield each prompt's group with `sampling.k` new candidates in place of any it had.
+    """Yield each prompt's group with `sampling.k` new candidates in place of any it had, in order.
 
     A candidate's facts are `log_prob` (under the model, temperature and cuts aside), `n_tokens`
     and `is_finished`.
 
     Args:
         model: what answers.
-        prompts: groups; their facts are kept.
+        prompts: groups; their facts are kept. Read only as far ahead as there is room.
         sampling: how to draw.
         generator: the same seed gives the same answers.
         start: so many first prompts were answered earlier. They are left out, and the others get
-            the answers that they would have got after them.
-        at_once: answers that are drawn together.
+            the answers, up to rounding, that they would have got after them.
+        max_tokens: answers times tokens held at once; bounds the memory.
     """
-    size = max(1, at_once // sampling.k)
-    for first, portion in enumerate(_portions(prompts, size)):
-        n_done = max(0, start - first * size)
-        if n_done >= len(portion):
-            shape = (len(portion) * sampling.k, sampling.max_new_tokens)
-            torch.rand(shape, generator=generator, device=generator.device)
-            continue
-        drawn = model.complete([group.prompt for group in portion], sampling, generator=generator)
-        for group, completions in list(zip(portion, drawn, strict=True))[n_done:]:
-            yield replace(group, candidates=tuple(map(candidate, completions)))
+    rest = iter(prompts)
+    shape = sampling.k, sampling.max_new_tokens
+    for _ in islice(rest, start):
+        torch.rand(shape, generator=generator, device=generator.device)
+    asked: deque[Group] = deque()
+
+    def tokens() -> Iterator[list[int]]:
+        for group in rest:
+            asked.append(group)
+            try:
+                prompt = model.chat.prompt_tokens(group.prompt)
+            except ValueError as error:
+                raise ValueError(f"{group.origin}: {error}") from error
+            check_prompt(model.core, prompt, sampling, group.origin)
+            yield prompt
+
+    for completions in draw(
+        model.core,
+        tokens(),
+        sampling,
+        stop_token_ids=model.chat.stop_token_ids,
+        decode=model.chat.decode,
+        generator=generator,
+        max_tokens=max_tokens,
+    ):
+        yield replace(asked.popleft(), candidates=tuple(map(candidate, completions)))
 
 
 def candidate(completion: Completion) -> Candidate:
@@ -57,9 +74,3 @@ def candidate(completion: Completion) -> Candidate:
         "is_finished": completion.is_finished,
     }
     return Candidate((Turn("assistant", completion.text),), facts=facts)
-
-
-def _portions(prompts: Iterable[Group], size: int) -> Iterator[list[Group]]:
-    rest = iter(prompts)
-    while portion := list(islice(rest, size)):
-        yield portion

@@ -99,11 +99,21 @@ def test_a_batch_of_prompts_is_its_prompts_one_by_one(family):
     same(together, alone)
 
 
-@pytest.mark.parametrize("max_slots", [1, 60, 200])
-def test_the_memory_bound_changes_no_answer(max_slots):
-    model = tiny_model()
-    sampling = Sampling(k=5, max_new_tokens=12)
-    same(draw(model, PROMPTS, sampling), draw(model, PROMPTS, sampling, max_slots=max_slots))
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("max_tokens", [1, 120, 400])
+def test_rows_that_join_others_are_drawn_as_if_alone(family, max_tokens):
+    model, read = tiny_model(family), []
+    prompts = [list(range(5, 5 + n)) for n in (3, 17, 9, 4, 4, 30, 2)]
+    sampling = Sampling(k=3, max_new_tokens=24)
+    stops = range(40)  # rows end early, and at different times
+    whole = draw(model, prompts, sampling, stops=stops)
+    assert len({len(answer.tokens) for answers in whole for answer in answers}) > 5
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(args[0].shape), with_kwargs=True
+    )
+    same(whole, draw(model, prompts, sampling, stops=stops, max_tokens=max_tokens))
+    first = [i for i, (_, tokens) in enumerate(read) if tokens > 1]
+    assert len(first) > 1, "prompts are read as places become free"
 
 
 def test_the_memory_bound_holds():
@@ -111,7 +121,7 @@ def test_the_memory_bound_holds():
     model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(args[0].shape), with_kwargs=True
     )
-    draw(model, PROMPTS, Sampling(k=5, max_new_tokens=12), max_slots=60)
+    draw(model, PROMPTS, Sampling(k=5, max_new_tokens=12), max_tokens=60)
     assert max(rows for rows, _ in seen) <= 60 // (3 + 12)
 
 
@@ -206,7 +216,7 @@ def test_frequencies_are_the_exact_distribution_of_all_continuations(sampling):
     prompt = [3, 4, 5, 3]
     exact = _enumerated(model, prompt, sampling)
     assert math.isclose(sum(exact.values()), 1, rel_tol=1e-5)
-    answers = draw(model, [prompt], sampling, max_slots=200_000)[0]
+    answers = draw(model, [prompt], sampling, max_tokens=200_000)[0]
     counts = dict.fromkeys(exact, 0)
     for answer in answers:
         counts[answer.tokens] += 1  # a continuation of probability zero is a KeyError

@@ -44,21 +44,27 @@ def test_every_prompt_gets_k_answers_and_keeps_its_facts(model):
             assert one.facts["is_finished"] or one.facts["n_tokens"] == 8
 
 
+def same(left, right):
+    """The same answers, and log-probabilities up to rounding."""
+    for one, other in zip(left, right, strict=True):
+        assert one.prompt == other.prompt
+        for a, b in zip(one.candidates, other.candidates, strict=True):
+            assert a.response == b.response
+            assert math.isclose(a.facts["log_prob"], b.facts["log_prob"], abs_tol=1e-3)
+
+
 def test_what_is_drawn_together_changes_no_answer(model):
     whole = draw(model, PROMPTS)
-    for at_once in (1, 6):
-        for one, other in zip(whole, draw(model, PROMPTS, at_once=at_once), strict=True):
-            for left, right in zip(one.candidates, other.candidates, strict=True):
-                assert left.response == right.response
-                assert math.isclose(left.facts["log_prob"], right.facts["log_prob"], abs_tol=1e-3)
+    for max_tokens in (1, 100, 200):
+        same(whole, draw(model, PROMPTS, max_tokens=max_tokens))
 
 
 @pytest.mark.parametrize("start", [1, 2, 3, 5])
-def test_going_on_gives_the_very_answers_of_an_undisturbed_run(model, start):
-    assert draw(model, PROMPTS, at_once=6, start=start) == draw(model, PROMPTS, at_once=6)[start:]
+def test_going_on_gives_the_answers_of_an_undisturbed_run(model, start):
+    same(draw(model, PROMPTS, start=start), draw(model, PROMPTS)[start:])
 
 
-def test_groups_come_as_soon_as_they_are_there(model):
+def test_groups_come_in_order_and_prompts_are_read_only_as_far_as_there_is_room(model):
     asked = []
 
     def prompts():
@@ -67,5 +73,13 @@ def test_groups_come_as_soon_as_they_are_there(model):
             yield group
 
     generator = torch.Generator().manual_seed(0)
-    next(iter(candidates(model, prompts(), SAMPLING, generator=generator, at_once=6)))
-    assert len(asked) == 2
+    groups = candidates(model, prompts(), SAMPLING, generator=generator, max_tokens=100)
+    assert next(groups).prompt == PROMPTS[0].prompt
+    assert len(asked) < len(PROMPTS)
+    assert [group.prompt for group in groups] == [group.prompt for group in PROMPTS[1:]]
+
+
+def test_a_prompt_that_cannot_be_asked_is_named(model):
+    long = Group((Turn("user", "fox " * 500),), (), {}, "p.jsonl:7")
+    with pytest.raises(ValueError, match=r"p.jsonl:7: .*512 positions"):
+        draw(model, [PROMPTS[0], long])
