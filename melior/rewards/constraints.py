@@ -126,7 +126,8 @@ def letter(answer: str, *, letter: str, n: int, at: str = "at least") -> bool:
 def json_only(answer: str, *, keys: Sequence[str] = ()) -> bool:
     """Ask that the whole answer, or all of it in one code fence, is a JSON object or list.
 
-    With keys it is an object in which each is present with a value that is not empty or null.
+    With keys it is an object in which each is present with a value that is not null, empty, or a
+    text without a word.
     """
     fenced = re.fullmatch(r"\s*```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", answer, re.DOTALL)
     try:
@@ -135,7 +136,7 @@ def json_only(answer: str, *, keys: Sequence[str] = ()) -> bool:
         return False
     if not isinstance(value, dict):
         return isinstance(value, list) and bool(value) and not keys
-    return bool(value) and all(value.get(key) not in (None, "", [], {}) for key in keys)
+    return bool(value) and all(_says_something(value.get(key)) for key in keys)
 
 
 def starts_with(answer: str, *, phrase: str) -> bool:
@@ -302,6 +303,10 @@ def _sentences(text: str) -> list[str]:
                 begin = ""
         found.append(begin)
     return [sentence for sentence in found if split_words(sentence)]
+
+
+def _says_something(value: Any) -> bool:
+    return bool(split_words(value)) if isinstance(value, str) else value not in (None, [], {})
 
 
 def _refuse(constant: str) -> float:
