@@ -173,8 +173,13 @@ def highlights(answer: str, *, n: int, at: str = "at least") -> bool:
 def postscript(answer: str, *, marker: str = "P.S.") -> bool:
     """Ask for a line after the text that begins with the marker, full stops or not, and goes on."""
     mark = r"\.?\s?".join(map(re.escape, _plain(marker).replace(".", "").replace(" ", "")))
-    found = re.search(rf"\S.*\n\s*\**{mark}\.?[\s:,*-]+(.*)", _plain(answer), re.DOTALL)
-    return bool(found) and bool(split_words(found[1] if found else ""))
+    lines = _plain(answer).split("\n")
+    for number, line in enumerate(lines):
+        found = re.match(rf"[\s*]*{mark}\.?(?:[\s:,*-]+|$)", line)
+        if found:
+            after = "\n".join([line[found.end() :], *lines[number + 1 :]])
+            return bool(split_words("\n".join(lines[:number])) and split_words(after))
+    return False
 
 
 def placeholders(answer: str, *, n: int, at: str = "at least") -> bool:

@@ -1,4 +1,5 @@
 import string
+import time
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,7 @@ CASES = {
         ({"marker": "P.P.S."}, "Dear Ann.\nP.P.S. Come", "Dear Ann.\nP.S. Come"),
         ({}, "Dear Ann.\np.s. come", "Dear Ann.\nPsychology is next"),
         ({}, "Dear Ann.\nP.S. Come", "Dear Ann.\nP.S."),
+        ({}, "Dear Ann.\nP.S.\nCome", "***\nP.S. Come"),
     ],
     "placeholders": [
         ({"n": 2}, "Dear [name], come to [place].", "Dear [name], dear [name]."),
@@ -141,6 +143,15 @@ def test_any_text_is_judged_and_white_space_around_it_does_not_matter(text, case
     name, parameters, _, _ = case
     constraint = {"name": name, **parameters}
     assert rules.is_met(text, constraint) == rules.is_met(f"\n{text} \n", constraint)
+
+
+@pytest.mark.parametrize("piece", ["*\n", "\n\n***", "e.g. ", "*a", "<<a", "[a", "- a\n", "?\"'"])
+def test_long_answers_are_judged_in_a_moment(piece):
+    answer = (piece * 50_000)[:50_000]
+    begin = time.process_time()
+    for name, cases in CASES.items():
+        rules.is_met(answer, {"name": name, **cases[0][0]})
+    assert time.process_time() - begin < 5, "a quadratic search takes a minute"
 
 
 WORDS = st.lists(st.text(string.ascii_lowercase, min_size=2, max_size=6), min_size=1, max_size=9)
