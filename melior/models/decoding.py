@@ -348,9 +348,11 @@ def _trial(model: PreTrainedModel) -> bool:
             for plain in (text, text[2:])
         ]
     )
-    # Rounding alone stays below; a wrong position or a layer that was left out goes beyond.
+    # Rounding alone stays below at most places (single ones may be ill-conditioned); a wrong
+    # position, or a layer that was left out, goes beyond nearly everywhere.
     tolerance = max(1e-3, 16 * torch.finfo(expected.dtype).eps)
-    return bool(torch.dist(found, expected) <= tolerance * expected.norm())
+    distance = (found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)
+    return bool(distance.median() <= tolerance)
 
 
 def _only(model: PreTrainedModel, positions: Tensor | int) -> dict[str, Tensor | int]:

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from melior.models import embedded
+from melior.models.decoding import shares_prompts
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec(embedded.PACKAGE) is None, reason=f"needs {embedded.INSTALL}"
@@ -75,3 +76,11 @@ def test_the_cache_follows_the_users_settings(tmp_path, monkeypatch):
     assert embedded.cache() == tmp_path / "melior"
     monkeypatch.setenv("MELIOR_CACHE", str(tmp_path / "mine"))
     assert embedded.cache() == tmp_path / "mine"
+
+
+@needs_package
+def test_it_decodes_with_shared_prompts_in_both_precisions():
+    for dtype in (torch.bfloat16, torch.float32):
+        model = AutoModelForCausalLM.from_pretrained(embedded.embedded_folder(), dtype=dtype).eval()
+        with torch.no_grad():
+            assert shares_prompts(model)
