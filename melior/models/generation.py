@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,6 +25,8 @@ Decode = Callable[[Sequence[int]], str]
 """Tokens to text, without special tokens."""
 MAX_TOKENS = 32768
 """Rows times tokens held at once, at most; bounds the memory."""
+BLOCK = 128
+"""Tokens that are summed up as one when the next is drawn."""
 
 
 @dataclass(frozen=True)
@@ -341,14 +344,8 @@ def _sample(
 ) -> Int[Tensor, " n"]:
     """Draw each row's next token by inverting its cumulative distribution."""
     chosen_from = next_token_log_probs(logits, sampling)
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    reached = chosen_from.exp().cumsum(-1, dtype=wide)
-    total = reached[:, -1]
     noise = [0.0 if row.is_done else row.noise[len(row.tokens)] for row in rows]
-    goal = torch.tensor(noise, dtype=wide, device=logits.device) * total
-    # Below the total, so that a token of probability zero is never drawn.
-    goal = torch.minimum(goal, total.nextafter(torch.zeros_like(total)))
-    tokens = torch.searchsorted(reached, goal[:, None], right=True)
+    tokens = _inverse(chosen_from.exp(), torch.tensor(noise, device=logits.device))[:, None]
     own = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
     drawn = (tokens.tolist(), own.tolist(), chosen_from.gather(-1, tokens).tolist())
     for row, (token,), (log_prob,), (sampling_log_prob,) in zip(rows, *drawn, strict=True):
@@ -357,3 +354,32 @@ def _sample(
             row.log_probs.append(log_prob)
             row.sampling_log_probs.append(sampling_log_prob)
     return tokens[:, 0]
+
+
+def _inverse(weights: Float[Tensor, "n v"], noise: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return where the cumulative distribution passes the noise: first the block, then the place.
+
+    Summing up the whole vocabulary in one go takes as long as a third of a small model.
+    """
+    blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    sums = blocks.sum(-1)
+    block, rest = _passed(sums, noise * sums.sum(-1))
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block]
+    return block * BLOCK + _passed(inside, rest)[0]
+
+
+def _passed(
+    weights: Float[Tensor, "n v"], goal: Float[Tensor, " n"]
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return the first place where the running sum passes a goal, and what is left of the goal."""
+    wide = torch.float32 if weights.device.type == "mps" else torch.float64
+    reached = weights.cumsum(-1, dtype=wide)
+    # At least zero and below the total, so that a place without weight is never chosen.
+    goal = (
+        goal.to(wide)
+        .clamp(min=0)
+        .minimum(reached[:, -1].nextafter(torch.zeros_like(goal, dtype=wide)))
+    )
+    place = torch.searchsorted(reached, goal[:, None], right=True)
+    before = reached.gather(-1, place) - weights.gather(-1, place)
+    return place[:, 0], goal - before[:, 0]

@@ -73,9 +73,9 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 def test_the_cache_follows_the_users_settings(tmp_path, monkeypatch):
     monkeypatch.delenv("MELIOR_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert embedded.cache() == tmp_path / "melior"
+    assert embedded.cache_folder() == tmp_path / "melior"
     monkeypatch.setenv("MELIOR_CACHE", str(tmp_path / "mine"))
-    assert embedded.cache() == tmp_path / "mine"
+    assert embedded.cache_folder() == tmp_path / "mine"
 
 
 @needs_package
