@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from melior.data.chat import ChatFormat
@@ -120,7 +121,7 @@ def _pretrained(source: Path | str, options: ModelOptions) -> nn.Module:
     logging.disable_progress_bar()  # weights load in a moment, or melior says that they do not
     try:
         return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **_hub(options))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{options.model}: cannot be loaded as a causal language model; {_first(error)}"
             + (

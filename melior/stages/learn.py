@@ -9,6 +9,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from melior.config import config_to_dict
 from melior.data.batches import PairBatches
 from melior.data.files import turn_rows
@@ -182,6 +184,7 @@ def _train(plan: Plan, run: Run, model: LanguageModel, train: Prepared, bench: B
         pair_objective(model, plan.method), model.trainable(), plan.optim,
         total_steps=total, masters=model.masters,
     )  # fmt: skip
+    torch.manual_seed(loop.seed)  # dropout draws from torch's own generator, and no other
     kept = Checkpoints(
         run.folder / "checkpoints",
         {"step": step, "generators": Generators()},

@@ -17,7 +17,7 @@ from melior.rewards.constraints import checked
 FOLDER = Path(melior.__file__).parent / "recipes" / "demo_data"
 TOOLS = Path(melior.__file__).parents[1] / "tools"
 NAMES = ("train", "held_out")
-POOL = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+POOL = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 MAX_SHARED = 0.02
 """Of the held-out prompts' runs of four words, the share that any training prompt has, too."""
 
@@ -36,7 +36,7 @@ def witness(constraints):
     """Build an answer that meets all constraints, by the plainest means."""
     asked = {constraint["name"]: constraint for constraint in constraints}
     if "json_only" in asked:
-        return json.dumps({key: "alpha" for key in asked["json_only"]["keys"]})
+        return json.dumps(dict.fromkeys(asked["json_only"]["keys"], "alpha"))
     shapes = [kind for kind in ("bullets", "numbered", "sentences", "lines") if kind in asked]
     shapes += ["paragraphs"] * ("paragraphs" in asked)
     count = asked[shapes[0]]["n"] if shapes else 1

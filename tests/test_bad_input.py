@@ -1,0 +1,221 @@
+"""What users type wrongly, row by row: one sentence that says where, what, and the way out."""
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from melior.cli import main
+from tests.tiny import tiny_folder
+
+GOOD = [
+    {"prompt": f"say {i}", "chosen": f"the number is {i}", "rejected": f"no {i} fox"}
+    for i in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("bad") / "tiny")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return written(tmp_path / "pairs.jsonl", GOOD)
+
+
+def written(path, rows):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """Run a command that must fail, and return its one sentence."""
+
+    def run(*words, code=2):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        assert stopped.value.code == code
+        lines = said.err.strip().splitlines()
+        assert lines[-1].startswith("melior: ")
+        assert "Traceback" not in said.err
+        return lines[-1]
+
+    return run
+
+
+def dpo(model, data, tmp_path, *more):
+    return ("dpo", "--model", model, "--data", data, "--out", tmp_path / "run", *more)
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["--beta", "-0.1"], "beta must be above 0; found -0.1"),
+        (["--beta", "0"], "beta must be above 0"),
+        (["--beta", "nan"], "beta must be above 0; found nan"),
+        (["--label-smoothing", "0.5"], "label_smoothing must be at least 0 and below 0.5"),
+        (["--learning-rate", "0"], "learning_rate must be above 0"),
+        (["--batch-size", "0"], "batch_size must be at least 1"),
+        (["--epochs", "-1"], "epochs must be above 0"),
+        (["--max-length", "1"], "max_length must be at least 2"),
+        (["--lora-r", "-1"], "lora_r must be at least 0"),
+        (["--lerning-rate", "1"], "--lerning-rate is not an option; did you mean --learning-rate?"),
+        (["--lerning_rate=1"], "--lerning_rate is not an option; did you mean --learning-rate?"),
+        (["--beta", "much"], "--beta: could not convert string to float: 'much'"),
+        (["--dtype", "fp16"], "invalid choice 'fp16' for argument '--dtype'"),
+        (["--batch-size", "2.5"], "--batch-size"),
+        (["--resume"], "a run to resume is needed; found none"),
+    ],
+)
+def test_options_out_of_range_are_refused(refused, model, pairs, tmp_path, words, needed):
+    assert needed in refused(*dpo(model, pairs, tmp_path, *words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_simpo_takes_one_target_margin(refused, model, pairs, tmp_path):
+    words = ("--gamma", "1", "--gamma-beta-ratio", "0.5")
+    said = refused("simpo", "--model", model, "--data", pairs, "--out", tmp_path / "r", *words)
+    assert "gamma and gamma_beta_ratio say the same: give one" in said
+
+
+def test_a_loss_of_another_command_is_named(refused):
+    assert "did you mean 'simpo'?" in refused("sinpo")
+    assert "needs one of check, stats, convert, show" in refused("data", "chek")
+
+
+def test_a_missing_option_is_named(refused, model, pairs):
+    assert "--out" in refused("dpo", "--model", model, "--data", pairs)
+
+
+def test_a_missing_file_is_named_with_the_nearest(refused, model, pairs, tmp_path):
+    said = refused(*dpo(model, tmp_path / "pair.jsonl", tmp_path))
+    assert "pair.jsonl: no such file or folder; did you mean" in said
+
+
+def test_an_unknown_model_is_named_with_the_nearest(refused, model, pairs, tmp_path):
+    said = refused(*dpo(model.parent / "tini", pairs, tmp_path))
+    assert "found no such folder; did you mean" in said
+
+
+def test_a_folder_without_a_model_says_what_it_lacks(refused, pairs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in refused(*dpo(tmp_path / "empty", pairs, tmp_path))
+
+
+def test_a_damaged_model_is_one_sentence(refused, pairs, tmp_path):
+    folder = tiny_folder(tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    said = refused(*dpo(folder, pairs, tmp_path))
+    assert "cannot be loaded as a causal language model" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "needed"),
+    [
+        ([], "found no row"),
+        ([{"prompt": "a", "chosen": "b", "reject": "c"}], "did you mean 'reject'"),
+        ([{"prompt": "a", "chosen": 3, "rejected": "c"}], "pairs.jsonl:1"),
+        ([*GOOD, '{"prompt": "cut off'], "pairs.jsonl:13"),
+        ([*GOOD, "[1, 2]"], "pairs.jsonl:13"),
+    ],
+)
+def test_unreadable_rows_are_named(refused, model, tmp_path, rows, needed):
+    data = written(tmp_path / "pairs.jsonl", rows)
+    assert needed in refused(*dpo(model, data, tmp_path))
+
+
+def test_a_truncated_gz_is_named(refused, model, tmp_path):
+    data = tmp_path / "pairs.jsonl.gz"
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in GOOD * 200).encode())
+    data.write_bytes(whole[: len(whole) // 2])
+    assert "pairs.jsonl.gz" in refused(*dpo(model, data, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "needed"),
+    [
+        ({"rejected": "the number is 1", "chosen": "the number is 1"}, "equal"),
+        ({"rejected": ""}, "empty"),
+        ({"rejected": [{"role": "user", "content": "no"}]}, "turn of the assistant; found user"),
+    ],
+)
+def test_data_that_would_train_silently_is_refused(refused, model, tmp_path, change, needed):
+    data = written(tmp_path / "pairs.jsonl", [row | change for row in GOOD])
+    said = refused(*dpo(model, data, tmp_path))
+    assert needed in said
+    assert "pairs.jsonl:1" in said
+
+
+def test_rows_that_are_too_long_are_counted_and_refused(refused, model, tmp_path):
+    rows = [*GOOD[:6], *({**row, "prompt": "word " * 200} for row in GOOD[6:])]
+    data = written(tmp_path / "pairs.jsonl", rows)
+    said = refused(*dpo(model, data, tmp_path, "--max-length", "64"))
+    assert "6 rows (50.0%)" in said
+    assert "max_length" in said
+    record = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
+    assert len(record["train"]["left_out"]) == 6
+
+
+def test_all_rows_too_long_says_which_option(refused, model, pairs, tmp_path):
+    said = refused(*dpo(model, pairs, tmp_path, "--max-length", "4"))
+    assert "all 12 rows are longer than max_length 4" in said
+
+
+def test_held_out_prompts_that_are_trained_on_are_refused(refused, model, pairs, tmp_path):
+    said = refused(*dpo(model, pairs, tmp_path, "--eval-data", pairs))
+    assert "held-out" in said
+
+
+def test_a_failed_start_does_not_block_the_next(refused, model, pairs, tmp_path):
+    refused(*dpo(model, pairs, tmp_path, "--max-length", "4"))
+    quick = ("--dtype", "fp32", "--max-steps", "1", "--n-samples", "0")
+    main([str(word) for word in dpo(model, pairs, tmp_path, *quick)])
+    assert "a folder without a run is needed" in refused(*dpo(model, pairs, tmp_path, *quick))
+
+
+def test_a_config_file_with_a_wrong_name_is_refused(refused, model, pairs, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("lerning_rate: 1e-6\n", encoding="utf-8")
+    said = refused(*dpo(model, pairs, tmp_path, "--config", config))
+    assert "run.yaml: 'lerning_rate' is not an option; did you mean 'learning_rate'?" in said
+
+
+def test_a_flag_overrides_the_config_file(model, pairs, tmp_path):
+    config = tmp_path / "run.yaml"
+    lines = f"model: {model}\ndata: {pairs}\nbeta: 0.3\nmax_steps: 1\nn_samples: 0\ndtype: fp32\n"
+    config.write_text(lines, encoding="utf-8")
+    out = tmp_path / "run"
+    main(["dpo", "--config", str(config), "--beta", "0.7", "--output_dir", str(out)])
+    kept = (out / "config.yaml").read_text(encoding="utf-8")
+    assert "beta: 0.7" in kept
+    assert "max_steps: 1" in kept
+
+
+def test_a_run_that_turns_non_finite_stops_and_names_the_rows(refused, model, pairs, tmp_path):
+    # Steps of 1e30 blow the weights up: the step after cannot be finite.
+    words = ("--learning-rate", "1e30", "--dtype", "fp32", "--n-samples", "0", "--batch-size", "4")
+    said = refused(*dpo(model, pairs, tmp_path, *words, "--warmup-ratio", "0"))
+    assert "must be finite; found" in said
+    assert "pairs.jsonl:" in said
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "failed"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["dpo", "--lerning-rate", "1"], ["dpo", "--data"]])
+def test_help_and_mistakes_load_no_torch(words):
+    code = (
+        "import sys\nfrom melior.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy'"
+    )
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.monotonic() - started < 20  # a hang, not a timing
