@@ -1,0 +1,369 @@
+"""Optimizer steps of preference learning, melior's against a rival's: CPU time, memory, numbers.
+
+    python benchmarks/preference_step.py --against trl
+
+For each workload two processes load SmolLM2-135M-Instruct once and take turns, one step each on
+the same batch of token ids, so that whatever else the machine does meets both. Like for like: all
+weights trained by AdamW on float32 weights, matrix products in bfloat16, no checkpointing, the
+reference computed in every step by both. Melior's default, a reference computed once before the
+training, is timed after the others have finished. First both compute the loss of a batch in
+float32; if they differ, nothing is timed.
+
+The rival lives in an environment of its own, which is made when it is missing. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from turns import Message
+from workloads import WORKLOADS, Pair, batches, describe
+
+from melior.models.embedded import embedded_folder
+from melior.training.cache import cache_folder
+
+HERE = Path(__file__).parent
+OPTIONS = {"dpo": {"beta": 0.1}, "simpo": {"beta": 2.0, "gamma": 1.0}}
+LEARNING_RATE = 1e-6
+TOLERANCE = 1e-4
+"""Relative, between two float32 computations of the same loss and log-probabilities."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    rival = rival_python(options.rival_env)
+    started = time.monotonic()
+    results: dict[str, Any] = {
+        "algorithm": options.algorithm,
+        "options": OPTIONS[options.algorithm],
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(options.threads),
+        "rounds": options.rounds,
+        "seed": options.seed,
+        "versions": {},
+        "workloads": {},
+    }
+    for name in options.workloads.split(","):
+        results["workloads"][name] = compare(name, options, rival, results["versions"])
+        print(summary(name, results["workloads"][name]), flush=True)
+    results["minutes"] = (time.monotonic() - started) / 60
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if options.markdown:
+        fill_in(options.markdown, f"preference_step {options.algorithm}", table(results))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    made.add_argument("--against", choices=["trl"], default="trl")
+    made.add_argument("--algorithm", choices=list(OPTIONS), default="dpo")
+    made.add_argument("--workloads", default=",".join(WORKLOADS))
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process")
+    made.add_argument("--json", type=Path, help="write all results to this file")
+    made.add_argument("--markdown", type=Path, help="write the table between this file's markers")
+    made.add_argument(
+        "--rival-env",
+        type=Path,
+        default=cache_folder() / "benchmarks" / "trl-1.16.0",
+        help="folder of the rival's environment; made there if it is missing",
+    )
+    return made
+
+
+def rival_python(folder: Path) -> Path:
+    """Return the Python of the rival's environment, made from its pinned requirements."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        install = [python, "-m", "pip", "install", "-q", "-r", HERE / "requirements-trl.txt"]
+        subprocess.run(install, check=True)
+    return python
+
+
+def compare(
+    name: str, options: argparse.Namespace, rival: Path, versions: dict[str, Message]
+) -> dict[str, Any]:
+    """Check the numbers of one workload, then time it."""
+    model = embedded_folder()
+    # The first batch warms both up and is not counted.
+    drawn = batches(name, model, count=options.rounds + 1, seed=options.seed)
+    load = {
+        "model": str(model),
+        "algorithm": options.algorithm,
+        "options": OPTIONS[options.algorithm],
+        "learning_rate": LEARNING_RATE,
+    }
+    pythons = {"melior": Path(sys.executable), "trl": rival}
+    with ExitStack() as stack:
+        request = {**load, "dtype": "fp32", "batches": drawn[:1]}
+        exact = {
+            side: stack.enter_context(Worker(side, python, options.threads, request))
+            for side, python in pythons.items()
+        }
+        float32 = {side: worker.ask("measure", index=0) for side, worker in exact.items()}
+        check(name, float32)
+    with ExitStack() as stack:
+        request = {**load, "dtype": "bf16", "batches": drawn}
+        workers = {
+            side: stack.enter_context(Worker(side, python, options.threads, request))
+            for side, python in pythons.items()
+        }
+        versions.update({side: worker.versions for side, worker in workers.items()})
+        result = {
+            "tokens": mean_tokens(drawn[1:]),
+            "float32": float32,
+            **take_turns(workers, drawn),
+        }
+        workers["trl"].close()
+        if options.algorithm == "dpo":
+            workers["melior"].ask("cache_reference")
+            result["steps"]["cached"] = [
+                workers["melior"].timed("step", index=index) for index in range(1, len(drawn))
+            ]
+    return result
+
+
+def check(name: str, found: dict[str, Message]) -> None:
+    """Stop where the two do not compute the same thing."""
+    for key, ours in found["melior"].items():
+        theirs = found["trl"][key]
+        if abs(ours - theirs) > TOLERANCE * max(abs(ours), abs(theirs)):
+            raise SystemExit(
+                f"{name}: both need the same {key} in float32 before anything is timed;"
+                f" found {ours} (melior) and {theirs} (trl)"
+            )
+
+
+def take_turns(workers: dict[str, Worker], drawn: list[list[Pair]]) -> dict[str, Any]:
+    """Take one step each on every batch; who goes first changes from round to round."""
+    steps: dict[str, list[Message]] = {side: [] for side in workers}
+    for worker in workers.values():
+        worker.forget_peak()
+    for index in range(len(drawn)):
+        order = list(workers) if index % 2 else list(reversed(workers))
+        for side in order:
+            step = workers[side].timed("step", index=index)
+            if index:
+                steps[side].append(step)
+    peaks = {side: worker.peak_gib() for side, worker in workers.items()}
+    after = {side: worker.ask("measure", index=0) for side, worker in workers.items()}
+    return {"steps": steps, "peak_gib": peaks, "after": after}
+
+
+class Worker:
+    """A process that computes when it is asked, and only then."""
+
+    def __init__(self, side: str, python: Path, threads: int, request: Message) -> None:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONWARNINGS": "ignore",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "TQDM_DISABLE": "1",
+            # Freed memory stays with the process: what a virtual machine's host takes to give new
+            # pages is many times the noise of all the rest.
+            "MALLOC_MMAP_THRESHOLD_": str(2**34),
+            "MALLOC_TRIM_THRESHOLD_": str(2**36),
+        }
+        self.side = side
+        self.process = subprocess.Popen(
+            [python, HERE / f"worker_{side}.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.versions = self.send(request)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it, as its standard input ends."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+    def ask(self, what: str, **options: Any) -> Message:
+        """Let it do one thing and wait for the answer."""
+        return self.send({"do": what, "options": options})
+
+    def send(self, message: Message) -> Message:
+        """Write a line and read the answer."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.side}: its process ended; see its messages above")
+        return json.loads(answer)
+
+    def timed(self, what: str, **options: Any) -> Message:
+        """Let it do one thing; add the CPU and wall seconds that this took."""
+        cpu, wall = self.cpu_seconds(), time.monotonic()
+        answer = self.ask(what, **options)
+        wall = time.monotonic() - wall
+        return {**answer, "cpu": self.cpu_seconds() - cpu, "wall": wall}
+
+    def cpu_seconds(self) -> float:
+        """Read user and system time of all its threads so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def forget_peak(self) -> None:
+        """Let the peak count from here: loading may have needed more than training does."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def peak_gib(self) -> float:
+        """Read the most memory that was resident at once."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) / 2**20
+
+
+def mean_tokens(drawn: list[list[Pair]]) -> dict[str, float]:
+    """Average the batches' counts."""
+    counts = [describe(batch) for batch in drawn]
+    return {key: statistics.mean(count[key] for count in counts) for key in counts[0]}
+
+
+def ratio(steps: dict[str, list[Message]], side: str, key: str = "cpu") -> tuple[float, ...]:
+    """Return how many times melior's the rival's time is: of medians, least and most of a round."""
+    ours, theirs = ([step[key] for step in steps[who]] for who in (side, "trl"))
+    rounds = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return statistics.median(theirs) / statistics.median(ours), min(rounds), max(rounds)
+
+
+def median(steps: list[Message], key: str) -> float:
+    return statistics.median(step[key] for step in steps)
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    """Return a workload's row of the table."""
+    steps, peak = result["steps"], result["peak_gib"]
+
+    def times(side: str) -> str:
+        return f"{median(steps[side], 'cpu'):.1f} s ({median(steps[side], 'wall'):.1f})"
+
+    def faster(side: str) -> str:
+        middle, least, most = ratio(steps, side)
+        return f"**{middle:.2f}x** ({least:.2f} to {most:.2f})"
+
+    cached = [times("cached"), faster("cached")] if "cached" in steps else []
+    memory = f"{peak['trl']:.1f} GiB", f"{peak['melior']:.1f} GiB"
+    shares = f"{peak['melior'] / peak['trl']:.2f}"
+    return [times("trl"), times("melior"), faster("melior"), *cached, *memory, shares]
+
+
+def summary(name: str, result: dict[str, Any]) -> str:
+    """Say a workload's results on the terminal."""
+    exact, after = (
+        {key: abs(found["melior"][key] - found["trl"][key]) for key in found["trl"]}
+        for found in (result["float32"], result["after"])
+    )
+    lines = [
+        f"{name}: {WORKLOADS[name][2]}; per batch {count(result['tokens'])}",
+        "  " + " | ".join(cells(result)),
+        f"  float32 before: {gaps(exact)}; bfloat16 after the steps: {gaps(after)}",
+    ]
+    return "\n".join(lines)
+
+
+def count(tokens: dict[str, float]) -> str:
+    return ", ".join(f"{value:.0f} {key}" for key, value in tokens.items()) + " tokens"
+
+
+def gaps(differences: dict[str, float]) -> str:
+    return ", ".join(f"{key} differs by {value:.2g}" for key, value in differences.items())
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the results as Markdown, with all that is needed to read them."""
+    has_cache = any("cached" in result["steps"] for result in results["workloads"].values())
+    cached = ["melior, reference cached", "faster"] if has_cache else []
+    head = ["workload", "TRL", "melior", "faster", *cached]
+    head += ["peak, TRL", "peak, melior", "share"]
+    rows = [head, ["---"] * len(head)]
+    rows += [[name, *cells(result)] for name, result in results["workloads"].items()]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    notes = [
+        f"{results['algorithm'].upper()} {results['options']}, CPU seconds a step (wall seconds in"
+        f" brackets), medians of {results['rounds']} rounds; *faster* is the ratio of medians of"
+        " CPU time, with the least and most of a single round.",
+        *(
+            f"{name}: {WORKLOADS[name][2]}; {count(result['tokens'])} per batch; "
+            f"loss in bfloat16 after the steps {result['after']['melior']['loss']:.4f} (melior),"
+            f" {result['after']['trl']['loss']:.4f} (TRL)."
+            for name, result in results["workloads"].items()
+        ),
+        f"{results['date']}; {describe_machine(results['machine'])};"
+        f" {describe_versions(results['versions'])}.",
+    ]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+
+
+def fill_in(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a page's markers."""
+    start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    before = page.read_text(encoding="utf-8")
+    if before.count(start) != 1 or before.count(end) != 1:
+        raise SystemExit(f"{page}: needs the lines {start} and {end} once each")
+    top, rest = before.split(start)
+    page.write_text(f"{top}{start}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Say what this ran on."""
+    info = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*: (.*)", info)
+    kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if kind in info]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": model[1] if model else platform.processor(),
+        "instructions": kinds,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "memory_gib": round(memory),
+        "load_before": os.getloadavg()[0],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def describe_machine(found: dict[str, Any]) -> str:
+    return (
+        f"{found['cpu']}, {found['cores']} cores ({', '.join(found['instructions'])}),"
+        f" {found['memory_gib']} GiB, {found['threads']} threads each,"
+        f" load {found['load_before']:.1f} before the start"
+    )
+
+
+def describe_versions(found: dict[str, Message]) -> str:
+    ours = {"melior": importlib.metadata.version("melior"), **found["melior"]}
+    sides = (", ".join(f"{k} {v}" for k, v in side.items()) for side in (ours, found["trl"]))
+    return "; ".join(sides)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Melior's side of `preference_step.py`: the recipe's own objective, batches and optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from turns import Line, Message
+from workloads import Pair
+
+from melior.data.batches import PairBatch, PairBatches, TokenPair, Tokens
+from melior.data.chat import Encoded
+from melior.losses.preference import dpo, simpo
+from melior.models.loading import load
+from melior.options import LoopOptions, ModelOptions, OptimConfig
+from melior.stages.preference import Method, pair_log_probs, pair_objective, pair_scores, zeros
+from melior.training.loop import descend
+
+
+def main() -> None:
+    line = Line()
+    request = line.wait()
+    worker = Worker(request)
+    line.answer({"torch": torch.__version__})
+    while True:
+        request = line.wait()
+        line.answer(getattr(worker, request["do"])(**request.get("options", {})))
+
+
+class Worker:
+    """A model under training.
+
+    Args:
+        request: `model`, `dtype`, `algorithm`, its `options`, `learning_rate`, `batches`.
+    """
+
+    def __init__(self, request: Message) -> None:
+        options = ModelOptions(model=request["model"], dtype=request["dtype"], device="cpu")
+        self.model = load(options, trainable=True)
+        self.method = method(request["algorithm"], request["options"])
+        self.start = load(options, trainable=False) if self.method.has_reference else None
+        self.batches = [prepared(batch) for batch in request["batches"]]
+        self.references = [zeros(pairs) for pairs in self.batches]
+        self.objective = pair_objective(self.model, self.method)
+        self.update = descend(
+            lambda batch: self.objective(self.with_reference(batch)),
+            self.model.trainable(),
+            OptimConfig(
+                learning_rate=request["learning_rate"], lr_scheduler_type="linear", warmup_ratio=0.0
+            ),
+            total_steps=len(self.batches),
+            masters=self.model.masters,
+        )
+
+    def step(self, index: int) -> Message:
+        """Take one optimizer step; the reference is computed within it, unless it is known."""
+        return {"loss": self.update(self.portions(index))["loss"]}
+
+    def cache_reference(self) -> Message:
+        """Ask the start model once for all that the steps need, and let it go, as recipes do."""
+        assert self.start is not None
+        limit = LoopOptions(out="").max_tokens
+        self.references = [
+            pair_log_probs(self.start, pairs, max_tokens=limit) for pairs in self.batches
+        ]
+        self.start = None
+        return {}
+
+    @torch.no_grad()
+    def measure(self, index: int) -> Message:
+        """Return the loss of a batch and its mean log-probabilities."""
+        totals: dict[str, float] = {}
+        for batch in self.portions(index):
+            loss, metrics = self.objective(self.with_reference(batch))
+            for name, value in {**metrics, "loss": float(loss)}.items():
+                totals[name] = totals.get(name, 0.0) + value
+        names = ("loss", "logps/chosen", "logps/rejected")
+        return {name: totals[name] for name in names}
+
+    def portions(self, index: int) -> list[PairBatch]:
+        """Plant the forests of a batch, as TRL's collator pads in every step."""
+        pairs = self.batches[index]
+        batches = PairBatches(
+            pairs,
+            self.references[index],
+            batch_size=len(pairs),
+            max_tokens=LoopOptions(out="").max_tokens,
+            seed=0,
+        )
+        return batches.portions(range(len(pairs)))
+
+    def with_reference(self, batch: PairBatch) -> PairBatch:
+        """Fill in what the start model says, unless that is there or not needed."""
+        if self.start is None:
+            return batch
+        with torch.no_grad():
+            return dataclasses.replace(batch, reference=pair_scores(self.start, batch).policy)
+
+
+def method(algorithm: str, options: dict[str, float]) -> Method:
+    """Return the method as its recipe has it."""
+    if algorithm == "dpo":
+        return Method(
+            lambda scores: dpo(scores.policy, scores.reference, **options),
+            lambda scores: scores.log_ratio,
+            has_reference=True,
+        )
+    return Method(
+        lambda scores: simpo(scores.per_token, **options),
+        lambda scores: scores.per_token,
+        has_reference=False,
+    )
+
+
+def prepared(batch: list[Pair]) -> list[TokenPair]:
+    """Keep token ids as the recipes do after reading a file."""
+
+    def side(prompt: list[int], answer: list[int]) -> Tokens:
+        mask = (False,) * len(prompt) + (True,) * len(answer)
+        encoded = Encoded(tuple(prompt + answer), mask, len(prompt))
+        return Tokens.of(encoded, slice(0, None))
+
+    return [
+        TokenPair(
+            side(pair["prompt_ids"], pair["chosen_ids"]),
+            side(pair["prompt_ids"], pair["rejected_ids"]),
+        )
+        for pair in batch
+    ]
+
+
+if __name__ == "__main__":
+    main()

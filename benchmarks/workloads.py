@@ -1,0 +1,74 @@
+"""Batches of token ids for the step benchmarks: real English text in the shapes of real use.
+
+The text is Python's own manual, which comes with every CPython; prompts are windows of it, chosen
+answers go on where the prompt ends, rejected answers come from elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import pydoc_data.topics
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+Pair = dict[str, list[int]]
+"""`prompt_ids`, `chosen_ids`, `rejected_ids`."""
+
+
+def short(draw: random.Random) -> tuple[int, int, int]:
+    return 64, draw.randint(64, 128), draw.randint(64, 128)
+
+
+def long(draw: random.Random) -> tuple[int, int, int]:
+    return draw.randint(512, 1024), 64, 64
+
+
+def ragged(draw: random.Random) -> tuple[int, int, int]:
+    """Log-normal lengths, as those of preference data collected from people and models."""
+
+    def length(median: int, sigma: float, most: int) -> int:
+        return min(most, max(8, round(median * math.exp(sigma * draw.gauss(0.0, 1.0)))))
+
+    return length(100, 1.0, 384), length(180, 0.9, 640), length(180, 0.9, 640)
+
+
+WORKLOADS: dict[str, tuple[int, Callable[[random.Random], tuple[int, int, int]], str]] = {
+    "short": (4, short, "4 pairs, prompt 64, answers 64 to 128 tokens"),
+    "long": (2, long, "2 pairs, prompt 512 to 1024, answers 64 tokens"),
+    "ragged": (4, ragged, "4 pairs, log-normal: prompt about 100, answers about 180 tokens"),
+}
+"""Pairs a batch, lengths of prompt, chosen and rejected answer, and how to say it."""
+
+
+def batches(workload: str, model: Path, *, count: int, seed: int) -> list[list[Pair]]:
+    """Return batches that depend on the seed, the tokenizer and the Python version alone."""
+    from transformers import AutoTokenizer
+
+    text = "\n\n".join(topic for _, topic in sorted(pydoc_data.topics.topics.items()))
+    ids = AutoTokenizer.from_pretrained(model)(text, verbose=False).input_ids
+    n_pairs, lengths, _ = WORKLOADS[workload]
+    draw = random.Random(f"{workload} {seed}")
+    return [[_pair(ids, *lengths(draw), draw) for _ in range(n_pairs)] for _ in range(count)]
+
+
+def describe(batch: list[Pair]) -> dict[str, int]:
+    """Count a batch's tokens: padded to its longest sequence, and with each prompt once."""
+    sides = [
+        len(p["prompt_ids"]) + len(p[k]) for p in batch for k in ("chosen_ids", "rejected_ids")
+    ]
+    return {
+        "padded": len(sides) * max(sides),
+        "distinct": sum(sides) - sum(len(p["prompt_ids"]) for p in batch),
+        "scored": sum(len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in batch),
+    }
+
+
+def _pair(ids: list[int], prompt: int, chosen: int, rejected: int, draw: random.Random) -> Pair:
+    start = draw.randrange(len(ids) - prompt - chosen)
+    other = draw.randrange(len(ids) - rejected)
+    return {
+        "prompt_ids": ids[start : start + prompt],
+        "chosen_ids": ids[start + prompt : start + prompt + chosen],
+        "rejected_ids": ids[other : other + rejected],
+    }
