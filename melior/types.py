@@ -14,7 +14,6 @@ from torch import Tensor
 
 from melior.records import Metrics
 
-Items = TypeVar("Items", contravariant=True)
 Batch = TypeVar("Batch", contravariant=True)
 
 
@@ -29,22 +28,6 @@ class Pairwise:
     def margin(self) -> Float[Tensor, " n"]:
         """Chosen minus rejected."""
         return self.chosen - self.rejected
-
-
-@runtime_checkable
-class Scorer(Protocol[Items]):
-    """Says how good each item is."""
-
-    def __call__(self, items: Items, /) -> Float[Tensor, " n"]:
-        """Return one score per item; higher is better."""
-
-
-@runtime_checkable
-class Comparator(Protocol[Items]):
-    """Says which of two is better; preferences may be cyclic, so no score need exist."""
-
-    def __call__(self, left: Items, right: Items, /) -> Float[Tensor, " n"]:
-        """Return the logit that the left item wins."""
 
 
 @runtime_checkable

@@ -120,7 +120,7 @@ def _propose_score_choose(config: Config, model: LanguageModel, folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     if not (config.resume and proposed.exists()):
         prompts = islice(_prompts("train_prompts.jsonl"), config.n_prompts)
-        with counted("prompts answered") as progress:
+        with counted("prompts answered", config.n_prompts) as progress:
             draw = generator(config.seed)
             drawn = candidates(model, prompts, config.sampling, generator=draw)
             write_groups(proposed, _watched(drawn, progress))
@@ -182,7 +182,7 @@ def _answered(model: LanguageModel, prompts: Sequence[Group], config: Config) ->
     from melior.training.hooks import counted
 
     sampling = replace(config.sampling, k=1)
-    with counted("held-out prompts answered") as progress:
+    with counted("held-out prompts answered", len(prompts)) as progress:
         draw = generator(config.seed + 1)
         drawn = candidates(model, prompts, sampling, generator=draw)
         return list(score_groups(_watched(drawn, progress)))

@@ -1,1 +1,1 @@
-"""Whatever says how good something is: each offers a Scorer or a Comparator."""
+"""Whatever says how good something is."""

@@ -87,7 +87,7 @@ class Bench:
         self.before = self._answers()
         self.reference = zeros(self.pairs)
         if self.pairs:
-            with counted("judging held-out pairs") as progress:
+            with counted("judging held-out pairs", len(self.pairs)) as progress:
                 self.start = reference_log_probs(
                     model, self.pairs, max_tokens=plan.loop.max_tokens, on_progress=progress
                 )
@@ -169,7 +169,7 @@ def _train(plan: Plan, run: Run, model: LanguageModel, train: Prepared, bench: B
     loop = plan.loop
     reference = zeros(train.pairs)
     if plan.method.has_reference:
-        with counted("log-probabilities of the reference") as progress:
+        with counted("log-probabilities of the reference", len(train.pairs)) as progress:
             reference = reference_log_probs(
                 model, train.pairs, max_tokens=loop.max_tokens, on_progress=progress
             )

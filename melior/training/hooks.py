@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 from melior.records import Metrics
@@ -30,16 +37,34 @@ def every(steps: int, act: Callable[[int], object], *, last: int = 0) -> Hook:
 
 
 @contextmanager
-def counted(title: str, *, console: Console | None = None) -> Iterator[Callable[[int], None]]:
-    """Show how many are done of what takes a while; quiet where nobody watches a terminal."""
+def counted(
+    title: str, total: int | None = None, *, console: Console | None = None, pause: float = 10.0
+) -> Iterator[Callable[[int], None]]:
+    """Show how many are done of what takes a while: a live line, or plain lines to a file."""
     place = console or Console(stderr=True)
     if not place.is_terminal:
-        yield lambda done: None
+        yield _plain_lines(title, total, place, pause)
         return
-    columns = (SpinnerColumn(), TextColumn(title), TextColumn("{task.completed:.0f}"))
+    columns = (SpinnerColumn(), TextColumn(title), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=place, transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+def _plain_lines(
+    title: str, total: int | None, console: Console, pause: float
+) -> Callable[[int], None]:
+    """Say how many are done, but not more often than every so many seconds."""
+    said = [time.monotonic()]
+
+    def say(done: int) -> None:
+        if time.monotonic() - said[0] >= pause:
+            said[0] = time.monotonic()
+            of = f" of {total}" if total else ""
+            line = f"{title}: {done}{of}"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    return say
 
 
 class Progress:
