@@ -4,14 +4,16 @@
 segment with descendants a full one of all their rows (contiguous, see `data/forest.py`) against
 the segment's keys. A row's rectangles cover its path from the root exactly once. On a CPU each
 rectangle is one call of the library's flash kernel, and rectangles are merged per row by their
-log-sum-exp: `out = sum_i exp(lse_i - lse) out_i`. The kernel's own backward, called with the
-merged output and log-sum-exp, gives each rectangle's exact share of the gradient. Elsewhere, and
-where a layer has a sliding window that a path outgrows or caps its logits, each segment attends
-to its path with an explicit mask.
+log-sum-exp: `out = sum_i exp(lse_i - lse) out_i`. The backward pass cuts the forest into `tiles`,
+a few rows with their whole path, and makes their probabilities again from the log-sum-exp.
+Elsewhere, and where a layer has a sliding window that a path outgrows or caps its logits, each
+segment attends to its path with an explicit mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +30,9 @@ from melior.data.forest import Forest, Segment
 NAME = "melior_forest"
 """Under which transformers knows this attention."""
 
-# Below this many rows a segment the CPU's flash kernel is faster in float32 than in bfloat16.
-SHORT_SEGMENT = 256
+TILE_ROWS = 128
+"""Rows that the backward pass takes at once: fewer waste less above the diagonal."""
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,16 @@ class Block:
     """No earlier rectangle holds these rows: their segment, or the one above, is a root."""
 
 
+@dataclass(frozen=True)
+class Tile:
+    """Rows `start:stop` of one segment, and all that they attend to."""
+
+    start: int
+    stop: int
+    keys: tuple[slice, ...]
+    """Their path; the last ends with the rows themselves, causally."""
+
+
 class Layout:
     """What the attention layers need to know of a forest; counts how often they asked."""
 
@@ -56,8 +67,7 @@ class Layout:
         self.n_calls = 0
         self.longest = int(forest.positions.max()) + 1
         self.blocks = blocks(forest.segments)
-        rows = sum(segment.stop - segment.start for segment in forest.segments)
-        self.is_short = rows < SHORT_SEGMENT * len(forest.segments)
+        self.tiles = tiles(forest.segments)
 
     def path(self, segment: Segment) -> list[Segment]:
         """Return the segments from the root to this one."""
@@ -65,6 +75,21 @@ class Layout:
         while chain[0].parent >= 0:
             chain.insert(0, self.segments[chain[0].parent])
         return chain
+
+
+def tiles(segments: tuple[Segment, ...]) -> tuple[Tile, ...]:
+    """Cut the segments into tiles."""
+    found = []
+    for part in segments:
+        above: list[slice] = []
+        parent = part.parent
+        while parent >= 0:
+            above.insert(0, slice(segments[parent].start, segments[parent].stop))
+            parent = segments[parent].parent
+        for start in range(part.start, part.stop, TILE_ROWS):
+            stop = min(start + TILE_ROWS, part.stop)
+            found.append(Tile(start, stop, (*above, slice(part.start, stop))))
+    return tuple(found)
 
 
 def blocks(segments: tuple[Segment, ...]) -> tuple[Block, ...]:
@@ -105,18 +130,14 @@ def attend(
         )
     forest.n_calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    key, value = _per_head(query, key, value)
     is_windowed = sliding_window is not None and forest.longest > sliding_window
     window = sliding_window if is_windowed else None
     if window is None and softcap is None and query.device.type == "cpu":
-        dtype = query.dtype
-        if forest.is_short and dtype == torch.bfloat16:
-            query, key, value = query.float(), key.float(), value.float()
-        pieces = _ForestFlash.apply(  # type: ignore[no-untyped-call]  # of torch
-            query, key, value, forest.blocks, scale
+        out = _ForestFlash.apply(  # type: ignore[no-untyped-call]  # of torch
+            query, key, value, forest, scale
         )
-        out = pieces.to(dtype)
     else:
+        key, value = _per_head(query, key, value)
         out = _masked(query, key, value, forest, scale, window, softcap)
     return out.transpose(1, 2), None
 
@@ -156,13 +177,13 @@ class _ForestFlash(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: tuple[Block, ...], scale: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
     ) -> Tensor:
-        """Attend; `[1 h t e]` each."""
+        """Attend; `[1 h t e]` each, keys and values with a divisor of the queries' heads."""
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         lse_type = torch.float64 if query.dtype == torch.float64 else torch.float32
         total = torch.empty(query.shape[:3], dtype=lse_type)
-        for part in parts:
+        for part in layout.blocks:
             rows, keys = slice(part.q_start, part.q_stop), slice(part.k_start, part.k_stop)
             piece, lse = _flash(
                 query[:, :, rows], key[:, :, keys], value[:, :, keys],
@@ -177,23 +198,60 @@ class _ForestFlash(torch.autograd.Function):
             out[:, :, rows] = (out[:, :, rows] * old).add_(piece * new)
             total[:, :, rows] = merged
         ctx.save_for_backward(query, key, value, out, total)
-        ctx.parts, ctx.scale = parts, scale
+        ctx.layout, ctx.scale = layout, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Sum each rectangle's share; the kernel needs the merged output and log-sum-exp."""
+        """Compute each tile's probabilities again from the log-sum-exp, by matrix products."""
         query, key, value, out, total = ctx.saved_tensors
-        grads = [torch.zeros_like(x) for x in (query, key, value)]
-        for part in ctx.parts:
-            rows, keys = slice(part.q_start, part.q_stop), slice(part.k_start, part.k_stop)
-            shares = _flash_backward(
-                grad[:, :, rows], query[:, :, rows], key[:, :, keys], value[:, :, keys],
-                out[:, :, rows], total[:, :, rows], 0.0, part.is_causal, scale=ctx.scale,
-            )  # fmt: skip
-            for whole, share, where in zip(grads, shares, (rows, keys, keys), strict=True):
-                whole[:, :, where] += share
-        return grads[0], grads[1], grads[2], None, None
+        wide = torch.promote_types(query.dtype, torch.float32)
+        heads = (key.shape[1], query.shape[1] // key.shape[1])
+        q, k, v, d, o = (x[0].to(wide) for x in (query, key, value, grad, out))
+        delta, q = (d * o).sum(-1), q * ctx.scale
+        # Query heads of a group become rows, so that its keys and values are never repeated.
+        q, d, lse, delta = (x.unflatten(0, heads) for x in (q, d, total[0], delta))
+        grads = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        with _bfloat16_products(query.dtype == torch.bfloat16):
+            for tile in ctx.layout.tiles:
+                _add_gradients(tile, (q, k, v, d, lse, delta), grads)
+        grads[0].mul_(ctx.scale)
+        dq, dk, dv = (x.reshape(1, -1, *x.shape[-2:]).to(query.dtype) for x in grads)
+        return dq, dk, dv, None, None
+
+
+def _add_gradients(
+    tile: Tile, tensors: tuple[Tensor, ...], grads: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Add what the rows of a tile give: `[g r t e]` for queries, `[g t e]` for keys and values."""
+    rows = slice(tile.start, tile.stop)
+    q, d, lse, delta = (tensors[i][:, :, rows].flatten(1, 2) for i in (0, 3, 4, 5))
+    k, v = (_along(tile.keys, tensors[i]) for i in (1, 2))
+    p = torch.bmm(q, k.mT).sub_(lse.unsqueeze(-1)).exp_()
+    p.unflatten(1, (-1, tile.stop - tile.start))[..., tile.start - tile.stop :].tril_()
+    slope = torch.bmm(d, v.mT).sub_(delta.unsqueeze(-1)).mul_(p)
+    grads[0][:, :, rows] = torch.bmm(slope, k).unflatten(1, (-1, tile.stop - tile.start))
+    widths = [part.stop - part.start for part in tile.keys]
+    for whole, share in ((grads[1], torch.bmm(slope.mT, q)), (grads[2], torch.bmm(p.mT, d))):
+        for part, piece in zip(tile.keys, share.split(widths, 1), strict=True):
+            whole[:, part] += piece
+
+
+def _along(keys: tuple[slice, ...], tensor: Tensor) -> Tensor:
+    return tensor[:, keys[0]] if len(keys) == 1 else torch.cat([tensor[:, x] for x in keys], 1)
+
+
+@contextmanager
+def _bfloat16_products(is_wanted: bool) -> Iterator[None]:
+    """Let matrix products of float32 copies of bfloat16 numbers run in bfloat16, summed exactly."""
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    try:
+        if is_wanted:
+            matmul.fp32_precision = "bf16"
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _masked(
