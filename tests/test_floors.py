@@ -24,6 +24,7 @@ FLOORS = {
     "records": 1,
     "types": 1,
     "ops": 1,
+    "intervals": 1,
     "options": 1,
     "config": 1,
 }

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from melior.intervals import wilson_interval
 from melior.records import Group, Pair, Turn, Turns, text
 
 Level = Literal["error", "warning", "note"]
@@ -135,7 +136,7 @@ def length_bias(longer: int, shorter: int) -> list[Finding]:
     unequal = longer + shorter
     if not unequal:
         return []
-    low, high = _wilson(longer, unequal)
+    low, high = wilson_interval(longer, unequal)
     level: Level = "warning" if unequal >= 20 and (low > 0.6 or high < 0.4) else "note"
     said = f"the longer answer is the chosen one (95 % interval {low:.1%} to {high:.1%})"
     if level == "warning":
@@ -251,15 +252,6 @@ class _Lengths:
             share = count / len(self.all)
             found.append(Finding("note", f"{word}-{name}s", count, share, said, tuple(where)))
         return [finding for finding in found if finding.count]
-
-
-def _wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's interval of a share (1927), 95 % unless told."""
-    if not trials:
-        return 0.0, 1.0
-    share, spread = successes / trials, z * z / trials
-    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    return (share + spread / 2 - half) / (1 + spread), (share + spread / 2 + half) / (1 + spread)
 
 
 def _is_empty(answer: Turns) -> bool:

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from melior.intervals import normal_quantile, wilson_interval
+
 Array = Shaped[np.ndarray, "..."]
 Numbers = Sequence[float] | Sequence[int] | Sequence[bool] | Array | Tensor
 """One number per example."""
@@ -233,21 +235,6 @@ def mcnemar(before: Numbers, after: Numbers) -> float:
     return float(min(1.0, 2 * np.exp(log_terms - changed * math.log(2)).sum()))
 
 
-def wilson_interval(
-    successes: int | float, n: int, *, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927): sound near 0 and 1 and for small n."""
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(
-            f"a share: needs at least 1 trial and from 0 to n successes; found {successes:g} of {n}"
-        )
-    z = _quantile(confidence)
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def win_rate(wins: int, ties: int, losses: int, *, confidence: float = 0.95) -> WinRate:
     """Share won, a tie counting half, with Wilson's interval.
 
@@ -266,7 +253,7 @@ def t_interval(values: Numbers, *, confidence: float = 0.95, name: str = "runs")
     n, mean = len(array), float(array.mean())
     if n == 1:
         return Interval(mean, None, None, confidence, 1)
-    half = student_quantile(confidence, n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
+    half = studentnormal_quantile(confidence, n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, confidence, n)
 
 
@@ -282,7 +269,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
-def student_quantile(confidence: float, freedom: int) -> float:
+def studentnormal_quantile(confidence: float, freedom: int) -> float:
     """Return the t that holds `confidence` of Student's distribution between -t and t.
 
     By bisection of the finite sums for whole degrees of freedom (Abramowitz and Stegun 1964,
@@ -331,14 +318,8 @@ def _paired(before: Numbers, after: Numbers, name: str) -> tuple[Array, Array]:
 
 
 def _checked(values: Numbers, name: str, confidence: float) -> Array:
-    _quantile(confidence)
+    normal_quantile(confidence)
     return vector(values, name)
-
-
-def _quantile(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be above 0 and below 1; found {confidence:g}")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _chunks(rows: int, width: int) -> Iterator[int]:

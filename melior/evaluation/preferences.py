@@ -22,9 +22,9 @@ from melior.evaluation.compare import (
     WinRate,
     places_of,
     vector,
-    wilson_interval,
     win_rate,
 )
+from melior.intervals import wilson_interval
 from melior.records import Metrics
 from melior.types import Pairwise
 
