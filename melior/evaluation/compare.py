@@ -253,7 +253,7 @@ def t_interval(values: Numbers, *, confidence: float = 0.95, name: str = "runs")
     n, mean = len(array), float(array.mean())
     if n == 1:
         return Interval(mean, None, None, confidence, 1)
-    half = studentnormal_quantile(confidence, n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
+    half = student_quantile(confidence, n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, confidence, n)
 
 
@@ -269,7 +269,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
-def studentnormal_quantile(confidence: float, freedom: int) -> float:
+def student_quantile(confidence: float, freedom: int) -> float:
     """Return the t that holds `confidence` of Student's distribution between -t and t.
 
     By bisection of the finite sums for whole degrees of freedom (Abramowitz and Stegun 1964,
