@@ -1,0 +1,193 @@
+"""What the pages say is so: commands parse, links lead somewhere, snippets run."""
+
+import ast
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from melior import cli
+from melior.config import config_arguments
+from melior.data.files import FAMILIES
+from melior.data.lint import _RULES
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS]
+FOREIGN = {"--help", "--version", "--config", "--no-deps", "--against"}
+"""Options of melior as a whole, and of other programs."""
+
+
+def fenced(text: str, language: str | None = None) -> list[str]:
+    """The fenced blocks of a page, of one language or of any."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for name, body in blocks if language in (None, name)]
+
+
+def prose(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def where(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """Every command of a fenced block, also inside a pipe."""
+    lines = [(where(page), line) for page in PAGES for block in fenced(page.read_text("utf-8"))
+             for line in block.replace("\\\n", " ").splitlines()]  # fmt: skip
+    parts = [(page, part.strip()) for page, line in lines for part in line.split(" | ")]
+    return [(page, part) for page, part in parts if part.startswith("melior ")]
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines())
+def test_every_command_line_parses(page, line):
+    words = shlex.split(line, comments=True)[1:]
+    words = words[: words.index(">")] if ">" in words else words
+    name, rest = cli._command(words)
+    if "--config" in rest:
+        kind = commands_page().config_of(name)
+        file = rest.pop(rest.index("--config") + 1)
+        rest.remove("--config")
+        assert file.endswith(".yaml")
+        config_arguments(kind, rest, where=line)
+    else:
+        cli._parse(name, rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=where)
+def test_every_command_and_option_in_the_text_exists(page):
+    spans = re.findall(r"`([^`\n]+)`", prose(page.read_text("utf-8")))
+    firsts = {name.split()[0] for name in cli.COMMANDS}
+    known = FOREIGN | set(re.findall(r"`(--[\w-]+)`", commands_page().page()))
+    for span in spans:
+        words = span.split()
+        if words[0] == "melior" and words[1] not in ("COMMAND", "--version"):
+            assert words[1] in firsts, span
+        for word in words:
+            if re.fullmatch(r"--[a-z][\w-]*", word):
+                assert word.replace("_", "-") in known, span
+
+
+@pytest.mark.parametrize("page", PAGES, ids=where)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text("utf-8"))):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", prose(page.read_text("utf-8")), re.MULTILINE)
+    bare = [re.sub(r"[^\w\s-]", "", head).strip().lower() for head in heads]
+    return {re.sub(r"[\s-]+", "-", head) for head in bare}
+
+
+def snippets() -> list[tuple[str, str]]:
+    return [(where(p), code) for p in PAGES for code in fenced(p.read_text("utf-8"), "python")]
+
+
+@pytest.mark.parametrize(("page", "code"), snippets())
+def test_every_snippet_compiles_and_its_imports_resolve(page, code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                is_of_the_page = name == "truncated_quadratic"
+                assert is_of_the_page or hasattr(module, name) or module_exists(node.module, name)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+
+
+def module_exists(package: str, name: str) -> bool:
+    return importlib.util.find_spec(f"{package}.{name}") is not None
+
+
+def test_the_readme_gives_five_lines_each():
+    python, *_ = fenced((ROOT / "README.md").read_text("utf-8"), "python")
+    assert len([line for line in python.splitlines() if line]) <= 5
+    lines = [line for page, line in command_lines() if page == "README.md"]
+    assert len([line for line in lines if not line.startswith(("melior score", "melior sel"))]) == 5
+
+
+def test_the_site_shows_every_page_and_fetches_nothing():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    shown = re.findall(r"[\w/]+\.md", json.dumps(site["nav"]))
+    assert sorted(shown) == [page.name for page in DOCS]
+    assert site["theme"]["font"] is False
+    assert not any(key in site for key in ("extra_css", "extra_javascript"))
+
+
+def test_the_page_of_commands_is_up_to_date():
+    page = commands_page().page()
+    shown = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    assert shown == page, "run: python tools/make_commands_page.py"
+
+
+def test_the_page_on_architecture_names_every_room():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    for path in (ROOT / "melior").iterdir():
+        is_room = path.suffix == ".py" or (path / "__init__.py").exists()
+        assert not is_room or path.name.startswith("__") or f"  {path.name}" in text, path.name
+
+
+def commands_page():
+    file = ROOT / "tools" / "make_commands_page.py"
+    spec = importlib.util.spec_from_file_location("make_commands_page", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_data_names_every_finding_and_family():
+    text = (ROOT / "docs" / "data.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", text, re.MULTILINE))
+    for code, (limit, _) in _RULES.items():
+        said = "the first row" if limit == 0 else f"{limit:.0%}".replace("%", " %")
+        assert rows[code].startswith("never" if limit > 1 else said), code
+    for family in FAMILIES:
+        assert family in text
+
+
+@pytest.fixture
+def pairs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = '{{"prompt": "what is {i}?", "chosen": "the fox {i}", "rejected": "a dog {i}"}}\n'
+    (tmp_path / "pairs.jsonl").write_text("".join(row.format(i=i) for i in range(8)), "utf-8")
+
+
+def test_the_page_on_adding_a_loss_works_to_the_letter(model_folder, pairs, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "add_a_loss.md").read_text("utf-8")
+    tests, function, trial, recipe = fenced(text, "python")
+    (line,) = [block for block in fenced(text, "") if block.startswith('"')]
+    space = {}
+    for code in (function, tests, trial.replace("smollm2", str(model_folder))):
+        exec(compile(code, "add_a_loss.md", "exec"), space)
+    for name in [name for name in space if name.startswith("test_")]:
+        space[name]()
+    from melior import recipes
+    from melior.losses import preference
+
+    loss = space["truncated_quadratic"]
+    monkeypatch.setattr(preference, "truncated_quadratic", loss, raising=False)
+    (tmp_path / "truncated_quadratic.py").write_text(recipe, "utf-8")
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
+    for name, row in ast.literal_eval("{" + line + "}").items():
+        monkeypatch.setitem(cli.COMMANDS, name, row)
+    options = ["--model", str(model_folder), "--data", "pairs.jsonl", "--out", "runs/command"]
+    cli.main(["truncated-quadratic", *options])
+    written = [(tmp_path / "runs" / run / "metrics.jsonl").read_text("utf-8").splitlines()
+               for run in ("truncated", "command")]  # fmt: skip
+    losses = [[json.loads(row)["loss"] for row in rows] for rows in written]
+    assert losses[0] == losses[1]
+    explained = (ROOT / "docs" / "simpo.md").read_text("utf-8")
+    assert all(f"`{key}`" in explained for key in json.loads(written[0][0]))
