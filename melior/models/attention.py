@@ -12,8 +12,6 @@ segment attends to its path with an explicit mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from melior.data.forest import Forest, Segment
+from melior.models.precision import bfloat16_products
 
 NAME = "melior_forest"
 """Under which transformers knows this attention."""
@@ -212,7 +211,7 @@ class _ForestFlash(torch.autograd.Function):
         # Query heads of a group become rows, so that its keys and values are never repeated.
         q, d, lse, delta = (x.unflatten(0, heads) for x in (q, d, total[0], delta))
         grads = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        with _bfloat16_products(query.dtype == torch.bfloat16):
+        with bfloat16_products(query.dtype):
             for tile in ctx.layout.tiles:
                 _add_gradients(tile, (q, k, v, d, lse, delta), grads)
         grads[0].mul_(ctx.scale)
@@ -239,19 +238,6 @@ def _add_gradients(
 
 def _along(keys: tuple[slice, ...], tensor: Tensor) -> Tensor:
     return tensor[:, keys[0]] if len(keys) == 1 else torch.cat([tensor[:, x] for x in keys], 1)
-
-
-@contextmanager
-def _bfloat16_products(is_wanted: bool) -> Iterator[None]:
-    """Let matrix products of float32 copies of bfloat16 numbers run in bfloat16, summed exactly."""
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    try:
-        if is_wanted:
-            matmul.fp32_precision = "bf16"
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _masked(

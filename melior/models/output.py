@@ -1,4 +1,7 @@
-"""The output layer only where a token is scored, in chunks, and again in the backward pass."""
+"""The output layer only where a token is scored, in chunks, and again in the backward pass.
+
+A chunk is a stretch of the vocabulary with all rows, so that the weight's gradient is written once.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-CHUNK_BYTES = 64 * 2**20
+from melior.models.precision import bfloat16_products, wide_product
+
+CHUNK_BYTES = 8 * 2**20
 """Of float32 logits that exist at once."""
 
 
@@ -64,54 +69,63 @@ class _ScoredTokens(torch.autograd.Function):
         scale: float,
         softcap: float,
     ) -> Tensor:
-        """Compute chunk by chunk."""
+        """Run through the vocabulary, chunk by chunk, with all rows."""
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        out = torch.empty(len(targets), dtype=wide, device=hidden.device)
-        total = torch.empty_like(out)
-        for rows in _chunks(len(targets), weight.shape[0]):
-            logits = _logits(hidden[rows], weight, bias, scale, softcap)
-            total[rows] = logits.logsumexp(-1)
-            out[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - total[rows]
+        total = torch.full((len(targets),), -torch.inf, dtype=wide, device=hidden.device)
+        own = torch.zeros_like(total)
+        with bfloat16_products(hidden.dtype):
+            for words in _chunks(len(targets), weight.shape[0]):
+                logits = _logits(hidden, weight[words], bias[words], scale, softcap)
+                rows, columns = _here(targets, words)
+                own[rows] = logits[rows, columns]
+                most = logits.amax(-1)
+                part = logits.sub_(most[:, None]).exp_().sum(-1).log_() + most
+                total = torch.logaddexp(total, part)
         ctx.save_for_backward(hidden, weight, bias, targets, total)
         ctx.scale, ctx.softcap = scale, softcap
-        return out
+        return own - total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Recompute each chunk's logits: d log p / d logits = onehot - softmax."""
         hidden, weight, bias, targets, total = ctx.saved_tensors
         wants_weight, wants_bias = ctx.needs_input_grad[1:3]
-        grad_hidden = torch.empty_like(hidden)
-        # Chunks add up in float32, so that their number does not change the sum.
-        grad_weight = torch.zeros_like(weight, dtype=total.dtype) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=total.dtype) if wants_bias else None
-        for rows in _chunks(len(targets), weight.shape[0]):
-            logits = _logits(hidden[rows], weight, bias, ctx.scale, ctx.softcap)
-            slope = torch.exp(logits - total[rows, None]).mul_(-grad[rows, None])
-            slope.scatter_add_(1, targets[rows, None], grad[rows, None])
-            if ctx.softcap:
-                slope *= 1 - (logits / ctx.softcap) ** 2
-            slope = (slope * ctx.scale if ctx.scale != 1.0 else slope).to(weight.dtype)
-            grad_hidden[rows] = slope @ weight
-            if grad_weight is not None:
-                grad_weight += slope.T @ hidden[rows]
-            if grad_bias is not None:
-                grad_bias += slope.sum(0)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        if grad_bias is not None:
-            grad_bias = grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        grad_hidden = torch.zeros_like(hidden, dtype=total.dtype)
+        grad_weight = torch.empty_like(weight) if wants_weight else None
+        grad_bias = torch.empty_like(bias) if wants_bias else None
+        with bfloat16_products(hidden.dtype):
+            for words in _chunks(len(targets), weight.shape[0]):
+                logits = _logits(hidden, weight[words], bias[words], ctx.scale, ctx.softcap)
+                bend = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
+                slope = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
+                rows, columns = _here(targets, words)
+                slope[rows, columns] += grad[rows]
+                if bend is not None:
+                    slope *= bend
+                if ctx.scale != 1.0:
+                    slope *= ctx.scale
+                grad_hidden += wide_product(slope, weight[words])
+                slope = slope.to(weight.dtype)
+                if grad_weight is not None:
+                    torch.mm(slope.T, hidden, out=grad_weight[words])
+                if grad_bias is not None:
+                    grad_bias[words] = slope.sum(0)
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor, scale: float, softcap: float) -> Tensor:
-    logits = torch.addmm(bias, hidden, weight.T)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = wide_product(hidden, weight.T).add_(bias)
     if scale != 1.0:
-        logits = logits * scale
+        logits *= scale
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
+def _here(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """Return which rows have their target among these words, and where."""
+    rows = ((targets >= words.start) & (targets < words.stop)).nonzero().squeeze(-1)
+    return rows, targets[rows] - words.start
+
+
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    step = max(1, CHUNK_BYTES // (4 * vocabulary))
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    step = max(1, CHUNK_BYTES // (4 * max(1, rows)))
+    return [slice(i, min(i + step, vocabulary)) for i in range(0, vocabulary, step)]

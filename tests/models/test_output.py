@@ -47,3 +47,16 @@ def test_bfloat16_inputs_give_float32_log_probs():
         torch.ones(2, 8, dtype=torch.bfloat16), torch.tensor([1, 2])
     )
     assert log_probs.dtype == torch.float32
+
+
+def test_bfloat16_weights_give_logits_that_are_summed_and_kept_in_float32():
+    """A margin is a small difference of sums: logits rounded to bfloat16 would drown it."""
+    draw = torch.Generator().manual_seed(0)
+    linear = nn.Linear(64, 500, bias=False, dtype=torch.bfloat16)
+    exact = nn.Linear(64, 500, bias=False, dtype=torch.float64)
+    exact.weight.data.copy_(linear.weight.data.normal_(generator=draw))
+    hidden = torch.randn(20, 64, generator=draw).bfloat16()
+    targets = torch.randint(500, (20,), generator=draw)
+    ours = OutputLayer(linear).log_probs(hidden, targets).double()
+    wanted = OutputLayer(exact).log_probs(hidden.double(), targets)
+    assert torch.allclose(ours, wanted, rtol=1e-5, atol=1e-4)
