@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +11,6 @@ from transformers import PreTrainedModel
 
 from melior.data.forest import Forest, plant
 from melior.models.attention import Layout
-from melior.models.output import OutputLayer
 
 EXACT_KINDS = {"full_attention", "sliding_attention"}
 """Kinds of layers through which tokens meet only in attention."""
@@ -22,17 +23,21 @@ def forest_hidden(model: PreTrainedModel, forest: Forest) -> Float[Tensor, "s d"
 
 def packed_hidden(model: PreTrainedModel, forest: Forest, layout: Layout) -> Float[Tensor, "t d"]:
     """Run the model without its output layer over the one row of a forest."""
+    return _packed(model, forest, layout).last_hidden_state[0]
+
+
+def _packed(model: PreTrainedModel, forest: Forest, layout: Layout, **options: bool) -> Any:
     device = model.device
     # A ready-made 4-D mask is passed on untouched; our attention reads the layout instead.
     unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
-    result = model.base_model(
+    return model.base_model(
         input_ids=forest.tokens[None].to(device),
         position_ids=forest.positions[None].to(device),
         attention_mask=unused,
         forest=layout,
         use_cache=False,
+        **options,
     )
-    return result.last_hidden_state[0]
 
 
 def padded_hidden(model: PreTrainedModel, forest: Forest) -> Float[Tensor, "s d"]:
@@ -54,31 +59,34 @@ def padded_hidden(model: PreTrainedModel, forest: Forest) -> Float[Tensor, "s d"
     return result.last_hidden_state.flatten(0, 1)[place[forest.before].to(device)]
 
 
-def why_padded(model: PreTrainedModel, output: OutputLayer) -> str:
+def why_padded(model: PreTrainedModel) -> str:
     """Say why this model must not be run on forests; an empty string means that it may.
 
     Decided from the kinds of its layers, from how many of them asked for the forest's layout, and
-    from a probe: changing one leaf must leave its sibling's hidden states as they were to the
-    last bit, which a model whose layers mix neighbours (convolution, recurrence) cannot do.
+    from two probes of a small tree. Changing one leaf must leave its sibling as it was to the last
+    bit, through all layers, which a model that mixes neighbours (convolution, recurrence) cannot
+    do. And the first layers, one of each kind, must agree with a plain run: there a wrong position
+    or mask shows at once, while rounding has not yet grown.
     """
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if not kinds <= EXACT_KINDS:
-        return f"it has layers of kind {', '.join(sorted(kinds - EXACT_KINDS))}"
+    kinds = list(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if not set(kinds) <= EXACT_KINDS:
+        return f"it has layers of kind {', '.join(sorted(set(kinds) - EXACT_KINDS))}"
+    depth = max(kinds.index(kind) for kind in set(kinds)) + 1
     with torch.no_grad():
         try:
-            first, calls = _probe(model, leaf=(7, 8, 9, 10))
-            second, _ = _probe(model, leaf=(11, 12, 13, 14))
-            alone, _ = _probe(model, leaf=())
+            last, early, calls = _probe(model, depth, sibling=(8, 9, 10, 11))
+            again, _, _ = _probe(model, depth, sibling=(12, 13, 14, 15))
+            _, alone, _ = _probe(model, depth, sibling=())
         except (TypeError, RuntimeError, ValueError) as error:
             return f"its forward pass does not take a forest ({type(error).__name__}: {error})"
     n_layers = model.config.num_hidden_layers
     if calls != n_layers:
         return f"{calls} of its {n_layers} layers use the attention interface"
-    if not torch.equal(first, second):
+    if not torch.equal(last, again):
         return "its layers mix neighbouring answers"
-    distance = float((first - alone).norm() / alone.norm())
-    if not distance < 0.05:  # of bfloat16 rounding; a wrong position or mask gives far more
-        return f"its hidden states differ from a plain run's by {distance:.2g}"
+    distance = float((early - alone).norm() / alone.norm())
+    if not distance < (0.05 if early.dtype == torch.bfloat16 else 1e-3):
+        return f"its first layers differ from a plain run's by {distance:.2g}"
     return ""
 
 
@@ -90,15 +98,24 @@ class _Probe:
         self.mask = (False,) * 4 + (True,) * (len(tokens) - 4)
 
 
-def _probe(model: PreTrainedModel, leaf: tuple[int, ...]) -> tuple[Tensor, int]:
-    """Return the hidden states of one path of a small tree, with or without a sibling."""
+def _probe(
+    model: PreTrainedModel, depth: int, sibling: tuple[int, ...]
+) -> tuple[Tensor, Tensor, int]:
+    """Run one path of a small tree, with a sibling or plainly.
+
+    Returns:
+        Its hidden states after the last and after the layer `depth`, and how many layers asked.
+    """
+    paths = [(0, 1, 2, 3, *leaf) for leaf in ((4, 5, 6, 7), sibling) if leaf]
+    # Ordinary words, spread over the vocabulary: the first tokens are often control tokens.
     vocabulary = model.config.vocab_size
-    trunk, own = (1, 2, 3, 4), (5, 6, 5, 6)
-    paths = [tuple(t % vocabulary for t in trunk + end) for end in (own, leaf) if end]
-    forest = plant([_Probe(path) for path in paths], min_shared=1)
+    tokens = [tuple((301 + 37 * i) % vocabulary for i in path) for path in paths]
+    if not sibling:
+        rows = torch.tensor([tokens[0]], device=model.device)
+        result = model.base_model(input_ids=rows, use_cache=False, output_hidden_states=True)
+        return result.last_hidden_state[0], result.hidden_states[depth][0], 0
+    forest = plant([_Probe(path) for path in tokens], min_shared=1)
     layout = Layout(forest)
-    if leaf:
-        hidden = packed_hidden(model, forest, layout)[forest.rows(0)]
-        return hidden, layout.n_calls
-    rows = torch.tensor([paths[0]], device=model.device)
-    return model.base_model(input_ids=rows, use_cache=False).last_hidden_state[0], 0
+    result = _packed(model, forest, layout, output_hidden_states=True)
+    own = forest.rows(0)
+    return result.last_hidden_state[0][own], result.hidden_states[depth][0][own], layout.n_calls
