@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-setup
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: setup demo demo-fast check test test-slow bench docs clean
 
@@ -23,7 +24,7 @@ demo: setup
 	$(BIN)/melior demo --out runs/demo --overwrite
 
 demo-fast: setup
-	$(BIN)/melior demo --fast --out runs/demo-fast --overwrite
+	$(BIN)/melior demo --fast --epochs 1 --n-held-out 50 --out runs/demo-fast --overwrite
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -31,7 +32,7 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

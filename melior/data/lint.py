@@ -132,16 +132,17 @@ def truncation_table(lengths: Sequence[int], maxima: Sequence[int] = MAXIMA) -> 
 
 
 def length_bias(longer: int, shorter: int) -> list[Finding]:
-    """Say in what share of the pairs the longer answer was chosen."""
+    """Say in what share of the pairs the longer, or the shorter, answer was chosen."""
     unequal = longer + shorter
     if not unequal:
         return []
-    low, high = wilson_interval(longer, unequal)
-    level: Level = "warning" if unequal >= 20 and (low > 0.6 or high < 0.4) else "note"
-    said = f"the longer answer is the chosen one (95 % interval {low:.1%} to {high:.1%})"
+    most, word = max((longer, "longer"), (shorter, "shorter"))
+    low, high = wilson_interval(most, unequal)
+    level: Level = "warning" if unequal >= 20 and low > 0.6 else "note"
+    said = f"the {word} answer is the chosen one (95 % interval {low:.1%} to {high:.1%})"
     if level == "warning":
         said += "; a model can learn the length in place of the quality"
-    return [Finding(level, "length-bias", longer, longer / unequal, said)]
+    return [Finding(level, "length-bias", most, most / unequal, said)]
 
 
 def worst_first(findings: list[Finding]) -> list[Finding]:

@@ -46,7 +46,7 @@ class LanguageModel:
         if core.config._attn_implementation != attention.NAME:
             core.set_attn_implementation(attention.NAME)
         self.output = output_layer(core)
-        self.padded_because = why_padded(core, self.output)
+        self.padded_because = why_padded(core)
         """Why sequences are computed one by one under padding; empty where the forest is exact."""
 
     @property

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +87,17 @@ def folder_of(name: str) -> Path | str:
 
 def save_model(model: LanguageModel, folder: Path) -> None:
     """Write an ordinary Hugging Face folder: whole weights, or the adapter that was trained."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     core = model.core
     name = core.config._attn_implementation
     core.config._attn_implementation = None  # ours is no word that other programs know
     core.config.use_cache = True
     try:
-        model.model.save_pretrained(str(folder))  # type: ignore[operator]
+        with _quiet():
+            model.model.save_pretrained(str(folder))  # type: ignore[operator]
     finally:
         core.config._attn_implementation = name
         core.config.use_cache = False
@@ -170,7 +177,8 @@ def _folded(folder: Path | str, options: ModelOptions) -> nn.Module | None:
     from peft import PeftModel
 
     model = _pretrained(folder_of(base), options)
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    with _quiet():
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
 def _with_adapter(model: nn.Module, options: ModelOptions, seed: int) -> nn.Module:
@@ -183,9 +191,18 @@ def _with_adapter(model: nn.Module, options: ModelOptions, seed: int) -> nn.Modu
         target_modules=list(options.lora_target_modules) or "all-linear",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _quiet():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what peft and transformers say to their own developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _masters(model: nn.Module) -> dict[str, Tensor]:

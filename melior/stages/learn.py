@@ -61,6 +61,8 @@ def learn(plan: Plan) -> Path:
 def _learn(plan: Plan, run: Run) -> None:
     train, held_out = _prepare(plan, run)
     model = load(plan.model, trainable=True, seed=plan.loop.seed)
+    if model.padded_because:
+        run.note(f"answers are computed one by one, under padding: {model.padded_because}")
     bench = Bench(plan, model, held_out, (held_out or train).first_prompts)
     metrics = _train(plan, run, model, train, bench)
     save_model(model, run.folder / "model")

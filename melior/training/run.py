@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from rich.console import Console
 
 import melior
 from melior.config import config_to_dict, read_config
@@ -154,7 +155,8 @@ class Run:
         )
 
     def note(self, sentence: str) -> None:
-        """Keep a sentence about the run in its record."""
+        """Say a sentence about the run, and keep it in its record."""
+        Console(stderr=True).print(f"note: {sentence}", highlight=False, markup=False)
         self.record["notes"] = [*self.record.get("notes", []), sentence]
         write_json(self.folder / "run.json", self.record)
 

@@ -1,6 +1,5 @@
 """Portions under a budget, orders that a seed decides, and what truncation keeps."""
 
-
 import pytest
 import torch
 from hypothesis import given

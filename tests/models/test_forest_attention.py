@@ -1,6 +1,6 @@
 """What a model says of a forest is what it says of each sequence alone: value and gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from melior.data.forest import plant
-from melior.models import attention
+from melior.models import attention, layout
 from melior.models.layout import forest_hidden, packed_hidden, padded_hidden, why_padded
 from melior.models.output import output_layer
 from tests.tiny import FAMILIES, tiny_model
@@ -135,10 +135,11 @@ def test_rectangles_cover_each_path_exactly_once(sequences):
     assert torch.equal(seen, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_forest_is_found_exact(family):
-    model = model_of(family, torch.float32)
-    assert why_padded(model, output_layer(model)) == ""
+def test_the_forest_is_found_exact(family, dtype):
+    model = model_of(family, dtype)
+    assert why_padded(model) == ""
 
 
 def test_a_model_that_mixes_neighbours_falls_back():
@@ -150,10 +151,10 @@ def test_a_model_that_mixes_neighbours_falls_back():
     )  # fmt: skip
     model = Lfm2ForCausalLM(config).eval()
     model.set_attn_implementation(attention.NAME)
-    assert "conv" in why_padded(model, output_layer(model))
+    assert "conv" in why_padded(model)
     # Also where the config keeps silent about it: the numbers tell.
     model.config.layer_types = ["full_attention", "full_attention"]
-    assert why_padded(model, output_layer(model)) != ""
+    assert why_padded(model) != ""
 
 
 def test_a_model_that_never_asks_falls_back():
@@ -161,7 +162,7 @@ def test_a_model_that_never_asks_falls_back():
 
     config = FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
     model = FalconForCausalLM(config).eval()
-    assert why_padded(model, output_layer(model)) != ""
+    assert why_padded(model) != ""
 
 
 def test_checkpointed_layers_recompute_the_same_gradient():
@@ -202,6 +203,32 @@ def test_lower_precision_stays_near_float64(dtype):
 def test_packed_hidden_counts_its_layers():
     model = model_of("llama")
     forest = plant([Marked((5, 6, 7), (False, True, True))])
-    layout = attention.Layout(forest)
-    packed_hidden(model, forest, layout)
-    assert layout.n_calls == model.config.num_hidden_layers
+    asked = attention.Layout(forest)
+    packed_hidden(model, forest, asked)
+    assert asked.n_calls == model.config.num_hidden_layers
+
+
+def test_the_embedded_model_runs_on_forests_in_bfloat16():
+    """Its hidden states magnify rounding tenfold, which is no reason to pad."""
+    from melior.models.embedded import embedded_folder
+    from melior.models.loading import load
+    from melior.options import ModelOptions
+
+    assert embedded_folder().is_dir()
+    model = load(ModelOptions(model="smollm2"), trainable=True)
+    assert model.padded_because == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_wrong_position_is_found(monkeypatch, family, dtype):
+    """Were a leaf's positions counted from elsewhere, the probe would tell, rounding or not."""
+
+    def shifted(*words, **named):
+        forest = plant(*words, **named)
+        positions = forest.positions.clone()
+        positions[4:] += 1
+        return replace(forest, positions=positions)
+
+    monkeypatch.setattr(layout, "plant", shifted)
+    assert "differ from a plain run's" in why_padded(model_of(family, dtype))
