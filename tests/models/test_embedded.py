@@ -8,8 +8,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from melior.models import embedded
 from melior.models.decoding import shares_prompts
-from melior.models.loading import load
-from melior.options import ModelOptions
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec(embedded.PACKAGE) is None, reason=f"needs {embedded.INSTALL}"
@@ -36,12 +34,6 @@ def test_template_end_token_and_tied_embeddings_survive_and_it_knows_paris():
     assert "Paris" in said and said.endswith("<|im_end|>")
     # The package wants another one that is not installed: it must never be imported.
     assert embedded.PACKAGE not in sys.modules
-
-
-@needs_package
-def test_it_runs_on_forests_in_bfloat16():
-    options = ModelOptions(model="smollm2", dtype="bf16", device="cpu")
-    assert load(options, trainable=False).padded_because == ""
 
 
 @needs_package
