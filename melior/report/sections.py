@@ -288,6 +288,7 @@ def _origin(run: Run, place: int, many: bool) -> Html:
         "Versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
         "Machine": ", ".join(f"{value} cores" if key == "cores" else str(value)
                              for key, value in machine.items()),
+        "Notes": "; ".join(map(str, run.about.get("notes") or ())),
         "Code": run.about.get("git"),
         "Folder": str(run.folder),
         "Model": str(run.folder / "model") if run.has_model else None,
