@@ -47,12 +47,12 @@ class Config:
     """Training prompts to sample answers for."""
     n_held_out: int = 100
     """Held-out prompts to judge on."""
-    sampling: Sampling = Sampling(k=4, temperature=1.0, max_new_tokens=80)
-    optim: OptimConfig = OptimConfig(learning_rate=1e-5)
+    sampling: Sampling = Sampling(k=5, temperature=0.7, max_new_tokens=72)
+    optim: OptimConfig = OptimConfig(learning_rate=5e-5)
     beta: float = 2.0
     gamma_beta_ratio: float = 0.5
-    epochs: float = 2.0
-    batch_size: int = 16
+    epochs: float = 3.0
+    batch_size: int = 8
     seed: int = 42
     resume: bool = False
     """Go on with a demo that was stopped."""
