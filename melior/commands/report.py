@@ -30,14 +30,6 @@ class Config:
 
 def run(config: Config) -> None:
     """Write the page and print the essentials."""
-    from rich.console import Console
+    from melior.report.terminal import present
 
-    from melior.report.load import read_runs
-    from melior.report.page import write_report
-    from melior.report.terminal import essentials
-
-    folders = [Path(folder) for folder in config.runs]
-    place = write_report(folders, Path(config.out) if config.out else None)
-    console = Console(highlight=False)
-    console.print(essentials(read_runs(folders)))
-    console.print(f"\nReport: {place}", soft_wrap=True, markup=False)
+    present([Path(folder) for folder in config.runs], Path(config.out) if config.out else None)

@@ -77,15 +77,15 @@ class Config:
         )  # fmt: skip
 
 
-def run(config: Config) -> Path:
-    """Run the demo; return the report."""
+def run(config: Config) -> None:
+    """Propose, score, choose, learn, judge and report."""
     from melior.models.names import find
     from melior.training.folder import check_folder
 
     check_folder(Path(config.out), resume=config.resume, overwrite=config.overwrite)
     find(config.model)
     from melior.models.loading import load
-    from melior.report.page import write_report
+    from melior.report.terminal import present
     from melior.stages.learn import learn
     from melior.training.run import write_json, write_json_lines
 
@@ -99,7 +99,7 @@ def run(config: Config) -> Path:
     write_json(folder / "evaluation.json", _verdict(config, start, after, old, new))
     write_json_lines(folder / "samples.jsonl", _samples(old, new))
     write_json_lines(folder / "scores.jsonl", _scores(old, new))
-    return write_report([folder])
+    present([folder])
 
 
 def _prompts(name: str) -> Iterator[Group]:

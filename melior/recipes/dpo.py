@@ -6,7 +6,6 @@ Rafailov et al. 2023, arXiv 2305.18290.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
@@ -61,11 +60,11 @@ def method(config: Config) -> Method:
     return log_ratio_method(loss, beta=config.beta, sft_weight=config.sft_weight)
 
 
-def run(config: Config) -> Path:
-    """Train, judge, save and report; return the report."""
+def run(config: Config) -> None:
+    """Train, judge, save and report."""
     check_inputs(config.model, config.data, config.loop)
-    from melior.report.page import write_report
+    from melior.report.terminal import present
     from melior.stages.learn import Plan, learn
 
     name, parts = "dpo", (config.model, config.data, config.optim, config.loop)
-    return write_report([learn(Plan(name, PAPER, method(config), *parts, config))])
+    present([learn(Plan(name, PAPER, method(config), *parts, config))])

@@ -7,7 +7,6 @@ Meng, Xia, Chen 2024, arXiv 2405.14734. What differs from the authors' code stan
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
@@ -86,11 +85,11 @@ def method(config: Config) -> Method:
     return per_token_method(loss, beta=beta, sft_weight=config.sft_weight)
 
 
-def run(config: Config) -> Path:
-    """Train, judge, save and report; return the report."""
+def run(config: Config) -> None:
+    """Train, judge, save and report."""
     check_inputs(config.model, config.data, config.loop)
-    from melior.report.page import write_report
+    from melior.report.terminal import present
     from melior.stages.learn import Plan, learn
 
     name, parts = "simpo", (config.model, config.data, config.optim, config.loop)
-    return write_report([learn(Plan(name, PAPER, method(config), *parts, config))])
+    present([learn(Plan(name, PAPER, method(config), *parts, config))])

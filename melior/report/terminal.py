@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from melior.report import words
-from melior.report.load import Run, mapping, mappings, number
-from melior.report.page import worth_a_look
+from melior.report.load import Run, mapping, mappings, number, read_runs
+from melior.report.page import worth_a_look, write_report
 
 STYLES = {"better": "bold cyan", "worse": "bold yellow", "changed": "bold"}
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVES = ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies")
+
+
+def present(folders: Sequence[Path], out: Path | None = None) -> None:
+    """Write the page of some runs, print the essentials, and name the page last."""
+    place = write_report(folders, out)
+    console = Console(highlight=False)
+    console.print(essentials(read_runs(folders)))
+    console.print(f"\nReport: {place}", soft_wrap=True, markup=False)
 
 
 def essentials(runs: Sequence[Run]) -> Group:
