@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results["minutes"] = (time.monotonic() - started) / 60
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if options.markdown:
-        fill_in(options.markdown, f"preference_step {options.algorithm}", table(results))
+    for page in options.markdown:
+        fill_in(page, options.algorithm, table(results))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process")
     made.add_argument("--json", type=Path, help="write all results to this file")
-    made.add_argument("--markdown", type=Path, help="write the table between this file's markers")
+    made.add_argument(
+        "--markdown", type=Path, nargs="+", default=[], help="write the table into these pages"
+    )
     made.add_argument(
         "--rival-env",
         type=Path,
@@ -177,10 +179,8 @@ class Worker:
             "PYTHONWARNINGS": "ignore",
             "TRANSFORMERS_VERBOSITY": "error",
             "TQDM_DISABLE": "1",
-            # Freed memory stays with the process: what a virtual machine's host takes to give new
-            # pages is many times the noise of all the rest.
-            "MALLOC_MMAP_THRESHOLD_": str(2**34),
-            "MALLOC_TRIM_THRESHOLD_": str(2**36),
+            # A thread that waits sleeps: its CPU time then counts work, whatever else is running.
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
         self.side = side
         self.process = subprocess.Popen(
@@ -201,7 +201,8 @@ class Worker:
     def close(self) -> None:
         """End it, as its standard input ends."""
         assert self.process.stdin
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
     def ask(self, what: str, **options: Any) -> Message:
@@ -211,11 +212,16 @@ class Worker:
     def send(self, message: Message) -> Message:
         """Write a line and read the answer."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(message) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        answer = ""
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"{self.side}: its process ended; see its messages above")
+            raise SystemExit(
+                f"{self.side}: its process ended ({self.process.wait()}); see its messages above;"
+                " -9 most often means that memory ran out"
+            )
         return json.loads(answer)
 
     def timed(self, what: str, **options: Any) -> Message:
@@ -323,14 +329,17 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
 
 
-def fill_in(page: Path, name: str, text: str) -> None:
+def fill_in(page: Path, algorithm: str, text: str) -> None:
     """Replace what stands between a page's markers."""
-    start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    before = page.read_text(encoding="utf-8")
-    if before.count(start) != 1 or before.count(end) != 1:
-        raise SystemExit(f"{page}: needs the lines {start} and {end} once each")
-    top, rest = before.split(start)
-    page.write_text(f"{top}{start}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    start = "<!-- numbers: performance -->"
+    if algorithm != "dpo":
+        start = f"<!-- numbers: performance of {algorithm} -->"
+    end = "<!-- /numbers -->"
+    top, found, rest = page.read_text(encoding="utf-8").partition(start)
+    _, closed, bottom = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{page}: needs a line {start} and {end} after it; found none")
+    page.write_text(f"{top}{start}\n\n{text}\n\n{end}{bottom}", encoding="utf-8")
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -68,14 +68,16 @@ class Worker:
 
     @torch.no_grad()
     def measure(self, index: int) -> Message:
-        """Return the loss of a batch and its mean log-probabilities."""
-        totals: dict[str, float] = {}
+        """Return the loss of a batch and its mean log-probabilities, as the loss takes them."""
+        found = {"loss": 0.0, "logps/chosen": 0.0, "logps/rejected": 0.0}
         for batch in self.portions(index):
-            loss, metrics = self.objective(self.with_reference(batch))
-            for name, value in {**metrics, "loss": float(loss)}.items():
-                totals[name] = totals.get(name, 0.0) + value
-        names = ("loss", "logps/chosen", "logps/rejected")
-        return {name: totals[name] for name in names}
+            batch = self.with_reference(batch)
+            scores = pair_scores(self.model, batch)
+            side = scores.policy if self.method.has_reference else scores.per_token
+            found["loss"] += float(self.method.loss(scores).sum()) / batch.n_total
+            found["logps/chosen"] += float(side.chosen.sum()) / batch.n_total
+            found["logps/rejected"] += float(side.rejected.sum()) / batch.n_total
+        return found
 
     def portions(self, index: int) -> list[PairBatch]:
         """Plant the forests of a batch, as TRL's collator pads in every step."""
