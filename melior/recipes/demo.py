@@ -82,7 +82,7 @@ def run(config: Config) -> None:
     from melior.models.names import find
     from melior.training.folder import check_folder
 
-    check_folder(Path(config.out), resume=config.resume, overwrite=config.overwrite)
+    check_folder(Path(config.out), resume=_resumes(config), overwrite=config.overwrite)
     find(config.model)
     from melior.models.loading import load
     from melior.report.terminal import present
@@ -100,6 +100,11 @@ def run(config: Config) -> None:
     write_json_lines(folder / "samples.jsonl", _samples(old, new))
     write_json_lines(folder / "scores.jsonl", _scores(old, new))
     present([folder])
+
+
+def _resumes(config: Config) -> bool:
+    """Say whether training began before the demo was stopped; else only its answers are kept."""
+    return config.resume and (Path(config.out) / "run.json").exists()
 
 
 def _prompts(name: str) -> Iterator[Group]:
@@ -125,7 +130,11 @@ def _propose_score_choose(config: Config, model: LanguageModel, folder: Path) ->
             drawn = candidates(model, prompts, config.sampling, generator=draw)
             write_groups(proposed, _watched(drawn, progress))
     write_groups(folder / "scored.jsonl", score_groups(read_groups(proposed)))
-    write_pairs(pairs, _best_against_worst(read_groups(folder / "scored.jsonl")))
+    if not write_pairs(pairs, _best_against_worst(read_groups(folder / "scored.jsonl"))):
+        raise ValueError(
+            f"{folder / 'scored.jsonl'}: a group whose answers score differently is needed;"
+            " found none; raise --n-prompts or --k"
+        )
     return pairs
 
 
@@ -160,7 +169,7 @@ def _plan(config: Config, pairs: Path) -> Plan:
     loss = partial(simpo, beta=config.beta, gamma=config.beta * config.gamma_beta_ratio)
     loop = LoopOptions(
         out=config.out, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed,
-        resume=config.resume, overwrite=config.overwrite,
+        resume=_resumes(config), overwrite=config.overwrite,
     )  # fmt: skip
     return Plan(
         recipe="demo",

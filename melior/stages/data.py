@@ -73,10 +73,12 @@ def prepare(
     )
     longest = lengths.longest()
     findings = [*findings, *_too_long(lengths, options)]
+    if not longest:
+        raise ValueError(f"{', '.join(sources)}: needs at least one pair; found no row")
     if not pairs:
         raise ValueError(
             f"{', '.join(sources)}: all {len(longest)} rows are longer than max_length"
-            f" {options.max_length} (the shortest has {min(longest, default=0)} tokens);"
+            f" {options.max_length} (the shortest has {min(longest)} tokens);"
             " raise --max-length"
         )
     sha256 = content_hash(list(sources))
