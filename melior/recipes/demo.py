@@ -51,7 +51,7 @@ class Config:
     optim: OptimConfig = OptimConfig(learning_rate=5e-5)
     beta: float = 2.0
     gamma_beta_ratio: float = 0.5
-    epochs: float = 3.0
+    epochs: float = 2.0
     batch_size: int = 8
     seed: int = 42
     resume: bool = False
