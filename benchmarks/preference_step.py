@@ -154,6 +154,7 @@ def check(name: str, found: dict[str, Message]) -> None:
 
 def take_turns(workers: dict[str, Worker], drawn: list[list[Pair]]) -> dict[str, Any]:
     """Take one step each on every batch; who goes first changes from round to round."""
+    before = {}
     steps: dict[str, list[Message]] = {side: [] for side in workers}
     for worker in workers.values():
         worker.forget_peak()
@@ -163,9 +164,11 @@ def take_turns(workers: dict[str, Worker], drawn: list[list[Pair]]) -> dict[str,
             step = workers[side].timed("step", index=index)
             if index:
                 steps[side].append(step)
+            else:
+                before[side] = step  # computed with the weights as loaded
     peaks = {side: worker.peak_gib() for side, worker in workers.items()}
     after = {side: worker.ask("measure", index=0) for side, worker in workers.items()}
-    return {"steps": steps, "peak_gib": peaks, "after": after}
+    return {"steps": steps, "peak_gib": peaks, "before": before, "after": after}
 
 
 class Worker:
@@ -284,14 +287,16 @@ def cells(result: dict[str, Any]) -> list[str]:
 
 def summary(name: str, result: dict[str, Any]) -> str:
     """Say a workload's results on the terminal."""
-    exact, after = (
-        {key: abs(found["melior"][key] - found["trl"][key]) for key in found["trl"]}
-        for found in (result["float32"], result["after"])
-    )
     lines = [
         f"{name}: {WORKLOADS[name][2]}; per batch {count(result['tokens'])}",
         "  " + " | ".join(cells(result)),
-        f"  float32 before: {gaps(exact)}; bfloat16 after the steps: {gaps(after)}",
+        f"  float32, melior to trl: {gaps(result['float32'])}",
+        *(
+            f"  bfloat16 to float32, {side}: "
+            + gaps({side: result["before"][side], "float32": result["float32"]["melior"]})
+            for side in ("melior", "trl")
+        ),
+        f"  bfloat16 after the steps, melior to trl: {gaps(result['after'])}",
     ]
     return "\n".join(lines)
 
@@ -300,8 +305,10 @@ def count(tokens: dict[str, float]) -> str:
     return ", ".join(f"{value:.0f} {key}" for key, value in tokens.items()) + " tokens"
 
 
-def gaps(differences: dict[str, float]) -> str:
-    return ", ".join(f"{key} differs by {value:.2g}" for key, value in differences.items())
+def gaps(found: dict[str, Message]) -> str:
+    """Say by how much two sides differ."""
+    one, other = found.values()
+    return ", ".join(f"{key} differs by {abs(one[key] - other[key]):.2g}" for key in other)
 
 
 def table(results: dict[str, Any]) -> str:

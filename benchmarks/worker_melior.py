@@ -13,6 +13,7 @@ from melior.data.chat import Encoded
 from melior.losses.preference import dpo, simpo
 from melior.models.loading import load
 from melior.options import LoopOptions, ModelOptions, OptimConfig
+from melior.records import Metrics
 from melior.stages.preference import Method, pair_log_probs, pair_objective, pair_scores, zeros
 from melior.training.loop import descend
 
@@ -54,7 +55,14 @@ class Worker:
 
     def step(self, index: int) -> Message:
         """Take one optimizer step; the reference is computed within it, unless it is known."""
-        return {"loss": self.update(self.portions(index))["loss"]}
+        return self.answer(self.update(self.portions(index)))
+
+    def answer(self, metrics: Metrics) -> Message:
+        """Return the loss and the mean log-probabilities as the loss takes them."""
+        # SimPO's reward, without its factor, is the average over an answer's tokens.
+        name = "logps" if self.method.has_reference else "rewards"
+        sides = {f"logps/{side}": metrics[f"{name}/{side}"] for side in ("chosen", "rejected")}
+        return {"loss": metrics["loss"], **sides}
 
     def cache_reference(self) -> Message:
         """Ask the start model once for all that the steps need, and let it go, as recipes do."""
@@ -68,16 +76,13 @@ class Worker:
 
     @torch.no_grad()
     def measure(self, index: int) -> Message:
-        """Return the loss of a batch and its mean log-probabilities, as the loss takes them."""
-        found = {"loss": 0.0, "logps/chosen": 0.0, "logps/rejected": 0.0}
+        """Return a batch's numbers without learning from it."""
+        metrics: Metrics = {}
         for batch in self.portions(index):
-            batch = self.with_reference(batch)
-            scores = pair_scores(self.model, batch)
-            side = scores.policy if self.method.has_reference else scores.per_token
-            found["loss"] += float(self.method.loss(scores).sum()) / batch.n_total
-            found["logps/chosen"] += float(side.chosen.sum()) / batch.n_total
-            found["logps/rejected"] += float(side.rejected.sum()) / batch.n_total
-        return found
+            loss, part = self.objective(self.with_reference(batch))
+            for name, value in {**part, "loss": float(loss)}.items():
+                metrics[name] = metrics.get(name, 0.0) + value
+        return self.answer(metrics)
 
     def portions(self, index: int) -> list[PairBatch]:
         """Plant the forests of a batch, as TRL's collator pads in every step."""

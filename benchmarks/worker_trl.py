@@ -50,8 +50,8 @@ class Turns(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Answer with the step's loss."""
-        self.line.answer({"loss": self.trainer.last_loss})
+        """Answer with the step's numbers."""
+        self.line.answer(numbers(self.trainer, "train", self.trainer.last_loss))
         if state.global_step < state.max_steps:
             self.line.wait()
 
@@ -132,18 +132,20 @@ def cpo_row(pair: Pair) -> dict[str, list[int]]:
 
 
 def measured(trainer: DPO | SimPO, index: int) -> Message:
-    """Return the loss of a batch and its mean log-probabilities, by the evaluation's code."""
+    """Return a batch's numbers by the evaluation's code."""
     n = trainer.args.per_device_train_batch_size
     rows = [trainer.train_dataset[i] for i in range(index * n, index * n + n)]
     trainer.model.eval()
     loss, _, _ = trainer.prediction_step(trainer.model, trainer.data_collator(rows), True)
-    if isinstance(trainer, DPO):
-        found, prefix = trainer._metrics["eval"], ""
-    else:
-        found, prefix = trainer._stored_metrics["eval"], "eval_"
+    return numbers(trainer, "eval", float(loss))
+
+
+def numbers(trainer: DPO | SimPO, mode: str, loss: float) -> Message:
+    """Return the loss and what the trainer noted of the last log-probabilities."""
+    noted = trainer._metrics if isinstance(trainer, DPO) else trainer._stored_metrics
+    prefix = "eval_" if mode == "eval" and isinstance(trainer, SimPO) else ""
     names = ("logps/chosen", "logps/rejected")
-    message = {name: float(found[prefix + name][-1]) for name in names}
-    return {**message, "loss": float(loss)}
+    return {"loss": loss, **{name: float(noted[mode][prefix + name][-1]) for name in names}}
 
 
 if __name__ == "__main__":

@@ -30,13 +30,13 @@ def ragged(draw: random.Random) -> tuple[int, int, int]:
     def length(median: int, sigma: float, most: int) -> int:
         return min(most, max(8, round(median * math.exp(sigma * draw.gauss(0.0, 1.0)))))
 
-    return length(80, 0.9, 256), length(150, 0.8, 512), length(150, 0.8, 512)
+    return length(80, 0.9, 192), length(120, 0.8, 384), length(120, 0.8, 384)
 
 
 WORKLOADS: dict[str, tuple[int, Callable[[random.Random], tuple[int, int, int]], str]] = {
     "short": (4, short, "4 pairs, prompt 64, answers 64 to 128 tokens"),
     "long": (2, long, "2 pairs, prompt 512 to 1024, answers 64 tokens"),
-    "ragged": (4, ragged, "4 pairs, log-normal: prompt about 80, answers about 150 tokens"),
+    "ragged": (4, ragged, "4 pairs, log-normal: prompt about 80, answers about 120 tokens"),
 }
 """Pairs a batch, lengths of prompt, chosen and rejected answer, and how to say it."""
 
