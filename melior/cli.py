@@ -10,10 +10,13 @@ import difflib
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +38,7 @@ COMMANDS = {
     "merge": ("commands.merge", "", "fold an adapter into its base model"),
     "report": ("commands.report", "", "one HTML page for one run or several"),
 }
-EXPECTED = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
+EXPECTED = (ValueError, OSError)
 """What a wrong input raises; anything else is a mistake of ours and keeps its traceback."""
 
 
@@ -46,17 +49,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     # beside two busy processes on two cores gave 8 tokens a second spinning, 248 sleeping.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         _run(words)
         sys.stdout.flush()
-    except EXPECTED as error:
-        _fail(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has enough
         raise SystemExit(141) from None
+    except EXPECTED as error:
+        _fail(error)
     except KeyboardInterrupt as error:
         print(f"melior: {error or 'interrupted'}", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 130)) from None
+
+
+class _Terminated(KeyboardInterrupt):
+    exit_code = 143
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated("stopped by SIGTERM")
 
 
 def _run(words: list[str]) -> None:
@@ -147,9 +160,17 @@ def _sentence(box: str) -> str:
         if line.startswith(("For full helptext", "Argument helptext")):
             break
         kept.append(line)
+    if kept and kept[0].startswith("Missing from"):
+        return "needs " + ", ".join(_needed(kept[1:]))
     text = " ".join(kept)
-    text = re.sub(r"^Error parsing (\w*Config: )?", "", text)
-    return re.sub(r"Missing from melior [^:]*: ", "needs ", text)
+    return re.sub(r"^Error parsing (\w*Config: )?", "", text)
+
+
+def _needed(lines: Sequence[str]) -> list[str]:
+    """Return the options, or what is said of the arguments, that a framed list asks for."""
+    flags = [re.findall(r"--[a-z][\w-]*", line)[-1:] for line in lines if line.startswith("--")]
+    bare = [line for before, line in pairwise(["", *lines]) if re.match(r"[A-Z]+( |$)", before)]
+    return [*bare, *(flag for found in flags for flag in found)]
 
 
 def _near(word: str, known: Sequence[str]) -> str:

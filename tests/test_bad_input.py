@@ -219,3 +219,31 @@ def test_help_and_mistakes_load_no_torch(words):
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.monotonic() - started < 20  # a hang, not a timing
+
+
+def test_half_a_character_is_named(refused, model, tmp_path):
+    rows = [*GOOD, '{"prompt": "a", "chosen": "b", "rejected": "c\\ud83d"}']
+    data = written(tmp_path / "pairs.jsonl", rows)
+    said = refused(*dpo(model, data, tmp_path))
+    assert "pairs.jsonl:13: contents need to be text; found half of a character" in said
+
+
+def test_a_device_that_is_not_there_is_named(refused, model, pairs, tmp_path):
+    said = refused(*dpo(model, pairs, tmp_path, "--device", "foo"))
+    assert "device 'foo': needs to be one that torch can use here" in said
+
+
+def test_a_run_folder_under_a_file_is_refused(refused, model, pairs):
+    said = refused("dpo", "--model", model, "--data", pairs, "--out", pairs / "run")
+    assert "a folder is needed for the run; found a file" in said
+
+
+def test_overwriting_never_deletes_what_the_run_needs(refused, model, pairs, tmp_path):
+    quick = ("--dtype", "fp32", "--max-steps", "1", "--n-samples", "0")
+    main([str(word) for word in dpo(model, pairs, tmp_path, *quick)])
+    trained = tmp_path / "run" / "model"
+    said = refused(*dpo(trained, pairs, tmp_path, *quick, "--overwrite"))
+    assert "--overwrite would delete" in said
+    bad = written(tmp_path / "bad.jsonl", [row | {"rejected": ""} for row in GOOD])
+    assert "empty" in refused(*dpo(model, bad, tmp_path, *quick, "--overwrite"))
+    assert (trained / "model.safetensors").exists()

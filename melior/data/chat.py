@@ -118,7 +118,7 @@ class ChatFormat:
         Raises:
             ValueError: the template refuses the prompt, or there is nothing to feed.
         """
-        opened = self.writer.opened(self.writer.guard(prompt))
+        _, opened = self._opened(prompt)
         return self._begin(self._tokens([opened])[0])
 
     def encode(self, prompt: Turns, response: Turns) -> Encoded:
@@ -191,6 +191,7 @@ class ChatFormat:
 
     def _opened(self, prompt: Turns) -> tuple[Turns, str]:
         """Return the prompt with its control tokens broken up, and as text."""
+        _check_text(prompt)
         prompt = self.writer.guard(prompt)
         return prompt, self.writer.opened(prompt)
 
@@ -202,6 +203,7 @@ class ChatFormat:
                 "a response needs to begin with a turn of the assistant; found"
                 f" {', '.join(roles) or 'no turn'}"
             )
+        _check_text(response)
         response = self.writer.guard(response)
         row = [opened]
         for index, turn in enumerate(response):
@@ -321,6 +323,17 @@ def _errors_at(origin: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{origin}: {error}" if origin else str(error)) from error
+
+
+def _check_text(turns: Turns) -> None:
+    for turn in turns:
+        try:
+            turn.content.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                "contents need to be text; found half of a character (a lone surrogate)"
+                f" after {turn.content[max(0, error.start - 20) : error.start]!r}"
+            ) from error
 
 
 def _known_tokens(tokenizer: PreTrainedTokenizerBase, given: frozenset[int]) -> Tokens:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -64,11 +66,12 @@ class LanguageModel:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    @property
+    @cached_property
     def start_hash(self) -> str:
-        """A fingerprint of the weights as they are, adapters left out; taken before training."""
-        digest = hashlib.sha256()
-        for name, weight in self.model.named_parameters():
+        """A fingerprint of what is computed, adapters left out; taken before training."""
+        config = {k: v for k, v in self.core.config.to_dict().items() if k != "_name_or_path"}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, weight in (*self.model.named_parameters(), *self.model.named_buffers()):
             if "lora_" not in name:
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
                 bits = weight.detach().cpu().contiguous().view(torch.uint8)
@@ -110,6 +113,17 @@ class LanguageModel:
             )
         with torch.no_grad(), self.model.disable_adapter():  # type: ignore[operator]
             yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, nothing is random and no gradient is kept: an adapter's dropout is off."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
 
     def complete(
         self, prompts: Sequence[Turns], sampling: Sampling, *, generator: torch.Generator

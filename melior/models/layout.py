@@ -27,17 +27,25 @@ def packed_hidden(model: PreTrainedModel, forest: Forest, layout: Layout) -> Flo
 
 
 def _packed(model: PreTrainedModel, forest: Forest, layout: Layout, **options: bool) -> Any:
-    device = model.device
-    # A ready-made 4-D mask is passed on untouched; our attention reads the layout instead.
-    unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
-    return model.base_model(
-        input_ids=forest.tokens[None].to(device),
-        position_ids=forest.positions[None].to(device),
-        attention_mask=unused,
+    return _run(
+        model,
+        forest.tokens[None],
+        position_ids=forest.positions[None].to(model.device),
+        # A ready-made 4-D mask is passed on untouched; our attention reads the layout instead.
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=model.device),
         forest=layout,
-        use_cache=False,
         **options,
     )
+
+
+def _run(model: PreTrainedModel, tokens: Tensor, **options: Any) -> Any:
+    """Run the layers; under bfloat16 weights their sum, the residual stream, stays in float32."""
+    tokens = tokens.to(model.device)
+    if model.dtype != torch.bfloat16:
+        return model.base_model(input_ids=tokens, use_cache=False, **options)
+    with torch.autocast(model.device.type, torch.bfloat16):
+        embedded = model.get_input_embeddings()(tokens).float()
+        return model.base_model(inputs_embeds=embedded, use_cache=False, **options)
 
 
 def padded_hidden(model: PreTrainedModel, forest: Forest) -> Float[Tensor, "s d"]:
@@ -52,11 +60,8 @@ def padded_hidden(model: PreTrainedModel, forest: Forest) -> Float[Tensor, "s d"
         tokens[index, : len(path)] = forest.tokens[path]
         mask[index, : len(path)] = 1
         place[path] = index * longest + torch.arange(len(path))
-    device = model.device
-    result = model.base_model(
-        input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False
-    )
-    return result.last_hidden_state.flatten(0, 1)[place[forest.before].to(device)]
+    result = _run(model, tokens, attention_mask=mask.to(model.device))
+    return result.last_hidden_state.flatten(0, 1)[place[forest.before].to(model.device)]
 
 
 def why_padded(model: PreTrainedModel) -> str:
@@ -85,7 +90,7 @@ def why_padded(model: PreTrainedModel) -> str:
     if not torch.equal(last, again):
         return "its layers mix neighbouring answers"
     distance = float((early - alone).norm() / alone.norm())
-    if not distance < (0.05 if early.dtype == torch.bfloat16 else 1e-3):
+    if not distance < (0.05 if model.dtype == torch.bfloat16 else 1e-3):
         return f"its first layers differ from a plain run's by {distance:.2g}"
     return ""
 
@@ -111,8 +116,7 @@ def _probe(
     vocabulary = model.config.vocab_size
     tokens = [tuple((301 + 37 * i) % vocabulary for i in path) for path in paths]
     if not sibling:
-        rows = torch.tensor([tokens[0]], device=model.device)
-        result = model.base_model(input_ids=rows, use_cache=False, output_hidden_states=True)
+        result = _run(model, torch.tensor([tokens[0]]), output_hidden_states=True)
         return result.last_hidden_state[0], result.hidden_states[depth][0], 0
     forest = plant([_Probe(path) for path in tokens], min_shared=1)
     layout = Layout(forest)

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def load(options: ModelOptions, *, trainable: bool, seed: int = 0) -> LanguageMo
         FileNotFoundError: there is no such model.
         ValueError: what is there is not a causal LM, or its options do not fit it.
     """
+    device = _device(options.device)
     folder = folder_of(options.model)
     model = _folded(folder, options) or _pretrained(folder, options)
     _forget_dropout(model)
@@ -49,7 +51,7 @@ def load(options: ModelOptions, *, trainable: bool, seed: int = 0) -> LanguageMo
     model.requires_grad_(trainable)
     if trainable and options.lora_r:
         model = _with_adapter(model, options, seed)
-    model.to(torch.device(_device(options.device)))
+    model.to(device)
     model.train(trainable and options.lora_dropout > 0)
     return LanguageModel(model, load_chat(options), masters=masters)
 
@@ -119,6 +121,17 @@ def merge(source: Path, out: Path, *, dtype: str = "bf16") -> None:
     loaded = load(options, trainable=False)
     loaded.model.to(DTYPES[dtype])
     save_model(loaded, out)
+    card = source / "README.md"
+    if card.exists():
+        whole = card.read_text(encoding="utf-8").replace(
+            "library_name: peft", "library_name: transformers"
+        )
+        whole = whole.replace(
+            "from peft import AutoPeftModel", "from transformers import AutoModel"
+        )
+        (out / "README.md").write_text(
+            whole.replace("AutoPeftModel", "AutoModel"), encoding="utf-8"
+        )
 
 
 def _pretrained(source: Path | str, options: ModelOptions) -> nn.Module:
@@ -148,12 +161,19 @@ def _first(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def _device(name: str) -> torch.device:
+    """Return a device that works here."""
+    if name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    elif name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {name!r}: needs to be one that torch can use here; {_first(error)};"
+            " use auto or cpu"
+        ) from error
 
 
 def _adapter_base(folder: Path | str) -> str:
@@ -176,7 +196,9 @@ def _folded(folder: Path | str, options: ModelOptions) -> nn.Module | None:
         )
     from peft import PeftModel
 
-    model = _pretrained(folder_of(base), options)
+    named = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    base_options = replace(options, revision=named.get("revision") or options.revision)
+    model = _pretrained(folder_of(base), base_options)
     with _quiet():
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
@@ -193,7 +215,13 @@ def _with_adapter(model: nn.Module, options: ModelOptions, seed: int) -> nn.Modu
     )
     with torch.random.fork_rng(), _quiet():
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        wrapped = get_peft_model(model, config)
+    base = folder_of(options.model)
+    # A folder's own place, so that the adapter is found from everywhere.
+    named = str(base.resolve()) if isinstance(base, Path) else base
+    wrapped.peft_config["default"].base_model_name_or_path = named
+    wrapped.peft_config["default"].revision = options.revision
+    return wrapped
 
 
 @contextmanager

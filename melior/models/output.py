@@ -73,7 +73,7 @@ class _ScoredTokens(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.full((len(targets),), -torch.inf, dtype=wide, device=hidden.device)
         own = torch.zeros_like(total)
-        with bfloat16_products(hidden.dtype):
+        with bfloat16_products(weight.dtype):
             for words in _chunks(len(targets), weight.shape[0]):
                 logits = _logits(hidden, weight[words], bias[words], scale, softcap)
                 rows, columns = _here(targets, words)
@@ -93,7 +93,7 @@ class _ScoredTokens(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=total.dtype)
         grad_weight = torch.empty_like(weight) if wants_weight else None
         grad_bias = torch.empty_like(bias) if wants_bias else None
-        with bfloat16_products(hidden.dtype):
+        with bfloat16_products(weight.dtype):
             for words in _chunks(len(targets), weight.shape[0]):
                 logits = _logits(hidden, weight[words], bias[words], ctx.scale, ctx.softcap)
                 bend = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
@@ -107,7 +107,7 @@ class _ScoredTokens(torch.autograd.Function):
                 grad_hidden += wide_product(slope, weight[words])
                 slope = slope.to(weight.dtype)
                 if grad_weight is not None:
-                    torch.mm(slope.T, hidden, out=grad_weight[words])
+                    torch.mm(slope.T, hidden.to(weight.dtype), out=grad_weight[words])
                 if grad_bias is not None:
                     grad_bias[words] = slope.sum(0)
         return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None

@@ -86,7 +86,7 @@ def run(config: Config) -> None:
     find(config.model)
     from melior.models.loading import load
     from melior.report.terminal import present
-    from melior.stages.learn import learn
+    from melior.stages.learn import learn, write_card
     from melior.training.run import write_json, write_json_lines
 
     folder = Path(config.out)
@@ -97,6 +97,7 @@ def run(config: Config) -> None:
     after = load(ModelOptions(model=str(folder / "model")), trainable=False)
     old, new = (_answered(model, held_out, config) for model in (start, after))
     write_json(folder / "evaluation.json", _verdict(config, start, after, old, new))
+    write_card(folder)
     write_json_lines(folder / "samples.jsonl", _samples(old, new))
     write_json_lines(folder / "scores.jsonl", _scores(old, new))
     present([folder])

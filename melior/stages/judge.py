@@ -106,7 +106,7 @@ def kl(start: LanguageModel, prompts: Sequence[Turns], drawn: Sequence[Completio
         asked = tuple(start.chat.prompt_tokens(prompt))
         mask = (False,) * len(asked) + (True,) * len(answer.tokens)
         forest = plant([_Answer(asked + answer.tokens, mask)])
-        with torch.no_grad():
+        with start.evaluating():
             reference.append(start.log_probs(forest).double().cpu())
     policy = [torch.tensor(answer.log_probs, dtype=torch.float64) for answer in drawn]
     return kl_to_start(policy, reference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from melior.config import config_to_dict
+from melior.config import config_to_dict, read_config
 from melior.data.batches import PairBatches
 from melior.data.files import turn_rows
 from melior.models.card import Card
@@ -26,7 +27,7 @@ from melior.stages.preference import Method, pair_objective, reference_log_probs
 from melior.training.checkpoint import Checkpoints, Generators
 from melior.training.hooks import Progress, counted, every
 from melior.training.loop import Hook, descend, fit
-from melior.training.run import Run, write_json, write_json_lines, write_text
+from melior.training.run import Run, last_metrics, write_json, write_json_lines, write_text
 
 SAMPLE_TOKENS = 128
 """Of the answers shown side by side."""
@@ -50,27 +51,32 @@ class Plan:
 def learn(plan: Plan) -> Path:
     """Learn from pairs and prove what came of it; return the run's folder, which holds it all."""
     loop = plan.loop
+    train, held_out = _prepare(plan)
+    if loop.overwrite:  # before the old run is deleted
+        train.refuse_errors(allowed=plan.data.allow_lint_errors)
     with Run.create(
         loop.out, plan.recipe, plan.config, sys.argv, paper=plan.paper, resume=loop.resume,
         overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
     ) as run:  # fmt: skip
-        _learn(plan, run)
+        record = {"train": train.record} | ({"held_out": held_out.record} if held_out else {})
+        write_json(run.folder / "data.json", record)
+        train.refuse_errors(allowed=plan.data.allow_lint_errors)
+        _learn(plan, run, train, held_out)
     return run.folder
 
 
-def _learn(plan: Plan, run: Run) -> None:
-    train, held_out = _prepare(plan, run)
+def _learn(plan: Plan, run: Run, train: Prepared, held_out: Prepared | None) -> None:
     model = load(plan.model, trainable=True, seed=plan.loop.seed)
     if model.padded_because:
         run.note(f"answers are computed one by one, under padding: {model.padded_because}")
     bench = Bench(plan, model, held_out, (held_out or train).first_prompts)
-    metrics = _train(plan, run, model, train, bench)
+    data = [train.sha256, held_out.sha256 if held_out else ""]
+    _train(plan, run, model, train, bench, about={"data": data, "model": model.start_hash})
     save_model(model, run.folder / "model")
     evaluation = bench.verdict()
     write_json(run.folder / "evaluation.json", evaluation)
     write_json_lines(run.folder / "samples.jsonl", bench.side_by_side())
-    card = _card(plan, run, [train, *filter(None, [held_out])], evaluation, metrics)
-    write_text(run.folder / "model" / "README.md", card.text())
+    write_card(run.folder)
 
 
 class Bench:
@@ -150,7 +156,7 @@ class Bench:
         }
 
 
-def _prepare(plan: Plan, run: Run) -> tuple[Prepared, Prepared | None]:
+def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
     """Read and check the data before any weights are loaded."""
     chat, data, seed = load_chat(plan.model), plan.data, plan.loop.seed
     with counted("tokenising pairs") as progress:
@@ -160,13 +166,18 @@ def _prepare(plan: Plan, run: Run) -> tuple[Prepared, Prepared | None]:
         held_out = None
         if data.eval_data:
             held_out = prepare(data.eval_data, chat, data, seed=seed, on_progress=progress)
-    record = {"train": train.record} | ({"held_out": held_out.record} if held_out else {})
-    write_json(run.folder / "data.json", record)
-    train.refuse_errors(allowed=data.allow_lint_errors)
     return train, held_out
 
 
-def _train(plan: Plan, run: Run, model: LanguageModel, train: Prepared, bench: Bench) -> Metrics:
+def _train(
+    plan: Plan,
+    run: Run,
+    model: LanguageModel,
+    train: Prepared,
+    bench: Bench,
+    *,
+    about: dict[str, Any],
+) -> None:
     """Take all steps, or those still to come."""
     loop = plan.loop
     reference = zeros(train.pairs)
@@ -190,7 +201,7 @@ def _train(plan: Plan, run: Run, model: LanguageModel, train: Prepared, bench: B
     kept = Checkpoints(
         run.folder / "checkpoints",
         {"step": step, "generators": Generators()},
-        about={"options": config_to_dict(plan.config), "data": train.sha256, "steps": total},
+        about={"options": config_to_dict(plan.config), "steps": total, **about},
         keep=loop.save_total_limit,
     )
     start = _resume(plan, run, kept) if loop.resume else 0
@@ -206,8 +217,7 @@ def _train(plan: Plan, run: Run, model: LanguageModel, train: Prepared, bench: B
         saving = every(loop.save_steps, kept.save, last=total)
         hooks: list[Hook] = [note, progress_bar, evaluating, saving]
         todo = batches.iterate(total, start=start)
-        metrics = fit(step, todo, hooks=hooks, start=start, save=kept.save)
-    return metrics or run.last_metrics()
+        fit(step, todo, hooks=hooks, start=start, save=kept.save)
 
 
 def _resume(plan: Plan, run: Run, kept: Checkpoints) -> int:
@@ -219,19 +229,25 @@ def _resume(plan: Plan, run: Run, kept: Checkpoints) -> int:
     return start
 
 
-def _card(
-    plan: Plan, run: Run, data: Sequence[Prepared], evaluation: dict[str, Any], metrics: Metrics
-) -> Card:
-    return Card(
-        name=run.folder.resolve().name,
-        base=plan.model.model,
-        method=run.record["recipe"],
-        paper=run.record["paper"],
-        data=[source for one in data for source in one.record["sources"]],
-        options=config_to_dict(plan.config),
-        evaluation=evaluation,
-        metrics=metrics,
-        versions=run.record["versions"],
-        command=" ".join(run.record["command"]),
-        is_adapter=bool(plan.model.lora_r),
+def write_card(folder: Path) -> None:
+    """Write the model card of a run from what lies in its folder."""
+
+    def read(name: str) -> Any:
+        path = folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    about, options = read("run.json"), read_config(folder / "config.yaml")
+    card = Card(
+        name=folder.resolve().name,
+        base=str(options["model"]),
+        method=about["recipe"],
+        paper=about["paper"],
+        data=[source for part in read("data.json").values() for source in part["sources"]],
+        options=options,
+        evaluation=read("evaluation.json"),
+        metrics=last_metrics(folder),
+        versions=about["versions"],
+        command=" ".join(about["command"]),
+        is_adapter=(folder / "model" / "adapter_config.json").exists(),
     )
+    write_text(folder / "model" / "README.md", card.text())

@@ -86,9 +86,9 @@ def pair_objective(model: LanguageModel, method: Method) -> Objective[PairBatch]
 
     def objective(batch: PairBatch) -> tuple[Float[Tensor, ""], Metrics]:
         scores = pair_scores(model, batch)
-        losses = method.loss(scores) * batch.weights.to(scores.policy.chosen)
-        loss = losses.sum() / batch.n_total
-        nll = -scores.policy.chosen.sum() / max(1, batch.n_chosen_tokens)
+        weights = batch.weights.to(scores.policy.chosen)
+        nll = -(weights * scores.policy.chosen).sum() / max(1, batch.n_chosen_tokens)
+        loss = (weights * method.loss(scores)).sum() / batch.n_total
         if method.sft_weight:
             loss = loss + method.sft_weight * nll
         return loss, _metrics(scores, method.reward(scores), batch, nll)
@@ -129,7 +129,6 @@ def _metrics(
     return shares | {"nll_loss": float(nll), "num_tokens": float(len(batch.forest.tokens))}
 
 
-@torch.no_grad()
 def pair_log_probs(
     model: LanguageModel,
     pairs: Sequence[TokenPair],
@@ -143,7 +142,8 @@ def pair_log_probs(
     done = 0
     for part in portions(pairs, max_tokens):
         forest, left, right = plant_pairs([pairs[i] for i in part])
-        totals = forest.totals(model.log_probs(forest)).double().cpu()
+        with model.evaluating():
+            totals = forest.totals(model.log_probs(forest)).double().cpu()
         chosen[part], rejected[part] = totals[left], totals[right]
         done += len(part)
         on_progress(done)

@@ -32,8 +32,9 @@ def check_folder(place: Path, *, resume: bool, overwrite: bool) -> None:
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other; found both; leave one out")
-    if place.exists() and not place.is_dir():
-        raise ValueError(f"{place}: a folder is needed for the run; found a file")
+    above = next(parent for parent in (place, *place.parents) if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f"{place}: a folder is needed for the run; found a file: {above}")
     holds_run = (place / "run.json").exists()
     if resume and not holds_run:
         raise ValueError(f"{place}: a run to resume is needed; found none; leave --resume out")

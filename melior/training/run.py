@@ -115,6 +115,7 @@ class Run:
             raise Interrupted(error.step, error.signal_number, advice) from error
         elif isinstance(error, KeyboardInterrupt):
             self.finish("stopped", "interrupted")
+            raise KeyboardInterrupt(f"stopped; go on with: {self.resume_command}") from error
         else:
             self.finish("failed", f"{type(error).__name__}: {error}")
 
@@ -147,13 +148,6 @@ class Run:
         for tracker in self._trackers:
             tracker.log(step, metrics)
 
-    def last_metrics(self) -> Metrics:
-        """Return the numbers of the last training step that was written."""
-        rows = [row for _, row in _rows(self.folder / "metrics.jsonl") if "loss" in row]
-        return (
-            {name: value for name, value in rows[-1].items() if value is not None} if rows else {}
-        )
-
     def note(self, sentence: str) -> None:
         """Say a sentence about the run, and keep it in its record."""
         Console(stderr=True).print(f"note: {sentence}", highlight=False, markup=False)
@@ -167,6 +161,12 @@ class Run:
             tracker.close()
         self.record |= {"status": status, "reason": reason, "finished": _now()}
         write_json(self.folder / "run.json", self.record)
+
+
+def last_metrics(folder: Path) -> Metrics:
+    """Return the numbers of the last training step that was written."""
+    rows = [row for _, row in _rows(folder / "metrics.jsonl") if "loss" in row]
+    return {name: value for name, value in rows[-1].items() if value is not None} if rows else {}
 
 
 def write_json(path: Path, value: object) -> None:

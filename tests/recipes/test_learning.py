@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from melior.cli import main
 from melior.recipes import dpo, simpo
+from tests.tiny import tiny_model
 
 WORDS = ("fox", "dog", "capital", "Paris", "hello", "thank", "quick", "lazy", "today", "jumps")
 
@@ -192,3 +193,31 @@ def test_kill_9_and_resume_end_in_the_same_bits(kill_after, model_folder, data, 
     ]
     assert steps[0] == steps[1]
     assert running.returncode == -signal.SIGKILL
+
+
+def test_evaluating_on_the_way_changes_nothing(model_folder, data, tmp_path):
+    """Dropout is off while held-out pairs are judged, and draws the same afterwards."""
+    for steps in ("0", "1"):
+        main([
+            "simpo", "--model", str(model_folder), "--data", data[0], "--eval-data", data[1],
+            "--out", str(tmp_path / steps), "--learning-rate", "1e-2", "--batch-size", "8",
+            "--lora-r", "4", "--lora-dropout", "0.5", "--n-samples", "0", "--eval-steps", steps,
+        ])  # fmt: skip
+    left, right = (
+        load_file(tmp_path / steps / "model" / "adapter_model.safetensors") for steps in ("0", "1")
+    )
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    rewards = [row for row in rows(tmp_path / "1" / "metrics.jsonl") if "eval_loss" in row]
+    assert len(rewards) == 4
+
+
+def test_resuming_on_another_base_model_is_refused(model_folder, data, tmp_path, capsys):
+    words = [
+        "dpo", "--model", str(model_folder), "--data", data[0], "--out", str(tmp_path / "run"),
+        "--dtype", "fp32", "--batch-size", "8", "--n-samples", "0", "--lora-r", "2",
+    ]  # fmt: skip
+    main(words)
+    tiny_model(seed=5).save_pretrained(model_folder)
+    with pytest.raises(SystemExit):
+        main([*words, "--resume"])
+    assert "model was" in capsys.readouterr().err

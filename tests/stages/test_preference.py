@@ -1,5 +1,6 @@
 """The objective of pairs: exact accumulation, the reference and its cache, adapters."""
 
+import json
 from functools import partial
 
 import pytest
@@ -94,7 +95,9 @@ def test_the_objective_is_the_papers_on_plain_log_probabilities(model, pairs):
     assert (found - right).norm() < 1e-5 * right.norm()
 
 
-def test_the_reference_is_computed_once_and_found_again(model, pairs, tmp_path, monkeypatch):
+def test_the_reference_is_computed_once_and_found_again(
+    model, model_folder, pairs, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MELIOR_CACHE", str(tmp_path / "cache"))
     calls = []
     first = reference_log_probs(model, pairs, max_tokens=200, on_progress=calls.append)
@@ -103,11 +106,19 @@ def test_the_reference_is_computed_once_and_found_again(model, pairs, tmp_path, 
     second = reference_log_probs(model, pairs, max_tokens=200, on_progress=again.append)
     assert again == [9]
     assert torch.equal(first.chosen, second.chosen)
-    # Other weights are another reference.
+    # Other weights are another reference, and so are other options of the same weights.
+    options = ModelOptions(model=str(model_folder), dtype="fp32")
+    other = load(options, trainable=True)
     with torch.no_grad():
-        next(model.model.parameters()).mul_(1.5)
-    third = reference_log_probs(model, pairs, max_tokens=200)
-    assert not torch.allclose(first.chosen, third.chosen)
+        next(other.model.parameters()).mul_(1.5)
+    moved = reference_log_probs(other, pairs, max_tokens=200)
+    assert not torch.allclose(first.chosen, moved.chosen)
+    config = model_folder / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings["rope_parameters"]["rope_theta"] = 50.0
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    turned = reference_log_probs(load(options, trainable=True), pairs, max_tokens=200)
+    assert not torch.allclose(first.chosen, turned.chosen, atol=1e-3)
 
 
 def test_a_damaged_cache_is_computed_anew(model, pairs, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from melior.config import config_from_dict, read_config
 from melior.options import LoopOptions, OptimConfig
 from melior.training.loop import Interrupted
-from melior.training.run import Run, write_json, write_json_lines
+from melior.training.run import Run, last_metrics, write_json, write_json_lines
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,12 @@ def test_tensorboard_gets_the_numbers(tmp_path):
 
 def test_notes_and_last_numbers_can_be_read_back(tmp_path):
     with begin(tmp_path) as run:
-        assert run.last_metrics() == {}
+        assert last_metrics(run.folder) == {}
         run.append(1, {"loss": 0.5})
         run.append(2, {"loss": 0.25})
         run.append(2, {"eval_loss": 0.75})
         run.note("a checkpoint was passed over")
-        found = run.last_metrics()
+        found = last_metrics(run.folder)
     assert (found["step"], found["loss"]) == (2, 0.25)
     assert record(tmp_path)["notes"] == ["a checkpoint was passed over"]
 
