@@ -37,7 +37,7 @@ HEAD = """# Commands
 | 0 | done |
 | 1 | `data check` found errors, or the program broke (with a traceback: please report it) |
 | 2 | the input is wrong: an option, a file, a row, a model |
-| 130, 143 | stopped by Ctrl-C or SIGTERM; a run says how to go on, and has saved if its steps had begun |
+| 130, 143 | stopped by Ctrl-C or SIGTERM; a run whose steps had begun has saved |
 | 141 | whoever read the output stopped reading |
 
 [Shared options](#shared-options) stand at the end of this page.

@@ -123,13 +123,13 @@ def attend(
     **options: Any,
 ) -> tuple[Float[Tensor, "b t h e"], None]:
     """Attend along the paths of a forest, or as usual where the model was not given one."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # turned by positions in float32
     if forest is None:
         return _plain(
             module, query, key, value, attention_mask, dropout, scaling, softcap, **options
         )
     forest.n_calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key = query.to(value.dtype), key.to(value.dtype)  # turned by positions in float32
     is_windowed = sliding_window is not None and forest.longest > sliding_window
     window = sliding_window if is_windowed else None
     if window is None and softcap is None and query.device.type == "cpu":

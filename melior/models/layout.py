@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from melior.data.forest import Forest, plant
@@ -41,7 +41,9 @@ def _packed(model: PreTrainedModel, forest: Forest, layout: Layout, **options: b
 def _run(model: PreTrainedModel, tokens: Tensor, **options: Any) -> Any:
     """Run the layers; under bfloat16 weights their sum, the residual stream, stays in float32."""
     tokens = tokens.to(model.device)
-    if model.dtype != torch.bfloat16:
+    # torch's own LayerNorm takes no float32 rows with bfloat16 weights; models' RMSNorms do.
+    is_torch_norm = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+    if model.dtype != torch.bfloat16 or is_torch_norm:
         return model.base_model(input_ids=tokens, use_cache=False, **options)
     with torch.autocast(model.device.type, torch.bfloat16):
         embedded = model.get_input_embeddings()(tokens).float()
