@@ -180,7 +180,7 @@ def zeros(pairs: Sequence[TokenPair]) -> Pairwise:
 
 
 def _reference_key(model: LanguageModel, pairs: Sequence[TokenPair]) -> str:
-    digest = hashlib.sha256(f"1 {model.chat.hash} {bool(model.padded_because)}".encode())
+    digest = hashlib.sha256(f"2 {model.chat.hash} {bool(model.padded_because)}".encode())
     digest.update(model.start_hash.encode())
     for pair in pairs:
         for side in (pair.chosen, pair.rejected):

@@ -22,8 +22,8 @@ class Marked:
     mask: tuple[bool, ...]
 
 
-def model_of(family: str, dtype: torch.dtype = torch.float64):
-    model = tiny_model(family, dtype)
+def model_of(family: str, dtype: torch.dtype = torch.float64, **changes):
+    model = tiny_model(family, dtype, **changes)
     model.set_attn_implementation(attention.NAME)
     return model
 
@@ -232,3 +232,30 @@ def test_a_wrong_position_is_found(monkeypatch, family, dtype):
 
     monkeypatch.setattr(layout, "plant", shifted)
     assert "differ from a plain run's" in why_padded(model_of(family, dtype))
+
+
+@given(sequences=trees())
+def test_gradients_do_not_depend_on_the_size_of_tiles(sequences):
+    model = model_of("llama")
+    forest = plant(sequences, min_shared=1)
+    hidden_of = lambda: forest_hidden(model, forest).sum(0, keepdim=True)  # noqa: E731
+    whole = weighted_gradient(model, hidden_of())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "TILE_ROWS", 3)
+        cut = weighted_gradient(model, hidden_of())
+    assert torch.allclose(whole, cut, rtol=1e-9, atol=1e-12)
+
+
+def test_the_residual_stream_of_a_bfloat16_model_keeps_float32():
+    """What layers add to it is rounded, their sum is not."""
+    exact, rough = (
+        model_of("llama", dtype, num_hidden_layers=16) for dtype in (torch.float64, torch.bfloat16)
+    )
+    exact.load_state_dict(rough.state_dict())
+    sequence = Marked(tuple(range(5, 105)), (False,) + (True,) * 99)
+    forest = plant([sequence])
+    wanted = forest_hidden(exact, forest)
+    ours = forest_hidden(rough, forest)
+    plain = rough.base_model(input_ids=forest.tokens[None]).last_hidden_state[0][forest.before]
+    assert ours.dtype == torch.float32
+    assert (ours - wanted).norm() < 0.95 * (plain - wanted).norm()
