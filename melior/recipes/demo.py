@@ -97,7 +97,7 @@ def run(config: Config) -> None:
     after = load(ModelOptions(model=str(folder / "model")), trainable=False)
     old, new = (_answered(model, held_out, config) for model in (start, after))
     write_json(folder / "evaluation.json", _verdict(config, start, after, old, new))
-    write_card(folder)
+    write_card(folder, base=config.model)
     write_json_lines(folder / "samples.jsonl", _samples(old, new))
     write_json_lines(folder / "scores.jsonl", _scores(old, new))
     present([folder])

@@ -76,7 +76,7 @@ def _learn(plan: Plan, run: Run, train: Prepared, held_out: Prepared | None) -> 
     evaluation = bench.verdict()
     write_json(run.folder / "evaluation.json", evaluation)
     write_json_lines(run.folder / "samples.jsonl", bench.side_by_side())
-    write_card(run.folder)
+    write_card(run.folder, base=plan.model.model)
 
 
 class Bench:
@@ -229,7 +229,7 @@ def _resume(plan: Plan, run: Run, kept: Checkpoints) -> int:
     return start
 
 
-def write_card(folder: Path) -> None:
+def write_card(folder: Path, *, base: str) -> None:
     """Write the model card of a run from what lies in its folder."""
 
     def read(name: str) -> Any:
@@ -239,7 +239,7 @@ def write_card(folder: Path) -> None:
     about, options = read("run.json"), read_config(folder / "config.yaml")
     card = Card(
         name=folder.resolve().name,
-        base=str(options["model"]),
+        base=base,
         method=about["recipe"],
         paper=about["paper"],
         data=[source for part in read("data.json").values() for source in part["sources"]],
