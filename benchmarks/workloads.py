@@ -25,12 +25,12 @@ def long(draw: random.Random) -> tuple[int, int, int]:
 
 
 def ragged(draw: random.Random) -> tuple[int, int, int]:
-    """Log-normal lengths, as those of preference data collected from people and models."""
+    """Log-normal lengths, sigma 1, as those of answers that people and models gave."""
 
     def length(median: int, sigma: float, most: int) -> int:
         return min(most, max(8, round(median * math.exp(sigma * draw.gauss(0.0, 1.0)))))
 
-    return length(80, 0.9, 192), length(120, 0.8, 384), length(120, 0.8, 384)
+    return length(80, 1.0, 224), length(120, 1.0, 416), length(120, 1.0, 416)
 
 
 WORKLOADS: dict[str, tuple[int, Callable[[random.Random], tuple[int, int, int]], str]] = {
