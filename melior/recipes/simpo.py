@@ -74,7 +74,7 @@ def method(config: Config) -> Method:
     """Return SimPO's loss and the reward that it compares."""
     from functools import partial
 
-    from melior.losses.preference import simpo, simpo_hinge
+    from melior.losses.reference_free import simpo, simpo_hinge
     from melior.stages.preference import per_token_method
 
     beta, gamma = config.beta, config.target_margin

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from melior.data.batches import PairBatches, tokenise
-from melior.losses.preference import dpo, simpo
+from melior.losses.preference import dpo
+from melior.losses.reference_free import simpo
 from melior.models.loading import load
 from melior.options import ModelOptions
 from melior.records import Pair, Turn
