@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -39,7 +37,7 @@ def centring_penalty(rewards: Pairwise) -> Float[Tensor, " n"]:
     """What keeps rewards around 0, where Bradley-Terry leaves them free to drift.
 
     Eisenstein et al. 2023, arXiv 2312.09244, eq. 2: `(r_w + r_l)^2`, to be added with a small
-    coefficient (TRL's `center_rewards_coefficient`, of which it recommends 0.01). It moves no margin by
-    itself: its gradient is the same on both sides.
+    coefficient (TRL's `center_rewards_coefficient`, of which it recommends 0.01). By itself it
+    moves no margin: its gradient is the same on both sides.
     """
     return (rewards.chosen + rewards.rejected).square()
