@@ -90,10 +90,10 @@ class RewardModel:
         return fingerprint(self.model, self.core.config)
 
     @property
-    def identity(self) -> str:
-        """What the rewards come from: hashes of the weights and of the chat format."""
+    def identity(self) -> dict[str, str]:
+        """What the rewards come from: hashes of weights, as they are held, and chat format."""
         weights = fingerprint(self.model, self.core.config)
-        return f"weights {weights[:16]} chat {self.chat.hash[:16]}"
+        return {"weights": weights[:16], "chat": self.chat.hash[:16]}
 
     @property
     def longest(self) -> int:

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from melior.data.chat import ChatFormat
 from melior.models.language import LanguageModel
-from melior.models.names import EMBEDDED, find
+from melior.models.names import EMBEDDED, adapter_base, find
 from melior.options import ModelOptions
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -151,7 +151,7 @@ def _pretrained(source: Path | str, options: ModelOptions) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with reading(options, "a causal language model"):
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **hub(options))
+        return AutoModelForCausalLM.from_pretrained(source, **weights(options))
 
 
 @contextmanager
@@ -178,6 +178,11 @@ def hub(options: ModelOptions) -> dict[str, Any]:
     return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
 
 
+def weights(options: ModelOptions) -> dict[str, Any]:
+    """Return how weights are read: in float32, and never from a pickle, which may run code."""
+    return hub(options) | {"dtype": torch.float32, "use_safetensors": True}
+
+
 def _first(error: BaseException) -> str:
     """Return an error's first line: what a dependency says, without its traceback."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -202,14 +207,6 @@ def device_of(name: str) -> torch.device:
         ) from error
 
 
-def adapter_base(folder: Path | str) -> str:
-    """Return the base model that an adapter folder names, or nothing for other folders."""
-    path = Path(folder) / "adapter_config.json"
-    if not isinstance(folder, Path) or not path.exists():
-        return ""
-    return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
-
-
 def _folded(folder: Path | str, options: ModelOptions) -> nn.Module | None:
     """Return the base model of an adapter folder with the adapter folded in."""
     base = adapter_base(folder)
@@ -225,7 +222,9 @@ def _folded(folder: Path | str, options: ModelOptions) -> nn.Module | None:
     named = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
     base_options = replace(options, revision=named.get("revision") or options.revision)
     model = _pretrained(folder_of(base), base_options)
-    with _quiet():
+    if not (Path(folder) / "adapter_model.safetensors").exists():  # peft would open a pickle
+        raise ValueError(f"{folder}: an adapter needs adapter_model.safetensors; found none")
+    with _quiet(), reading(options, "an adapter"):
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
@@ -242,13 +241,26 @@ def _with_adapter(model: nn.Module, options: ModelOptions, seed: int) -> nn.Modu
     )
     with torch.random.fork_rng(), _quiet():
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, config)
+        try:
+            wrapped = get_peft_model(model, config)
+        except ValueError as error:
+            raise ValueError(
+                f"lora_target_modules must name linear layers of {options.model}, which are"
+                f" {', '.join(_linear_layers(model))}; found {_first(error)}"
+            ) from error
     base = folder_of(options.model)
     # A folder's own place, so that the adapter is found from everywhere.
     named = str(base.resolve()) if isinstance(base, Path) else base
     wrapped.peft_config["default"].base_model_name_or_path = named
     wrapped.peft_config["default"].revision = options.revision
     return wrapped
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Return the last parts of the names of a model's linear layers, GPT-2's own kind included."""
+    kinds = ("Linear", "Conv1D")
+    found = (name for name, one in model.named_modules() if type(one).__name__ in kinds)
+    return sorted({name.split(".")[-1] for name in found})
 
 
 @contextmanager
