@@ -30,6 +30,7 @@ COMMANDS = {
     "data convert": ("commands.data", "convert", "translate from other tools' layouts"),
     "data show": ("commands.show", "", "print rows as the tokens that are trained"),
     "sample": ("commands.sample", "", "draw k answers to each prompt"),
+    "margins": ("commands.margins", "", "store a reward model's margins with pairs"),
     "score": ("commands.score", "", "say how good the candidates are"),
     "select best-and-worst": ("commands.select", "best_and_worst", "best against worst: pairs"),
     "select best-and-random": ("commands.select", "best_and_random", "best against a worse one"),
