@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 COMMANDS = {
     "simpo": ("recipes.simpo", "", "learn from pairs with SimPO"),
     "dpo": ("recipes.dpo", "", "learn from pairs with DPO"),
+    "train-reward": ("recipes.reward", "", "train a reward model on pairs"),
     "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),
     "data check": ("commands.data", "check", "find what is wrong with preferences"),
     "data stats": ("commands.data", "stats", "count and draw what a file holds"),
