@@ -1,7 +1,7 @@
 """A reward model of pairs: Bradley-Terry's, kept where held-out pairs are ranked best.
 
-Step 1 of MADPO (Rho 2025, arXiv 2510.05342), of RLHF Workflow (Dong et al. 2024, arXiv 2405.07863,
-sec. 2), and of every method that optimises a learned reward.
+Step 1 of MADPO (Rho 2025, arXiv 2510.05342), of RLHF Workflow (Dong et al. 2024, arXiv
+2405.07863), and of every method that optimises a learned reward.
 """
 
 from __future__ import annotations
@@ -84,9 +84,11 @@ def run(config: Config) -> None:
     """Train, judge, save and report."""
     check_inputs(config.model, config.data, config.loop)
     from melior.report.terminal import present
-    from melior.stages.folds import cross_fit
+    from melior.stages.folds import cross_fit, in_folds
     from melior.stages.reward import train_reward
 
+    if config.folds:
+        in_folds(config.data, config.loop, config.folds)  # too many are refused at once
     folder = train_reward(plan(config))
     if config.folds:
         cross_fit(

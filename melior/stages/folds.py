@@ -1,7 +1,7 @@
 """Cross-fitting: each pair's margin by a reward model that was not trained on its prompt.
 
-Margins on a reward model's own training pairs are too good: it has seen their labels. Rho 2025,
-arXiv 2510.05342, whose weights hang on margins, wants them cross-fitted.
+Margins on a reward model's own training pairs are too good: it has seen their labels, and one that
+knows them by heart contradicts none. MADPO's weights (Rho 2025, arXiv 2510.05342) hang on that.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ def cross_fit(
     Raises:
         ValueError: there are fewer prompts than folds.
     """
-    pairs = list(read_pairs(data.data, seed=loop.seed))
-    places = folds_of(pairs, folds, seed=loop.seed)
+    pairs, places = in_folds(data, loop, folds)
     scored: dict[int, Pair] = {}
     for fold in range(folds):
         folder = Path(loop.out) / f"fold-{fold + 1}"
@@ -69,17 +68,22 @@ def cross_fit(
     return place
 
 
-def folds_of(pairs: Sequence[Pair], folds: int, *, seed: int) -> list[int]:
-    """Return the fold of each pair: pairs of one prompt share theirs, folds are of like size."""
+def in_folds(data: DataOptions, loop: LoopOptions, folds: int) -> tuple[list[Pair], list[int]]:
+    """Return the pairs, and the fold of each: those of one prompt share theirs.
+
+    Raises:
+        ValueError: there are fewer prompts than folds.
+    """
+    pairs = list(read_pairs(data.data, seed=loop.seed))
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
     if len(prompts) < folds:
         raise ValueError(
             f"folds: each needs a prompt of its own; found {len(prompts)} prompts for {folds}"
         )
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(loop.seed)
     order = torch.randperm(len(prompts), generator=draw).tolist()
     fold = {prompts[i]: place % folds for place, i in enumerate(order)}
-    return [fold[pair.prompt] for pair in pairs]
+    return pairs, [fold[pair.prompt] for pair in pairs]
 
 
 def _scored(
