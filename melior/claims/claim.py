@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,14 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """A number that is reported beside the rules and has no threshold."""
+
+    sentence: str
+    measure: Callable[[Measured], Array]
+
+
+@dataclass(frozen=True)
 class Finding:
     """What became of a rule."""
 
@@ -99,6 +107,8 @@ class Dots:
     quantity: str
     level: str = ""
     """The arm whose mean is drawn as a line through all rows, if any."""
+    against: str = ""
+    """The arm that is subtracted seed by seed, if any: worlds differ more than arms."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ class Claim:
     """From seeds and training steps to what all arms reach."""
     steps: int
     rules: tuple[Rule, ...]
+    asides: tuple[Aside, ...]
     tables: tuple[Table, ...]
     pictures: tuple[Dots | Scatter, ...]
 
@@ -171,6 +182,26 @@ def judge(rule: Rule, measured: Measured) -> Finding:
     mean_keeps = bool(rule.bound.holds(np.array([interval.estimate]))[0])
     holds = bool(kept.all()) if rule.in_every_seed else mean_keeps
     return Finding(rule, tuple(map(float, values)), interval, int(kept.sum()), holds)
+
+
+def best_of(arms: Iterable[str], quantity: str) -> Callable[[Measured], Array]:
+    """Return the measure: a quantity of the arm whose mean over seeds is highest.
+
+    The choice sees the seeds that it is reported on, for every rival alike.
+    """
+    names = tuple(arms)
+
+    def measure(measured: Measured) -> Array:
+        return max((measured[name][quantity] for name in names), key=np.mean)
+
+    return measure
+
+
+def minus(
+    left: Callable[[Measured], Array], right: Callable[[Measured], Array]
+) -> Callable[[Measured], Array]:
+    """Return the measure: one less another, seed by seed."""
+    return lambda measured: left(measured) - right(measured)
 
 
 def difference(left: str, right: str, quantity: str) -> Callable[[Measured], Array]:

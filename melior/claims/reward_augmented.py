@@ -22,6 +22,7 @@ from melior.claims.bandit import (
 )
 from melior.claims.claim import (
     Array,
+    Aside,
     Claim,
     Dots,
     Measured,
@@ -296,9 +297,14 @@ def judged(weights: Float[Tensor, "e 2 d"], world: World, goal: float) -> dict[s
     return {"reward": per_seed(reward), "unlearning": per_seed(unlearned)}
 
 
-def unlearning_ratio(measured: Measured) -> Array:
-    """Return what goals unlearn for each nat that plain DPO unlearns."""
-    return measured["goals at 10"]["unlearning"] / measured["plain DPO"]["unlearning"]
+def ratio(where: str) -> Callable[[Measured], Array]:
+    """Return the measure: what goals unlearn for each nat that plain DPO unlearns."""
+
+    def unlearning_ratio(measured: Measured) -> Array:
+        ours, plainly = (measured[f"{arm}{where}"] for arm in ("goals at 10", "plain DPO"))
+        return ours["unlearning"] / plainly["unlearning"]
+
+    return unlearning_ratio
 
 
 def elsewhere(where: str) -> tuple[str, ...]:
@@ -345,13 +351,25 @@ not asked here.""",
     rules=(
         Rule("reward: goals at 10 minus plain DPO",
              difference("goals at 10", "plain DPO", "reward"), at_least(-0.1)),
-        Rule("unlearning: goals at 10 over plain DPO", unlearning_ratio, at_most(0.75)),
+        Rule("unlearning: goals at 10 over plain DPO", ratio(""), at_most(0.75)),
         Rule("reward: goals at 10 minus goals at 1",
              difference("goals at 10", "goals at 1", "reward"), at_least(3.0)),
         Rule("unlearning: no swap at 10 minus plain DPO",
              difference("no swap at 10", "plain DPO", "unlearning"), at_least(0.0)),
         Rule("reward: no swap at 10 minus no swap at 1",
              difference("no swap at 10", "no swap at 1", "reward"), at_most(0.5)),
+    ),
+    asides=(
+        Aside("unlearning: goals at 10 over plain DPO, balanced", ratio(", balanced")),
+        Aside("unlearning: goals at 10 over plain DPO, noisy", ratio(", noisy")),
+        Aside("reward: goals at 10 minus plain DPO, balanced",
+              difference("goals at 10, balanced", "plain DPO, balanced", "reward")),
+        Aside("reward: goals at 10 on half of the pairs minus plain DPO",
+              difference("goals, half the pairs at 10", "plain DPO", "reward")),
+        Aside("unlearning: goals at 10 minus plain DPO of beta 0.3, which unlearns as little",
+              difference("goals at 10", "plain DPO, beta 0.3", "unlearning")),
+        Aside("reward: goals at 10 minus plain DPO of beta 0.3",
+              difference("goals at 10", "plain DPO, beta 0.3", "reward")),
     ),
     tables=(
         Table("The arms", ("reference", "plain DPO", "plain DPO, twice the steps",

@@ -18,6 +18,7 @@ from torch import Tensor
 from melior import ops
 from melior.claims.claim import (
     Array,
+    Aside,
     Claim,
     Dots,
     Measured,
@@ -26,7 +27,9 @@ from melior.claims.claim import (
     Table,
     above,
     at_least,
+    best_of,
     difference,
+    minus,
 )
 from melior.claims.worlds import drawn_batches, fitted, per_seed, stacked
 from melior.losses.preference import dpo
@@ -315,6 +318,11 @@ def stacked_worlds(worlds: Sequence[World]) -> World:
     )
 
 
+def settings(name: str) -> tuple[str, ...]:
+    """Return all arms of a method: the one of the rules, and those of the sweeps."""
+    return tuple(arm for arm in ARMS if arm == name or arm.startswith(f"{name}, "))
+
+
 def smallest_fall(measured: Measured) -> Array:
     """Return by how much the chosen log-probability falls from one gamma to the next, at least."""
     path = [measured[arm]["chosen log-prob"] for arm in GAMMAS if arm != "SimPO, gamma/beta 1"]
@@ -358,6 +366,16 @@ is not asserted.""",
              difference("no length norm", "SimPO", "length"), at_least(1.0), True),
         Rule("chosen log-prob: smallest fall along gamma/beta 0, 0.5, 2",
              smallest_fall, above(0.0), True),
+    ),
+    asides=(
+        Aside("quality: SimPO at its best setting minus no length norm at its best",
+              minus(best_of(settings("SimPO"), "quality"),
+                    best_of(settings("no length norm"), "quality"))),
+        Aside("quality: SimPO at its best setting minus DPO at its best",
+              minus(best_of(settings("SimPO"), "quality"), best_of(settings("DPO"), "quality"))),
+        Aside("quality: SimPO at gamma/beta 2 minus SimPO at 0",
+              difference("SimPO, gamma/beta 2", "SimPO, gamma/beta 0", "quality")),
+        Aside("right by p: SimPO minus DPO", difference("SimPO", "DPO", "right by p")),
     ),
     tables=(
         Table("The arms", ("reference", *MAIN), ("quality", "length", "chosen log-prob",

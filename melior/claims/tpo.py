@@ -16,6 +16,7 @@ from torch import Tensor
 from melior import ops
 from melior.claims.claim import (
     Array,
+    Aside,
     Claim,
     Dots,
     Measured,
@@ -24,7 +25,9 @@ from melior.claims.claim import (
     Table,
     above,
     at_least,
+    best_of,
     difference,
+    minus,
     within,
 )
 from melior.claims.worlds import fitted, per_seed, stacked
@@ -305,6 +308,19 @@ def over_betas(name: str) -> tuple[str, ...]:
     return f"{name}, beta {BETAS[0]:g}", name, f"{name}, beta {BETAS[1]:g}"
 
 
+def best_minus_best(left: str, right: str) -> Callable[[Measured], Array]:
+    """Return the measure: the values of two losses, each at the best of its settings."""
+    first, second = (
+        best_of((*over_betas(name), *sweep_of(name)), "value") for name in (left, right)
+    )
+    return minus(first, second)
+
+
+def sweep_of(name: str) -> tuple[str, ...]:
+    """Return the names of an arm at other learning rates."""
+    return tuple(f"{name}, rate {rate:g}" for rate in RATES)
+
+
 COLUMNS = ("value", "Kendall tau")
 CLAIM = Claim(
     name="tpo",
@@ -348,6 +364,17 @@ language model's judge are worse.""",
         Rule("value: reference minus released form",
              difference("reference", "released form", "value"), above(0.0), True),
     ),
+    asides=(
+        Aside("value: TPO lambda at its best setting minus best against worst at its best",
+              best_minus_best("TPO lambda", "best against worst")),
+        Aside("value: TPO lambda at its best setting minus all pairs at its best",
+              best_minus_best("TPO lambda", "all pairs")),
+        Aside("value: TPO lambda minus ListMLE", difference("TPO lambda", "ListMLE", "value")),
+        Aside("value: TPO lambda with ASR minus without",
+              difference("TPO lambda and ASR", "TPO lambda", "value")),
+        Aside("value: the same where steps have paraphrases",
+              difference(paraphrased("TPO lambda and ASR"), paraphrased("TPO lambda"), "value")),
+    ),
     tables=(
         Table("The arms", ("reference", *LOSSES, "best path"), COLUMNS),
         Table("With paraphrases", tuple(map(paraphrased, ("reference", *LOSSES, "best path"))),
@@ -356,7 +383,9 @@ language model's judge are worse.""",
         Table("Betas", sweep("beta", BETAS), COLUMNS, "The arms above have 0.5."),
     ),
     pictures=(
-        Dots("value", "Expected value", tuple(LOSSES), "value", "reference"),
+        Dots("value", "Gain in expected value over best against worst, world by world",
+             (*SWEPT[1:], *(f"{name}, beta 0.1" for name in SWEPT)), "value",
+             against="best against worst"),
         Scatter("tau-and-value", "Expected value against Kendall tau, over beta",
                 {name: over_betas(name)
                  for name in ("best against worst", "all pairs", "ListMLE", "TPO lambda",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def page(outcome: Outcome) -> str:
         "## The rules",
         "\n".join(_rules(outcome)),
         "Means over seeds with Student's 95 % interval. " + THRESHOLDS,
+        *_asides(outcome),
         *(f"![{p.title}]({_file(outcome, p)})" for p in claim.pictures),
         "## The world",
         claim.world,
@@ -65,13 +67,18 @@ THRESHOLDS = (
 def drawn(outcome: Outcome, picture: Dots | Scatter) -> Html:
     """Draw one of the claim's pictures."""
     if isinstance(picture, Dots):
-        rows = [_row(outcome, arm, picture.quantity) for arm in picture.arms]
-        level = _row(outcome, picture.level, picture.quantity) if picture.level else None
-        return pictures.dots(picture.title, picture.quantity, rows, level=level)
+        names, zero = picture.arms, picture.against
+        rows = [_row(outcome, arm, picture.quantity, against=zero) for arm in names]
+        line = zero or picture.level
+        level = _row(outcome, line, picture.quantity, against=zero) if line else None
+        unit = f"{picture.quantity} minus that of {zero}" if zero else picture.quantity
+        return pictures.dots(picture.title, unit, rows, level=level)
     marks = {
         name: [
             pictures.Mark(
-                arm, *(_interval(outcome, arm, q).estimate for q in (picture.x, picture.y))
+                arm,
+                _setting(arm),
+                *(_interval(outcome, arm, q).estimate for q in (picture.x, picture.y)),
             )
             for arm in arms
         ]
@@ -90,6 +97,19 @@ def _rules(outcome: Outcome) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def _asides(outcome: Outcome) -> Iterator[str]:
+    if not outcome.claim.asides:
+        return
+    yield "## Beside the rules"
+    yield "Reported and not judged."
+    rows = ["| Measure | Mean | By seed |", "|---|---|---|"]
+    for aside in outcome.claim.asides:
+        values = aside.measure(outcome.measured)
+        by_seed = ", ".join(f"{value:.3g}" for value in values)
+        rows.append(f"| {aside.sentence} | {_said(t_interval(values))} | {by_seed} |")
+    yield "\n".join(rows)
+
+
 def _table(outcome: Outcome, table: Table) -> Iterator[str]:
     yield f"### {table.title}"
     if table.note:
@@ -103,9 +123,17 @@ def _table(outcome: Outcome, table: Table) -> Iterator[str]:
     yield "\n".join([head, rule, *(f"{row} |" for row in rows)])
 
 
-def _row(outcome: Outcome, arm: str, quantity: str) -> pictures.Row:
-    values = tuple(map(float, outcome.measured[arm][quantity]))
-    return pictures.Row(arm, values, t_interval(values))
+def _setting(arm: str) -> str:
+    """Return what a sweep changed: `beta 0.3` of `goals, beta 0.3 at 10`."""
+    found = re.search(r", (\S+ [\d.]+)", arm)
+    return found[1] if found else ""
+
+
+def _row(outcome: Outcome, arm: str, quantity: str, *, against: str) -> pictures.Row:
+    found = outcome.measured[arm][quantity]
+    if against:
+        found = found - outcome.measured[against][quantity]
+    return pictures.Row(arm, tuple(map(float, found)), t_interval(found))
 
 
 def _interval(outcome: Outcome, arm: str, quantity: str) -> Interval:

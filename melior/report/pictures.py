@@ -31,6 +31,8 @@ class Mark:
     """One arm's place in the plane."""
 
     name: str
+    label: str
+    """What is written beside it where it ends a series."""
     x: float
     y: float
 
@@ -127,7 +129,7 @@ def _series(marks: Sequence[Mark], x: Scale, y: Scale, *, hue: int) -> Html:
         names.append(
             tag(
                 "text",
-                mark.name,
+                mark.label,
                 x=x(mark.x) + (9 if is_left else -9),
                 y=y(mark.y) - 7,
                 class_="small",

@@ -199,3 +199,14 @@ def test_beta_dpo_keeps_four_fifths_and_each_seed_its_own_state():
         assert torch.equal(alone(own), first[51 * place : 51 * (place + 1)])
         assert torch.equal(alone(own), second[51 * place : 51 * (place + 1)])
     assert not torch.equal(first, second)  # the state has moved
+
+
+def test_reward_at_the_same_kl_lies_between_two_betas():
+    """MADPO at a KL of 1 against DPO, whose reward is 10 at 0.5 and 20 at 1.5: 15 there."""
+    arms = {"DPO, beta 2": (0.1, 5.0), "DPO": (0.5, 10.0), "DPO, beta 0.5": (1.5, 20.0)}
+    arms |= {"DPO, beta 0.25": (2.0, 21.0), "DPO, beta 0.1": (3.0, 22.0), "MADPO": (1.0, 14.0)}
+    measured = {
+        f"High: {name}": {"KL": np.array([kl]), "reward": np.array([reward])}
+        for name, (kl, reward) in arms.items()
+    }
+    assert madpo.at_the_same_kl("High")(measured).tolist() == [1.0]

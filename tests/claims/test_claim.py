@@ -10,6 +10,7 @@ import torch
 from melior import cli
 from melior.claims import madpo, reward_augmented, simpo, tpo
 from melior.claims.claim import (
+    Aside,
     Claim,
     Dots,
     Rule,
@@ -18,6 +19,7 @@ from melior.claims.claim import (
     above,
     at_least,
     at_most,
+    best_of,
     difference,
     judge,
     reproduce,
@@ -49,9 +51,11 @@ SMALL = Claim(
         Rule("x: b minus a", difference("b", "a", "x"), at_least(0.5), in_every_seed=True),
         Rule("x: a minus b", difference("a", "b", "x"), above(0.0)),
     ),
+    asides=(Aside("y: the best of a and b", best_of(("a", "b"), "y")),),
     tables=(Table("Arms", ("a", "b"), ("x", "y")),),
     pictures=(
         Dots("x", "The x", ("a", "b"), "x", "a"),
+        Dots("gain", "The gain", ("b",), "x", against="a"),
         Scatter("plane", "The plane", {"both": ("a", "b"), "one": ("b",)}, "x", "y"),
     ),
 )
@@ -114,12 +118,15 @@ def test_the_page_says_what_was_measured_and_its_pictures_are_there(tmp_path):
         in text
     )
     assert "| b | 4.500 (2.016 to 6.984) | 4.000 (1.516 to 6.484) |" in text
-    for name in ("made-up-x.svg", "made-up-plane.svg"):
+    assert "| y: the best of a and b | 18.667 (-1.258 to 38.591) | 11, 18, 27 |" in text
+    for name in ("made-up-x.svg", "made-up-gain.svg", "made-up-plane.svg"):
         assert f"]({name})" in text
         root = ET.fromstring((place.parent / name).read_text("utf-8"))
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         title = root.find("{http://www.w3.org/2000/svg}title")
         assert title.text.endswith(".")
+    gain = (place.parent / "made-up-gain.svg").read_text("utf-8")
+    assert "The gain: b 0.5." in gain
 
 
 def test_a_single_seed_has_no_interval():
