@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from melior.models.names import EMBEDDED, EMBEDDED_FROM
+
 
 @dataclass(frozen=True)
 class Card:
@@ -38,6 +40,8 @@ class Card:
             "pipeline_tag": "text-classification" if self.is_reward_model else "text-generation",
             "tags": ["melior", self.method, self._kind()],
         }
+        if self.base == EMBEDDED:
+            head |= {"base_model": EMBEDDED_FROM, "license": "apache-2.0"}
         parts = [
             f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
             f"# {self.name}",
@@ -57,14 +61,14 @@ class Card:
 
     def _start(self) -> str:
         if self.is_reward_model:
-            return _REWARD_START.format(name=self.name)
+            return _REWARD_START
         load = "AutoPeftModelForCausalLM" if self.is_adapter else "AutoModelForCausalLM"
         package = "peft" if self.is_adapter else "transformers"
         return (
-            "## Quick start\n\n```python\n"
+            "## Quick start\n\nIn the folder of this page:\n\n```python\n"
             f"from {package} import {load}\nfrom transformers import AutoTokenizer\n\n"
-            f'model = {load}.from_pretrained("{self.name}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{self.name}")\n'
+            f'model = {load}.from_pretrained(".")\n'
+            'tokenizer = AutoTokenizer.from_pretrained(".")\n'
             'turns = [{"role": "user", "content": "Hello!"}]\n'
             "inputs = tokenizer.apply_chat_template(\n"
             '    turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
@@ -91,13 +95,15 @@ class Card:
 
 _REWARD_START = """## Quick start
 
+In the folder of this page:
+
 ```python
 from transformers import AutoTokenizer, pipeline
 
-read = pipeline("text-classification", model="{name}")
+read = pipeline("text-classification", model=".")
 turns = [
-    {{"role": "user", "content": "Hello!"}},
-    {{"role": "assistant", "content": "Hello, how can I help?"}},
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": "Hello, how can I help?"},
 ]
 text = read.tokenizer.apply_chat_template(turns, tokenize=False)
 print(read(text, add_special_tokens=False)[0]["score"])
