@@ -42,24 +42,18 @@ def cross_fit(
         folds: at least 2, and at most as many as there are prompts.
 
     Returns:
-        The file of the pairs with their margins, in their order; those that are too long for the
-        model are left out.
-
-    Raises:
-        ValueError: there are fewer prompts than folds.
+        The file of the pairs with their margins, in their order, but for those that are too long.
     """
     pairs, places = in_folds(data, loop, folds)
     scored: dict[int, Pair] = {}
     for fold in range(folds):
         folder = Path(loop.out) / f"fold-{fold + 1}"
         others = folder.with_name(f"{folder.name}-others.jsonl")
-        write_pairs(
-            others, (pair for pair, place in zip(pairs, places, strict=True) if place != fold)
-        )
+        members = [i for i, place in enumerate(places) if place == fold]
+        write_pairs(others, (pair for i, pair in enumerate(pairs) if places[i] != fold))
         has_begun = (folder / "run.json").exists()
         own = replace(loop, out=str(folder), resume=loop.resume and has_begun)
         train_reward(plan(replace(data, data=(str(others),), eval_data=()), own))
-        members = [i for i, place in enumerate(places) if place == fold]
         held = replace(model, model=str(folder / "model"), lora_r=0, chat_template="auto")
         found = _scored(held, [pairs[i] for i in members], max_tokens=loop.max_tokens)
         scored |= {i: pair for i, pair in zip(members, found, strict=True) if pair}

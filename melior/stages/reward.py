@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from math import ceil
@@ -31,7 +30,8 @@ from melior.stages.data import Prepared, prepare
 from melior.stages.judge_rewards import metrics_of, shown_pairs, verdict
 from melior.stages.learn import write_card
 from melior.stages.preference import zeros
-from melior.training.checkpoint import Checkpoint, Checkpoints, Generators, State, save
+from melior.training.best import Best, Weights
+from melior.training.checkpoint import Checkpoints, Generators, Stateful
 from melior.training.hooks import Progress, counted, every
 from melior.training.loop import Hook, Step, descend, fit
 from melior.training.run import Run, write_json, write_json_lines
@@ -178,7 +178,7 @@ def _train(
     about: dict[str, Any],
 ) -> None:
     """Take the steps still to come, until they are done or no longer help; end at the best."""
-    loop = plan.loop
+    loop, seen = plan.loop, list[Tensor]()
     batches = PairBatches(
         pairs, zeros(pairs),
         batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
@@ -186,31 +186,18 @@ def _train(
     total = loop.max_steps or ceil(loop.epochs * batches.steps_per_epoch)
     if loop.gradient_checkpointing:
         model.checkpoint_activations()
-    seen: list[Tensor] = []
     step = descend(
         reward_objective(model, plan.loss, seen), model.trainable(), plan.optim,
         total_steps=total, masters=model.masters,
     )  # fmt: skip
     torch.manual_seed(loop.seed)  # dropout draws from torch's own generator, and no other
-    kept = Checkpoints(
-        run.folder / "checkpoints",
-        {"step": step, "generators": Generators(), "best": best},
-        about={"options": config_to_dict(plan.config), "steps": total, **about},
-        keep=loop.save_total_limit,
-    )
-    start, remark = kept.restore(allow_changes=loop.allow_changes) if loop.resume else (0, "")
-    if remark:
-        run.note(remark)
-    if loop.resume:
-        run.rewind(start)
+    parts: dict[str, Stateful] = {"step": step, "generators": Generators(), "best": best}
+    kept = _checkpoints(plan, run, parts, about={"steps": total, **about})
+    start = _resume(plan, run, kept) if loop.resume else 0
+    judge = _judge_hook(plan, run, model, held_out, best=best, weights=Weights(step))
 
     def note(number: int, metrics: Metrics) -> None:
         run.append(number, {"epoch": number / batches.steps_per_epoch} | metrics)
-
-    def judge(number: int) -> None:
-        found = metrics_of(_judge(plan, model, held_out), held_out, plan.loss)
-        run.append(number, {f"eval_{name}": value for name, value in found.items()})
-        best.note(number, found["loss"], Weights(step))
 
     if start == 0 and held_out and not model.is_fresh:
         judge(0)  # a reward model that comes in may be the best there will be
@@ -225,60 +212,43 @@ def _train(
         run.note(f"step {best.step} is kept, the best on held-out pairs: loss {best.loss:.4f}")
 
 
-class Best:
-    """Which step has been judged best, and for how long none has been better."""
-
-    def __init__(self, folder: Path, patience: int) -> None:
-        self.folder = folder
-        self.patience = patience
-        self.step = 0
-        self.loss = math.inf
-        self.since = 0
-        """Judgements since the best one."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether going on has been in vain for long enough."""
-        return 0 < self.patience <= self.since
-
-    def note(self, step: int, loss: float, weights: Weights) -> None:
-        """Take a judgement in; the best one's weights are kept."""
-        if loss >= self.loss:
-            self.since += 1
-            return
-        self.step, self.loss, self.since = step, loss, 0
-        # The one before stays, too: it is the best of a run that goes on from before this step.
-        save(self.folder, step, {"weights": weights}, about={}, keep=2)
-
-    def restore(self, weights: Weights) -> None:
-        """Go back to the best weights."""
-        place = self.folder / f"step-{self.step:06d}"
-        Checkpoint(place, self.step, {}).load({"weights": weights})
-
-    def state(self) -> State:
-        """Return what the next judgement is held against."""
-        return {"step": self.step, "loss": self.loss, "since": self.since}
-
-    def load_state(self, state: State) -> None:
-        """Go back to a state."""
-        self.step, self.since = int(state["step"]), int(state["since"])
-        self.loss = float(state["loss"])
+def _checkpoints(
+    plan: RewardPlan, run: Run, parts: Mapping[str, Stateful], *, about: dict[str, Any]
+) -> Checkpoints:
+    return Checkpoints(
+        run.folder / "checkpoints",
+        parts,
+        about={"options": config_to_dict(plan.config), **about},
+        keep=plan.loop.save_total_limit,
+    )
 
 
-class Weights:
-    """The weights of a step without what its optimizer remembers."""
+def _resume(plan: RewardPlan, run: Run, kept: Checkpoints) -> int:
+    """Go back to the newest whole checkpoint and return its step."""
+    start, remark = kept.restore(allow_changes=plan.loop.allow_changes)
+    if remark:
+        run.note(remark)
+    run.rewind(start)
+    return start
 
-    def __init__(self, step: Step[PairBatch]) -> None:
-        self._step = step
 
-    def state(self) -> State:
-        """Return the weights, and how many steps they have seen."""
-        kept = self._step.state().items()
-        return {key: value for key, value in kept if key == "steps" or key.startswith("weight/")}
+def _judge_hook(
+    plan: RewardPlan,
+    run: Run,
+    model: RewardModel,
+    held_out: Sequence[TokenPair],
+    *,
+    best: Best,
+    weights: Weights,
+) -> Callable[[int], None]:
+    """Return what judges the model after a step and keeps it where it is the best."""
 
-    def load_state(self, state: State) -> None:
-        """Put weights into the model."""
-        self._step.load_state(state)
+    def judge(number: int) -> None:
+        found = metrics_of(_judge(plan, model, held_out), held_out, plan.loss)
+        run.append(number, {f"eval_{name}": value for name, value in found.items()})
+        best.note(number, found["loss"], weights)
+
+    return judge
 
 
 def _with_range(
