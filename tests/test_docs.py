@@ -51,7 +51,7 @@ def test_every_command_line_parses(page, line):
     words = words[: words.index(">")] if ">" in words else words
     name, rest = cli._command(words)
     if "--config" in rest:
-        kind = commands_page().config_of(name)
+        kind, _ = cli.command(name)
         file = rest.pop(rest.index("--config") + 1)
         rest.remove("--config")
         assert file.endswith(".yaml")
