@@ -11,7 +11,8 @@ from workloads import Pair
 
 from melior.data.batches import GroupBatch, GroupBatches, TokenGroup, Tokens, TokenValues
 from melior.data.chat import Encoded
-from melior.losses.preference import dpo, simpo
+from melior.losses.preference import dpo
+from melior.losses.reference_free import simpo
 from melior.models.loading import load
 from melior.options import LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics

@@ -16,7 +16,7 @@ _PUBLIC = {
     "dpo": "melior.losses.preference",
     "read_groups": "melior.data.files",
     "read_pairs": "melior.data.files",
-    "simpo": "melior.losses.preference",
+    "simpo": "melior.losses.reference_free",
 }
 
 __all__ = ["__version__", *_PUBLIC]

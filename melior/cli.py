@@ -20,16 +20,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from melior.objectives.table import OBJECTIVES
+
 # Name: (module, the suffix of its config class and its function, what it does).
 COMMANDS = {
-    "simpo": ("recipes.preference", "", "learn from pairs with SimPO"),
-    "dpo": ("recipes.preference", "", "learn from pairs with DPO"),
+    **{name: ("recipes.preference", "", about) for name, (_, _, about) in OBJECTIVES.items()},
     "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),
     "data check": ("commands.data", "check", "find what is wrong with preferences"),
     "data stats": ("commands.data", "stats", "count and draw what a file holds"),
     "data convert": ("commands.data", "convert", "translate from other tools' layouts"),
     "data show": ("commands.show", "", "print rows as the tokens that are trained"),
     "sample": ("commands.sample", "", "draw k answers to each prompt"),
+    "margins": ("commands.margins", "", "store a reward model's margins with pairs"),
     "score": ("commands.score", "", "say how good the candidates are"),
     "select best-and-worst": ("commands.select", "best_and_worst", "best against worst: pairs"),
     "select best-and-random": ("commands.select", "best_and_random", "best against a worse one"),

@@ -86,6 +86,8 @@ class ModelOptions:
         in_range("lora_r", self.lora_r, 0)
         in_range("lora_alpha", self.lora_alpha, 0)
         in_range("lora_dropout", self.lora_dropout, 0, 1, below=True)
+        if not self.lora_r and (self.lora_alpha or self.lora_dropout or self.lora_target_modules):
+            raise ValueError("lora_r must be above 0 where other lora options are given; found 0")
 
 
 @dataclass(frozen=True)

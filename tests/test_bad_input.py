@@ -7,6 +7,8 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from melior.cli import main
 from tests.tiny import tiny_folder
@@ -72,6 +74,8 @@ def dpo(model, data, tmp_path, *more):
         (["--dtype", "fp16"], "invalid choice 'fp16' for argument '--dtype'"),
         (["--batch-size", "2.5"], "--batch-size"),
         (["--resume"], "a run to resume is needed; found none"),
+        (["--lora-alpha", "8"], "lora_r must be above 0 where other lora options are given"),
+        (["--chat-template", "no.jinja"], "no.jinja: a chat template must be"),
     ],
 )
 def test_options_out_of_range_are_refused(refused, model, pairs, tmp_path, words, needed):
@@ -104,6 +108,13 @@ def test_an_unknown_model_is_named_with_the_nearest(refused, model, pairs, tmp_p
     assert "found no such folder; did you mean" in said
 
 
+def test_an_adapter_on_no_layer_names_those_there_are(refused, model, pairs, tmp_path):
+    words = ("--lora-r", "2", "--lora-target-modules", "x_proj", "--n-samples", "0")
+    said = refused(*dpo(model, pairs, tmp_path, *words))
+    assert "lora_target_modules must name linear layers" in said
+    assert "which are down_proj, gate_proj, k_proj" in said
+
+
 def test_a_folder_without_a_model_says_what_it_lacks(refused, pairs, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "config.json" in refused(*dpo(tmp_path / "empty", pairs, tmp_path))
@@ -115,6 +126,21 @@ def test_a_damaged_model_is_one_sentence(refused, pairs, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     said = refused(*dpo(folder, pairs, tmp_path))
     assert "cannot be loaded as a causal language model" in said
+
+
+def test_a_model_or_adapter_in_a_pickle_is_not_opened(refused, model, pairs, tmp_path):
+    folder, adapter = tiny_folder(tmp_path / "whole"), tmp_path / "adapter"
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors" in refused(*dpo(folder, pairs, tmp_path))
+    adapter.mkdir()
+    named = {"base_model_name_or_path": str(model), "peft_type": "LORA"}
+    (adapter / "adapter_config.json").write_text(json.dumps(named), encoding="utf-8")
+    torch.save({}, adapter / "adapter_model.bin")
+    assert "needs adapter_model.safetensors" in refused("merge", adapter, "--out", tmp_path / "m")
+    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    said = refused("merge", adapter, "--out", tmp_path / "m")
+    assert "adapter_config.json: needs 'base_model_name_or_path'" in said
 
 
 @pytest.mark.parametrize(

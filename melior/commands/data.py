@@ -266,9 +266,13 @@ def _need_a_file(files: Sequence[str]) -> None:
 def _chat(config: CheckConfig | StatsConfig) -> ChatFormat | None:
     if not config.model:
         return None
+    from melior.models.names import check_named
+
+    options = ModelOptions(config.model, chat_template=config.chat_template)
+    check_named(options)
     from melior.models.loading import load_chat
 
-    return load_chat(ModelOptions(config.model, chat_template=config.chat_template))
+    return load_chat(options)
 
 
 def _peek(

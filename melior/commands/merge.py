@@ -22,6 +22,12 @@ class Config:
 
 def run(config: Config) -> Path:
     """Merge and save; return the folder."""
+    from melior.models.names import adapter_base
+
+    if not adapter_base(config.adapter):
+        raise ValueError(f"{config.adapter}: needs an adapter (adapter_config.json); found none")
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise FileExistsError(f"{config.out}: needs to be a new or empty folder; found files")
     from melior.models.loading import merge
 
     merge(config.adapter, config.out, dtype=config.dtype)

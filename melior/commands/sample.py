@@ -61,6 +61,8 @@ class Config:
             raise ValueError("--resume needs the file to go on with; found no --out")
         if self.out != "-" and Path(self.out).suffix != ".jsonl":
             raise ValueError(f"--out must end in .jsonl, or be -; found {self.out!r}")
+        if not Path(self.out).parent.is_dir():
+            raise ValueError(f"--out: the folder of {self.out} does not exist; make it")
         in_range("seed", self.seed, 0, 2**63 - 1)
         in_range("max_tokens", self.max_tokens, 16)
         in_range("concurrency", self.concurrency, 1)
@@ -69,7 +71,10 @@ class Config:
 def run(config: Config) -> Metrics:
     """Sample and write each group as soon as it is there."""
     from melior.data.files import read_prompts
+    from melior.models.names import check_named
 
+    if not config.server:
+        check_named(_model(config))
     prompts = list(read_prompts(list(config.prompts), seed=config.seed))
     if not prompts:
         raise ValueError(f"{', '.join(config.prompts)}: needs at least one prompt; found none")
@@ -106,21 +111,24 @@ def _source(config: Config, prompts: list[Group], start: int) -> Iterator[Group]
     from melior.models.loading import load
     from melior.sampling.candidates import candidates
 
-    options = ModelOptions(
+    return candidates(
+        load(_model(config), trainable=False),
+        prompts,
+        config.sampling,
+        generator=ops.generator(config.seed),
+        start=start,
+        max_tokens=config.max_tokens,
+    )
+
+
+def _model(config: Config) -> ModelOptions:
+    return ModelOptions(
         model=config.model,
         revision=config.revision,
         dtype=config.dtype,
         device=config.device,
         chat_template=config.chat_template,
         trust_remote_code=config.trust_remote_code,
-    )
-    return candidates(
-        load(options, trainable=False),
-        prompts,
-        config.sampling,
-        generator=ops.generator(config.seed),
-        start=start,
-        max_tokens=config.max_tokens,
     )
 
 

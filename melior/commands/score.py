@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 import tyro
 
-from melior.options import one_of
+from melior.options import in_range, one_of
 from melior.records import Group, Metrics
 
 
@@ -21,17 +22,29 @@ class Config:
     file: tyro.conf.Positional[str] = "-"
     """Groups; `-` is standard input."""
     scorer: Annotated[str, tyro.conf.arg(aliases=["--with"])] = "rules"
-    """What scores: `rules` (the constraints that a group's row holds)."""
+    """What scores: `rules` (the constraints that a group's row holds), or a reward model: a folder
+    such as `runs/rm/model`, or a name such as `org/model`."""
     out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = "-"
     """Where the scored groups go; `-` is standard output."""
     constraints: str = ""
     """Constraints for every group besides its own, as a JSON list for `rules`, such as
     `[{"name": "words", "n": 50, "at": "at most"}]`."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """How a reward model is held."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `mps`, ..."""
+    max_tokens: int = 16384
+    """Tokens that a reward model computes at once; a prompt counts once for all its answers."""
+    max_length: int = 0
+    """Tokens of prompt and answer that a reward model reads, the last ones; 0 is all it can."""
 
     def __post_init__(self) -> None:
-        """Check the scorer's name and the constraints."""
-        one_of("--with", self.scorer, SCORERS)
+        """Check the scorer's name, the constraints and the ranges."""
+        if self.scorer not in SCORERS and not _is_place(self.scorer):
+            one_of("--with", self.scorer, SCORERS)
         _constraints(self.constraints)
+        in_range("max_tokens", self.max_tokens, 16)
+        in_range("max_length", self.max_length, 0)
 
 
 def run(config: Config) -> Metrics:
@@ -39,8 +52,9 @@ def run(config: Config) -> Metrics:
     from melior.data.files import read_groups, write_groups
 
     tally = _Tally()
-    scored = SCORERS[config.scorer](read_groups(config.file), config)
-    write_groups(config.out, tally.watch(scored))
+    score = SCORERS.get(config.scorer, _by_reward_model)
+    scored = score(read_groups(config.file), config)
+    write_groups(config.out, tally.watch(scored, config.file))
     print(tally.sentence(), file=sys.stderr)
     return tally.metrics()
 
@@ -49,6 +63,29 @@ def _by_rules(groups: Iterable[Group], config: Config) -> Iterator[Group]:
     from melior.rewards.rules import score_groups
 
     return score_groups(groups, always=_constraints(config.constraints))
+
+
+def _by_reward_model(groups: Iterable[Group], config: Config) -> Iterator[Group]:
+    from melior.models.names import find
+
+    find(config.scorer)  # a wrong name is said before anything heavy is imported
+    from melior.options import ModelOptions
+    from melior.rewards.scalar import load_scorer
+    from melior.training.hooks import counted
+
+    options = ModelOptions(model=config.scorer, dtype=config.dtype, device=config.device)
+    scorer = load_scorer(options, max_tokens=config.max_tokens, max_length=config.max_length)
+    with counted("scoring groups") as progress:
+        for done, group in enumerate(scorer.groups(groups), 1):
+            yield group
+            progress(done)
+    for remark in scorer.remarks():
+        print(remark, file=sys.stderr)
+
+
+def _is_place(name: str) -> bool:
+    """Say whether a name is a model's rather than a scorer's."""
+    return "/" in name or Path(name).is_dir()
 
 
 SCORERS: Final[dict[str, Callable[[Iterable[Group], Config], Iterator[Group]]]] = {
@@ -78,7 +115,7 @@ class _Tally:
     candidates: int = 0
     total: float = 0.0
 
-    def watch(self, groups: Iterable[Group]) -> Iterator[Group]:
+    def watch(self, groups: Iterable[Group], file: str) -> Iterator[Group]:
         for group in groups:
             scores = [one.score for one in group.candidates if one.score is not None]
             self.groups += 1
@@ -86,6 +123,9 @@ class _Tally:
             self.total += sum(scores)
             self.with_spread += len(set(scores)) > 1
             yield group
+        if not self.groups:
+            where = "stdin" if file == "-" else file
+            raise ValueError(f"{where}: needs at least one group to score; found none")
 
     def metrics(self) -> Metrics:
         return {

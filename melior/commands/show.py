@@ -53,8 +53,10 @@ def run(config: Config) -> None:
     from rich.console import Console
 
     from melior.data.files import read_any
-    from melior.models.loading import load_chat
+    from melior.models.names import check_named
 
+    options = ModelOptions(config.model, chat_template=config.chat_template)
+    check_named(options)
     first = config.start - 1
     records = list(itertools.islice(read_any(config.files), first, first + config.rows))
     if not records:
@@ -62,8 +64,9 @@ def run(config: Config) -> None:
             f"{' '.join(config.files)}: needs at least {config.start} rows; found fewer; "
             "give a smaller --start"
         )
-    chat = load_chat(ModelOptions(config.model, chat_template=config.chat_template))
-    show(records, chat, Console(highlight=False))
+    from melior.models.loading import load_chat
+
+    show(records, load_chat(options), Console(highlight=False))
 
 
 def show(records: Sequence[Pair | Group], chat: ChatFormat, console: Console) -> None:

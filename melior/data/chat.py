@@ -17,7 +17,15 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from melior.data.template import MARK, PlainText, Template, Tokens, Writer, pattern
+from melior.data.template import (
+    MARK,
+    PlainText,
+    Template,
+    Tokens,
+    Writer,
+    check_template,
+    pattern,
+)
 from melior.records import Turns
 
 CHATML = (
@@ -372,11 +380,8 @@ def _chosen(
         note = f"the tokenizer has no token {' or '.join(unknown)}: " if unknown else ""
         note += "ChatML's marks are ordinary text" if words[0] in unknown else ""
         return "chatml", CHATML.replace("END", repr(end)), note
+    check_template(template)
     file = Path(template)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{template}: a chat template must be auto, plain, chatml or a file; found no such file"
-        )
     return file.name, file.read_text(encoding="utf-8"), ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -43,7 +44,8 @@ def read_examples(data: Data, sources: Sequence[str], *, seed: int = 0) -> Itera
     if data == "pairs":
         return map(of_pair, read_pairs(sources, seed=seed))
     if data == "lists":
-        return map(of_list, read_groups(sources, seed=seed))
+        draw = random.Random(seed)
+        return (of_list(group, draw) for group in read_groups(sources, seed=seed))
     return chain.from_iterable(map(alone, read_any(sources, seed=seed)))
 
 
@@ -57,17 +59,20 @@ def of_pair(pair: Pair) -> Example:
     )
 
 
-def of_list(group: Group) -> Example:
-    """Return a group of scored candidates."""
-    found = [candidate.score for candidate in group.candidates]
+def of_list(group: Group, draw: random.Random) -> Example:
+    """Return a group of scored candidates, shuffled."""
+    # Before the first step all are equally likely, and what a ranking loss then takes for their
+    # ranks must not be the file's order.
+    candidates = draw.sample(group.candidates, len(group.candidates))
+    found = [candidate.score for candidate in candidates]
     scores = tuple(score for score in found if score is not None)
     if len(found) < 2 or len(scores) < len(found):
         raise ValueError(
             f"{group.origin}: a list needs two or more candidates, each with a score; found"
             f" {len(found)}, {len(found) - len(scores)} without; score them with `melior score`"
         )
-    answers = tuple(candidate.response for candidate in group.candidates)
-    steps = tuple(candidate.steps for candidate in group.candidates)
+    answers = tuple(candidate.response for candidate in candidates)
+    steps = tuple(candidate.steps for candidate in candidates)
     cut = steps if any(steps) else ()
     return Example(group.prompt, answers, scores, cut, 0.0, 1.0, _subset(group), group.origin)
 

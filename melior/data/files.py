@@ -80,7 +80,8 @@ def read_any(sources: Sources, *, family: str = "auto", seed: int = 0) -> Iterat
     strict = [replace(layout, fits=_only_asks) for layout in PROMPTS]
     known = [*KNOWN[: -len(PROMPTS)], *strict]
     known = [layout for layout in known if family in ("auto", layout.family)]
-    return _read(sources, known, "a row" if family == "auto" else f"a {family} row", seed=seed)
+    wanted = "a row" if family == "auto" else f"a row of {family}"
+    return _read(sources, known, wanted, seed=seed)
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:

@@ -14,6 +14,7 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,17 +106,19 @@ def _unpack_zst(path: Path) -> Iterator[bytes]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the lines with their numbers, each with its line feed."""
-    number, rest = 1, b""
+    number = 1
+    begun: list[bytes] = []  # joined once, so that a long line costs no more than its length
     try:
         for chunk in _chunks(path):
-            *whole, rest = (rest + chunk).split(b"\n")
+            *whole, rest = chunk.split(b"\n")
             for line in whole:
-                yield number, line + b"\n"
-                number += 1
+                yield number, b"".join([*begun, line, b"\n"])
+                number, begun = number + 1, []
+            begun.append(rest)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _cut_off(path, number, error) from error
-    if rest:
-        yield number, rest
+    if last := b"".join(begun):
+        yield number, last
 
 
 def _cut_off(path: Path, line: int, error: Exception) -> ValueError:
@@ -149,7 +152,7 @@ def _parse_lines(where: str, lines: Iterable[tuple[int, bytes]]) -> Records:
             continue
         try:
             row = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also of numbers that are too long
             raise ValueError(
                 f"{where}:{number}: needs one JSON object per line; "
                 f"found {_excerpt(text)} ({error})"
@@ -222,6 +225,8 @@ def _json(path: Path) -> Records:
             if mark or (is_list and not is_closed):
                 raise _bad_json(path, line + buffer.count("\n", at, error.pos), error) from error
             return
+        except (ValueError, RecursionError) as error:  # a number too long, or lists too deep
+            raise ValueError(f"{path}:{line}: needs a JSON list of objects; {error}") from error
         yield f"{path}:{line}", _fields(f"{path}:{line}", row)
         line += buffer.count("\n", at, end)
         at = end
@@ -254,7 +259,10 @@ def _csv(path: Path, delimiter: str) -> Records:
     rows = csv.DictReader(texts, delimiter=delimiter, strict=True, restkey="", restval=None)
     line = 0
     try:
-        line = rows.line_num if rows.fieldnames else 0
+        twice = [name for name, count in Counter(rows.fieldnames or ()).items() if count > 1]
+        if twice:
+            raise ValueError(f"{path}:1: needs each column once; found {twice} again")
+        line = rows.line_num
         for row in rows:
             origin, line = f"{path}:{line + 1}", rows.line_num
             if "" in row or None in row.values():

@@ -122,7 +122,7 @@ def number(value: object, where: str) -> float | None:
         return None
     try:
         result = float(value) if isinstance(value, int | float | str) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
         raise ValueError(f"{where} needs a finite number; found {_spell(value)}")
@@ -133,6 +133,8 @@ def pair(row: Row, prompt: Turns, chosen: Turns, rejected: Turns) -> Pair:
     """Return the pair, with the margin of the columns `margin` or `score_chosen`, `_rejected`."""
     margin, weight = row.number("margin"), row.number("weight")
     facts = row.rest()
+    if weight is not None and weight < 0:  # would train against the labels
+        raise ValueError(f"{row.origin}: 'weight' must be at least 0; found {weight:g}")
     if margin is None and "score_chosen" in row and "score_rejected" in row:
         margin = (row.number("score_chosen") or 0.0) - (row.number("score_rejected") or 0.0)
     return Pair(

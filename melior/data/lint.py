@@ -42,12 +42,16 @@ _RULES: dict[str, tuple[float, str]] = {
     ),
     "negative-margins": (0.5, "the chosen answer is scored below the rejected one"),
     "overlap": (0.1, "a held-out row whose prompt is also trained on"),
+    "unread-columns": (0.5, "tools, images or chat_template_kwargs, which nothing here reads"),
     "damaged-text": (0.5, "text damaged by a wrong encoding, or control characters"),
+    "zero-weights": (0.5, "a weight of 0, so that nothing is learned of it"),
     "equal-scores": (0.5, "the same score for all candidates, so that none can be chosen"),
     "no-scores": (_NEVER, "a candidate without a score"),
     "duplicates": (_NEVER, "a repetition of an earlier row"),
 }
 """Code: the share of rows from which it is an error, and what such a row holds."""
+_UNREAD = ("tools", "images", "chat_template_kwargs")
+"""Columns that other trainers hand to the chat template."""
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
 _MOJIBAKE = re.compile(r"Ã[\x80-\xbf]|Â[\x80-\xbf]|â€|ðŸ|ï»¿|\ufffd")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
@@ -81,10 +85,11 @@ def lint_pairs(pairs: Iterable[Pair], held_out: Iterable[Pair | Group] = ()) -> 
     tally, bias = _Tally(held_out), Counter[int]()
     seen: dict[int, int] = {}
     for pair in pairs:
-        tally.row(pair.prompt, [pair.chosen, pair.rejected], pair.origin)
+        tally.row(pair, [pair.chosen, pair.rejected])
         ask, better, worse = (_key(turns) for turns in (pair.prompt, pair.chosen, pair.rejected))
         tally.add("equal-answers", pair.origin, when=better == worse)
         tally.add("negative-margins", pair.origin, when=pair.margin < 0)
+        tally.add("zero-weights", pair.origin, when=pair.weight == 0)
         tally.repeated(seen, (ask, better, worse), pair.origin)
         is_both_ways = better != worse and hash((ask, worse, better)) in seen
         tally.add("contradictions", pair.origin, when=is_both_ways)
@@ -99,7 +104,7 @@ def lint_groups(groups: Iterable[Group], held_out: Iterable[Pair | Group] = ()) 
     seen: dict[int, int] = {}
     for group in groups:
         answers = [candidate.response for candidate in group.candidates]
-        tally.row(group.prompt, answers, group.origin)
+        tally.row(group, answers)
         keys = (_key(group.prompt), *(_key(answer) for answer in answers))
         tally.repeated(seen, keys, group.origin)
         scores = [candidate.score for candidate in group.candidates]
@@ -171,9 +176,11 @@ class _Tally:
         if len(kept) < EXAMPLES:
             kept.append(origin)
 
-    def row(self, prompt: Turns, answers: Sequence[Turns], origin: str) -> None:
+    def row(self, record: Pair | Group, answers: Sequence[Turns]) -> None:
         """Look at one row, whatever its kind."""
+        prompt, origin = record.prompt, record.origin
         self.rows += 1
+        self.add("unread-columns", origin, when=any(record.facts.get(name) for name in _UNREAD))
         everything = [*prompt, *(turn for answer in answers for turn in answer)]
         said = "\n".join(turn.content for turn in everything)
         self.add("empty-prompts", origin, when=not any(turn.content.strip() for turn in prompt))

@@ -41,6 +41,8 @@ def parse_source(text: str) -> Source:
     """
     if _exists(text):
         return Source(text)
+    if not text or "://" in text:
+        raise ValueError(f"a source must be a path here or a `datasets` name; found {text!r}")
     rest, weight = _weight(text)
     parts = rest.split(":")
     for length in range(len(parts), max(len(parts) - 3, 0), -1):
@@ -150,6 +152,8 @@ def _files(path: Path, split: str) -> list[Path]:
             raise ValueError(f"{path}: a file has no splits; found split {split!r}")
         kind(path)
         return [path]
+    if not path.is_dir():
+        raise ValueError(f"{path}: needs a file or folder, to be read several times; found a pipe")
     if (path / "dataset_dict.json").exists():
         splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         path = path / _choose(str(path), split, splits)

@@ -9,12 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from melior.records import Turn, Turns
 
 MARK = "\ufdd0"
 """A code point that no text may hold (a noncharacter); what it separates is tokenised apart."""
+
+NAMED = ("auto", "plain", "chatml")
+"""Words of `--chat-template` that name no file."""
 
 QUESTION, ANSWER, RULES = "melior asks", "melior answers", "melior rules"
 
@@ -175,10 +179,14 @@ class Template:
             )
 
     def _write(self, turns: Turns, *, opens: bool) -> str:
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
 
         try:
             return self._render(turns, opens)
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"{self.name}:{error.lineno}: a chat template must be Jinja; found: {error.message}"
+            ) from error
         except (TemplateError, TypeError, KeyError, AttributeError, IndexError) as error:
             roles = [turn.role for turn in turns]
             way_out = (
@@ -218,6 +226,18 @@ class Template:
             yield "the template refuses system turns"
         if "strftime_now" in source:
             yield "the template writes today's date: the same prompt differs from day to day"
+
+
+def check_template(name: str) -> None:
+    """Check that a chat template is a known word or a file; no tokenizer is needed for that.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if name not in NAMED and not Path(name).is_file():
+        raise FileNotFoundError(
+            f"{name}: a chat template must be {', '.join(NAMED)} or a file; found no such file"
+        )
 
 
 def pattern(words: Iterable[str]) -> re.Pattern[str]:

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest
@@ -69,14 +69,7 @@ class LanguageModel:
     @cached_property
     def start_hash(self) -> str:
         """A fingerprint of what is computed, adapters left out; taken before training."""
-        config = {k: v for k, v in self.core.config.to_dict().items() if k != "_name_or_path"}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, weight in (*self.model.named_parameters(), *self.model.named_buffers()):
-            if "lora_" not in name:
-                digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-                bits = weight.detach().cpu().contiguous().view(torch.uint8)
-                digest.update(bits.numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.model, self.core.config)
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass: less memory, more time."""
@@ -117,13 +110,8 @@ class LanguageModel:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside, nothing is random and no gradient is kept: an adapter's dropout is off."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.model.train(was_training)
+        with evaluating(self.model):
+            yield
 
     def complete(
         self, prompts: Sequence[Turns], sampling: Sampling, *, generator: torch.Generator
@@ -138,3 +126,27 @@ class LanguageModel:
             decode=self.chat.decode,
             generator=generator,
         )
+
+
+def fingerprint(model: nn.Module, config: PreTrainedConfig) -> str:
+    """Return a hash of all that a model computes with, adapters left out."""
+    settings = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if "lora_" not in name:
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            bits = weight.detach().cpu().contiguous().view(torch.uint8)
+            digest.update(bits.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, nothing is random and no gradient is kept."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

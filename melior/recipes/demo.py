@@ -163,7 +163,7 @@ def _best_against_worst(groups: Iterator[Group]) -> Iterator[Pair]:
 def _plan(config: Config, pairs: Path) -> Plan:
     from functools import partial
 
-    from melior.losses.preference import simpo
+    from melior.losses.reference_free import simpo
     from melior.stages.learn import Plan
     from melior.stages.method import per_token_method
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
+from typing import ClassVar
 
 from melior.objectives.objective import Objective
-from melior.objectives.table import OBJECTIVES
+from melior.objectives.table import objective_kind
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.stages.inputs import check_inputs
 
@@ -20,20 +21,23 @@ class Config:
     loop: LoopOptions
     objective: Objective
     optim: OptimConfig = OptimConfig()
+    name: ClassVar[str]
+    """The objective's, which is the command's."""
 
 
 @cache
 def config_of(name: str) -> type[Config]:
     """Return the config of an objective: its options, with its defaults, on one level."""
-    kind = OBJECTIVES[name]
+    kind = objective_kind(name)
     optim = OptimConfig(learning_rate=kind.learning_rate)
     own = [
         ("objective", kind, field(default=kind())),
         ("optim", OptimConfig, field(default=optim)),
     ]
-    made = make_dataclass(f"{kind.__name__}Config", own, bases=(Config,), frozen=True)
-    made.__doc__, made.__module__ = kind.__doc__, __name__
-    return made
+    space = {"name": name, "__doc__": kind.__doc__, "__module__": __name__}
+    return make_dataclass(
+        f"{kind.__name__}Config", own, bases=(Config,), frozen=True, namespace=space
+    )
 
 
 def tiny(name: str, model: str, data: str, out: str) -> Config:
@@ -42,14 +46,9 @@ def tiny(name: str, model: str, data: str, out: str) -> Config:
         ModelOptions(model=model, dtype="fp32"),
         DataOptions(data=(data,), n_samples=2),
         LoopOptions(out=out, epochs=4, batch_size=8, save_steps=4),
-        OBJECTIVES[name](),
+        objective_kind(name)(),
         OptimConfig(learning_rate=1e-2),
     )
-
-
-def name_of(objective: Objective) -> str:
-    """Return the name that an objective goes by."""
-    return next(name for name, kind in OBJECTIVES.items() if kind is type(objective))
 
 
 def run(config: Config) -> None:
@@ -60,5 +59,5 @@ def run(config: Config) -> None:
     from melior.stages.learn import Plan, learn
 
     parts = (config.model, config.data, config.optim, config.loop)
-    plan = Plan(name_of(objective), objective.paper, objective.method(), *parts, config)
+    plan = Plan(config.name, objective.paper, objective.method(), *parts, config)
     present([learn(plan)])

@@ -38,6 +38,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Band:
+    """Steps to look at, shaded behind the lines."""
+
+    name: str
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
 class Scale:
     """From a value to a place on the page."""
 
@@ -51,8 +60,10 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def line_chart(title: str, lines: Sequence[Line], *, as_percent: bool = False) -> Html:
-    """Draw lines over steps, with a legend where there are several."""
+def line_chart(
+    title: str, lines: Sequence[Line], *, as_percent: bool = False, bands: Sequence[Band] = ()
+) -> Html:
+    """Draw lines over steps, with a legend where there are several, and what marks a stretch."""
     lines = [line for line in lines if line.points]
     values = [value for line in lines for _, value in line.points]
     steps = [step for line in lines for step, _ in line.points]
@@ -69,9 +80,10 @@ def line_chart(title: str, lines: Sequence[Line], *, as_percent: bool = False) -
     }
     summary = "; ".join(
         f"{n.name} from {write(n.points[0][1])} to {write(n.points[-1][1])}" for n in lines
-    )
+    ) + "".join(f"; {band.name} from step {figure(band.first)}" for band in bands)
     svg = tag(
         "svg",
+        [_band(band, x) for band in bands],
         _grid(x, y, write, steps_are_whole=True),
         drawn,
         tag("g", class_="cursor"),
@@ -228,6 +240,15 @@ def _line(line: Line, x: Scale, y: Scale, *, with_raw: bool) -> list[Html]:
             for s, v in thin(line.points, 60)
         ]
     return drawn
+
+
+def _band(band: Band, x: Scale) -> Html:
+    """Shade a stretch, at least as wide as a line."""
+    first, last = (min(max(step, x.low), x.high) for step in (band.first, band.last))
+    width = max(2.0, x(last) - x(first))
+    place = min(x(first), RIGHT - width)
+    shape = tag("rect", x=place, width=width, y=TOP, height=BOTTOM - TOP, class_="band")
+    return tag("g", tag("title", band.name), shape)
 
 
 def _grid(

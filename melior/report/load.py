@@ -41,6 +41,8 @@ class Run:
     steps: tuple[Facts, ...]
     """Lines of `metrics.jsonl`, one for each step and one for each evaluation."""
     evaluation: Facts
+    health: Facts
+    """What `training.health` found."""
     samples: tuple[Facts, ...]
     scores: tuple[Facts, ...]
     has_model: bool
@@ -97,6 +99,7 @@ def read_run(folder: Path, label: str = "") -> Run:
         data=_one(folder / "data.json", json.loads, damage),
         steps=_last_of_each_step(_lines(folder / "metrics.jsonl", damage)),
         evaluation=_one(folder / "evaluation.json", json.loads, damage),
+        health=_one(folder / "health.json", json.loads, damage),
         samples=tuple(_lines(folder / "samples.jsonl", damage)),
         scores=tuple(_lines(folder / "scores.jsonl", damage)),
         has_model=(folder / "model").is_dir(),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from melior.report import judged, samples, sections, words
+from melior.report import health, judged, samples, sections, words
 from melior.report.load import Run, mapping, mappings, read_runs
 from melior.report.markup import Child, Html, chip, join, tag
 
@@ -47,6 +47,7 @@ def page(runs: Sequence[Run]) -> Html:
     title = ", ".join(run.label for run in runs)
     parts = {
         "Before and after": judged.section(runs),
+        "Health": health.section(runs),
         "What differs": sections.config_differences(runs),
         "Training": sections.curves(runs),
         "Distributions": sections.distributions(runs),
@@ -84,15 +85,7 @@ def worth_a_look(run: Run) -> list[str]:
         if wrong:
             names = ", ".join(words.finding(row).lower() for row in wrong)
             remarks.append(f"The data check found errors in the {name} data: {names}.")
-    chosen = [value for _, value in run.curve("logps/chosen")]
-    tenth = max(1, len(chosen) // 10)
-    if len(chosen) >= 10:
-        first, last = (sum(part) / tenth for part in (chosen[:tenth], chosen[-tenth:]))
-        if last < first - 0.1 * abs(first):
-            remarks.append(
-                f"The log-probability of chosen answers fell from {words.figure(first)} to "
-                f"{words.figure(last)}: the better answers, too, became less likely."
-            )
+    remarks += health.warnings(run)
     lengths = sections.spread(run, "length")
     if lengths["before"] and lengths["after"]:
         before, after = (sum(v) / len(v) for v in (lengths["before"], lengths["after"]))

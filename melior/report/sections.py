@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from melior.records import Facts
-from melior.report import charts, words
+from melior.report import charts, health, words
 from melior.report.load import Run, mapping, mappings, number, numbers, spoken
 from melior.report.markup import Child, Html, chip, hue, join, table, tag
 
@@ -272,7 +272,8 @@ def _panel(title: str, keys: dict[str, str], runs: Sequence[Run]) -> Html | None
                 if points:
                     lines.append(charts.Line(label, points, color, part, is_sparse=bool(prefix)))
     as_percent = all(key.endswith("accuracies") for key in keys)
-    return charts.line_chart(title, lines, as_percent=as_percent) if lines else None
+    bands = [] if many else health.bands(runs[0], keys)
+    return charts.line_chart(title, lines, as_percent=as_percent, bands=bands) if lines else None
 
 
 def _origin(run: Run, place: int, many: bool) -> Html:

@@ -62,7 +62,7 @@ def held_out_metrics(answers: Answers, method: Method, data: Data) -> Metrics:
     """Score held-out rows with a model; the metrics are named `eval_...`."""
     found: Metrics = {}
     with torch.no_grad():
-        if method.data == data and not method.extras:
+        if method.data == data and not method.extras and not method.memory:
             found["eval_loss"] = float(method.loss(answers).mean())
         rewards = method.reward(answers)
     better, worse = _ends(answers)

@@ -56,6 +56,7 @@ def learn(plan: Plan) -> Path:
     """Learn and prove what came of it; return the run's folder, which holds it all."""
     loop = plan.loop
     train, held_out = _prepare(plan)
+    _refuse_no_margins(plan, train)
     if loop.overwrite:  # before the old run is deleted
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
     with Run.create(
@@ -176,6 +177,14 @@ def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
                 data.eval_data, chat, data, data=apart, seed=seed, on_progress=progress
             )
     return train, held_out
+
+
+def _refuse_no_margins(plan: Plan, train: Prepared) -> None:
+    if plan.method.needs_margins and not any(group.margin for group in train.groups):
+        raise ValueError(
+            f"{', '.join(plan.data.data)}: {plan.recipe} needs a 'margin' in its rows; found none"
+            " but 0; `melior margins` adds those of a reward model"
+        )
 
 
 def _train(

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from melior.data.examples import Data
+from melior.records import Metrics
 from melior.training.checkpoint import Stateful
 from melior.types import Pairwise
 
@@ -147,8 +148,11 @@ class Method:
     """The loss of one group depends on others in its optimizer batch."""
     memory: Stateful | None = None
     """What is carried from one batch to the next, kept in checkpoints."""
-    remember: Callable[[Answers], None] = lambda answers: None
-    """Take note of a whole optimizer batch, after its loss; the numbers have no history."""
+    remember: Callable[[Answers], Metrics] = lambda answers: {}
+    """Of a coupled method: take note of a whole optimizer batch after its loss, and return what is
+    to be measured of it. The numbers have no history."""
+    needs_margins: bool = False
+    """Rows must have margins of their own."""
     has_strangers: bool = False
     """Beside each answer judged alone stands another prompt's, whose score is nan (KTO)."""
 

@@ -36,6 +36,8 @@ class Coupled:
     loss: float
     slopes: Float[Tensor, " m"]
     """Of the batch's loss at each of the portion's tokens."""
+    measured: Metrics
+    """Of the whole batch, on one of its portions."""
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -61,10 +63,11 @@ def couple(model: LanguageModel, method: Method) -> Callable[[Sequence[GroupBatc
             leaf = replace(whole, tokens=tokens)
             loss = _mean_loss(method, leaf, weights, batch[0].totals.groups)
             (slopes,) = torch.autograd.grad(loss, tokens)
-        method.remember(whole)
         shares = slopes.split([len(part.tokens) for part in parts])
         each = float(loss.detach()) / len(batch)
-        return [Coupled(part, each, own) for part, own in zip(batch, shares, strict=True)]
+        found: list[Metrics] = [method.remember(whole), *({} for _ in batch[1:])]
+        rows = zip(batch, shares, found, strict=True)
+        return [Coupled(part, each, own, measured) for part, own, measured in rows]
 
     return split
 
@@ -76,7 +79,8 @@ def coupled_objective(model: LanguageModel, method: Method) -> Objective[Coupled
         answers = read_answers(model, part.batch, method.extras)
         moved = answers.tokens - answers.tokens.detach()
         loss = part.loss + (part.slopes * moved).sum()
-        return _complete(loss, answers, method, part.batch)
+        whole, metrics = _complete(loss, answers, method, part.batch)
+        return whole, metrics | part.measured
 
     return objective
 

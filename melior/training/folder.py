@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 OWNED = (
@@ -35,6 +36,8 @@ def check_folder(place: Path, *, resume: bool, overwrite: bool) -> None:
     above = next(parent for parent in (place, *place.parents) if parent.exists())
     if not above.is_dir():
         raise ValueError(f"{place}: a folder is needed for the run; found a file: {above}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place}: may not be written to; found {above} closed to writing")
     holds_run = (place / "run.json").exists()
     if resume and not holds_run:
         raise ValueError(f"{place}: a run to resume is needed; found none; leave --resume out")

@@ -149,7 +149,9 @@ class Run:
             tracker.log(step, metrics)
 
     def note(self, sentence: str) -> None:
-        """Say a sentence about the run, and keep it in its record."""
+        """Say a sentence about the run once, and keep it in its record."""
+        if sentence in self.record.get("notes", []):
+            return  # a resumed run comes by the same place again
         Console(stderr=True).print(f"note: {sentence}", highlight=False, markup=False)
         self.record["notes"] = [*self.record.get("notes", []), sentence]
         write_json(self.folder / "run.json", self.record)
@@ -165,8 +167,14 @@ class Run:
 
 def last_metrics(folder: Path) -> Metrics:
     """Return the numbers of the last training step that was written."""
-    rows = [row for _, row in _rows(folder / "metrics.jsonl") if "loss" in row]
-    return {name: value for name, value in rows[-1].items() if value is not None} if rows else {}
+    rows = [row for row in read_rows(folder) if "loss" in row]
+    return rows[-1] if rows else {}
+
+
+def read_rows(folder: Path) -> list[Metrics]:
+    """Return the numbers of all steps and evaluations that were written, each with its `step`."""
+    found = [row for _, row in _rows(folder / "metrics.jsonl")]
+    return [{name: value for name, value in row.items() if value is not None} for row in found]
 
 
 def write_json(path: Path, value: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -40,13 +41,14 @@ def open_trackers(
 
 
 def check_installed(names: Iterable[str]) -> None:
-    """Check that the trackers can be opened, before anything slow is done.
+    """Check that the trackers are installed, before anything slow is done or imported.
 
     Raises:
         ValueError: a package is not installed.
     """
     for name in names:
-        _package(name)
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(_absent(name))
 
 
 class _TensorBoard:
@@ -88,7 +90,11 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
     except ImportError as error:
-        raise ValueError(
-            f"report_to: the package {name} is needed; found it not installed; "
-            "pip install 'melior[track]'"
-        ) from error
+        raise ValueError(_absent(name)) from error
+
+
+def _absent(name: str) -> str:
+    return (
+        f"report_to: the package {name} is needed; found it not installed; "
+        "pip install 'melior[track]'"
+    )

@@ -148,6 +148,30 @@ def test_wrong_options_are_refused():
         CheckConfig(("a",), max_length=0)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data", "check", "FILE", "--model", "nowhere"], "found no such folder"),
+        (["data", "stats", "FILE", "--model", "MODEL", "--chat-template", "no"], "no such file"),
+        (["data", "show", "FILE", "--model", "nowhere"], "found no such folder"),
+        (["data", "show", "FILE", "--model", "MODEL", "--start", "9"], "needs at least 9 rows"),
+        (["sample", "--prompts", "FILE", "--model", "nowhere"], "found no such folder"),
+        (["merge", "MODEL", "--out", "FILE"], "needs an adapter"),
+    ],
+)
+def test_what_is_not_there_is_told_without_waiting_for_torch(tmp_path, words, said):
+    path = put(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    (tmp_path / "config.json").write_text("{}")
+    words = [{"FILE": path, "MODEL": str(tmp_path)}.get(word, word) for word in words]
+    code = (
+        f"import sys\nfrom melior.cli import main\ntry: main({words!r})\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
 def test_bad_data_is_told_without_waiting_for_torch(tmp_path):
     path = put(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "c", "reject": "r"}])
     code = (

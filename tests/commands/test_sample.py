@@ -90,6 +90,7 @@ def test_a_server_answers_instead_of_a_model(prompts, tmp_path, monkeypatch):
         ({"model": ""}, "--model must name what answers"),
         ({"resume": True}, "--resume needs the file"),
         ({"out": "g.csv"}, r"--out must end in \.jsonl"),
+        ({"out": "nowhere/g.jsonl"}, r"--out: the folder of nowhere/g\.jsonl does not exist"),
         ({"api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY must hold the server's key"),
         ({"max_tokens": 1}, "max_tokens must be at least 16"),
     ],

@@ -63,6 +63,14 @@ def test_score_and_select_join_in_a_pipe(tmp_path):
     assert pair["margin"] == 1.0
 
 
+def test_scoring_nothing_is_refused_and_writes_nothing(tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    out = tmp_path / "scored.jsonl"
+    with pytest.raises(ValueError, match=r"none\.jsonl: needs at least one group to score"):
+        score.run(score.Config(str(tmp_path / "none.jsonl"), out=str(out)))
+    assert not out.exists()
+
+
 def test_wrong_options_are_refused_at_once():
     with pytest.raises(ValueError, match=r"--with must be .* did you mean 'rules'"):
         score.Config(scorer="rule")

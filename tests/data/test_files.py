@@ -16,6 +16,7 @@ said = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from(
     ["\r\n", "\u2028", "\x00", "\n\nHuman: hi\n\nAssistant: yes", '[{"role": "x"}]', "\ud800", "🐈"]
 )
 numbers = st.floats(allow_nan=False, allow_infinity=False)
+weights = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 extras = st.dictionaries(st.sampled_from(["name", "tool_calls"]), said | st.lists(said), max_size=1)
 facts = st.dictionaries(st.sampled_from(["id", "subset", "system", "label"]), said | st.none())
 
@@ -29,7 +30,7 @@ def turns(first, roles):
 
 prompts = turns("user", ["user", "assistant", "system"]) | st.just([])
 answers = turns("assistant", ["tool", "assistant", "user"])
-pairs = st.tuples(prompts, answers, answers, numbers, numbers, facts)
+pairs = st.tuples(prompts, answers, answers, numbers, weights, facts)
 aspects = st.dictionaries(st.sampled_from(["helpfulness", "x"]), numbers)
 candidates = st.tuples(answers, numbers | st.none(), aspects, st.lists(said), facts)
 groups = st.tuples(prompts, st.lists(candidates, max_size=3), facts)

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import sys
+import time
 import tracemalloc
 
 import pytest
@@ -125,6 +126,10 @@ def test_an_empty_file_has_no_rows(tmp_path, ending):
         ("a.json", b'[{"a": 1},\n{"a" 2}]', r"a\.json:2: needs a whole JSON list.*Expecting ':'"),
         ("a.json", b"[1, 2]", r"a\.json:1: a row must be an object"),
         ("a.json", b'[{"a":\n "\xe9"}]', r"a\.json:2: needs UTF-8; found the byte 0xe9"),
+        ("a.json", b'[{"a": 1},\n{"a": ' + b"[" * 100_000, r"a\.json:2: needs.*recursion"),
+        ("a.json", b'[{"a": 1},\n{"a": ' + b"1" * 5000 + b"}]", r"a\.json:2: needs.*digits"),
+        ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", r"a\.jsonl:1: needs one JSON object.*digits"),
+        ("a.csv", b"a,b,a\n1,2,3\n", r"a\.csv:1: needs each column once; found \['a'\] again"),
         ("a.csv", b"a,b\n1,2\n3\n", r"a\.csv:3: needs 2 fields as in the header"),
         ("a.csv", b"a,b\n1,2,3\n", r"a\.csv:2: needs 2 fields as in the header"),
         ("a.csv", b'a,b\n1,"2\n', r"a\.csv:2: needs whole CSV; found unexpected end of data"),
@@ -151,6 +156,15 @@ def test_truncated_compression_is_no_shorter_file(tmp_path, ending):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=rf"a\.jsonl\.{ending}:\d+: needs whole"):
             rows(path)
+
+
+def test_a_line_costs_no_more_than_its_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("melior.data.formats._CHUNK", 64)
+    path = write_jsonl(tmp_path / "a.jsonl", json.dumps({"a": "x" * 4_000_000}) + '\n{"a": 1}\n')
+    started = time.process_time()
+    assert len(rows(path)) == 2
+    # Joined anew with each of its 62,500 parts, the line would be copied 125 GB in all.
+    assert time.process_time() - started < 5
 
 
 def test_members_that_follow_one_another_are_one_file(tmp_path):

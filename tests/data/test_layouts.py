@@ -353,6 +353,14 @@ def test_prompts_keep_what_a_reward_needs(tmp_path):
             "'weight' needs a finite number; found 'heavy'",
         ),
         (
+            {"prompt": "hi", "chosen": "yes", "rejected": "no", "weight": -1},
+            "'weight' must be at least 0; found -1",
+        ),
+        (
+            {"prompt": "hi", "chosen": "yes", "rejected": "no", "margin": 10**400},
+            "'margin' needs a finite number; found the number 1000",
+        ),
+        (
             {"prompt": "hi", "candidates": [{"response": "a", "score": 1}]},
             "found 1 candidates.*melior select",
         ),
@@ -434,14 +442,14 @@ def test_a_pair_with_a_slip_in_a_name_is_not_taken_for_a_prompt(tmp_path):
 def test_a_named_tool_reads_its_layouts_only(tmp_path):
     path = put(tmp_path, {"instruction": "hi", "chosen": "yes", "rejected": "no"})
     assert next(read_any(path, family="alpaca")) == next(read_any(path))
-    with pytest.raises(ValueError, match="a rewardbench row needs text where there are lists"):
+    with pytest.raises(ValueError, match="a row of rewardbench needs text where there are lists"):
         next(
             read_any(
                 put(tmp_path, {"prompt": "a", "chosen": "b", "rejected": "c"}), family="rewardbench"
             )
         )
     path = put(tmp_path, {"instruction": "hi", "chosen": "yes", "rejected": "no"})
-    with pytest.raises(ValueError, match="a sharegpt row needs 'conversations'"):
+    with pytest.raises(ValueError, match="a row of sharegpt needs 'conversations'"):
         next(read_any(path, family="sharegpt"))
     with pytest.raises(ValueError, match=r"--from must be one of .*did you mean 'alpaca'"):
         read_any(path, family="alpca")

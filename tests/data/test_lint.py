@@ -72,6 +72,8 @@ PLANTED = {
     "turn-order": {"prompt": (Turn("user", "do you hear me"), Turn("assistant", "well, yes"))},
     "unknown-roles": {"prompt": turn("narrator", "once upon a time")},
     "negative-margins": {"margin": -0.5},
+    "zero-weights": {"weight": 0.0},
+    "unread-columns": {"facts": {"tools": [{"name": "search"}], "images": []}},
     "lone-surrogates": {"chosen": turn("assistant", "half of a cat: \ud83d, you see")},
     "damaged-text": {"chosen": turn("assistant", "itâ€™s the cafÃ© where we were")},
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -72,9 +73,15 @@ def test_a_missing_file_names_the_nearest(tmp_path):
         read_pairs(str(tmp_path / "nowhere" / "pairs.jsonl"))
 
 
-def test_what_is_neither_path_nor_name_is_refused():
+def test_what_is_neither_path_nor_name_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a source is path"):
         parse_source("what is this")
+    for other in ("", "https://example.com/pairs.jsonl"):
+        with pytest.raises(ValueError, match=f"must be a path here .* found '{other}'"):
+            parse_source(other)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(ValueError, match=r"pipe\.jsonl: needs a file or folder.* found a pipe"):
+        next(read_pairs(str(tmp_path / "pipe.jsonl")))
 
 
 def test_a_name_that_is_not_cached_is_refused_offline():

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melior.losses.preference import dpo, simpo, simpo_hinge
+from melior.losses.preference import dpo
+from melior.losses.reference_free import simpo, simpo_hinge
 from melior.types import Pairwise
 
 PEERS = Path(__file__).parents[1] / "peers"

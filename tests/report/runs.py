@@ -159,6 +159,28 @@ FINDINGS = [
 ]
 
 
+HEALTH = [
+    {
+        "level": "warning",
+        "code": "displacement",
+        "text": "chosen answers, too, become less likely: -1.2 to -1.9 nats a token",
+        "remedy": "lower --learning-rate, or --sft-weight 0.1",
+        "first": 60,
+        "last": 180,
+        "curves": ["logps/chosen"],
+    },
+    {
+        "level": "note",
+        "code": "wrong-start",
+        "text": "the first loss is 0.78",
+        "remedy": "run once with --dtype fp32",
+        "first": 1,
+        "last": 1,
+        "curves": ["loss"],
+    },
+]
+
+
 def comparison(name: str, before: float, difference: float, half: float, **changes) -> dict:
     return {
         "name": name,
@@ -221,6 +243,7 @@ def finished(
     )
     write_lines(folder / "metrics.jsonl", metrics(steps, 1 + gain, seed))
     write(folder / "evaluation.json", evaluation(gain))
+    write(folder / "health.json", {"findings": HEALTH if recipe == "simpo" else []})
     rows = samples(n, 2 * gain, seed)
     text = "".join(json.dumps(row) + "\n" for row in rows)  # escaped: half a character is in there
     (folder / "samples.jsonl").write_text(text, encoding="utf-8")

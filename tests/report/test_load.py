@@ -11,7 +11,7 @@ from tests.report import runs
 
 PARTS = [
     "run.json", "config.yaml", "data.json", "metrics.jsonl",
-    "evaluation.json", "samples.jsonl", "scores.jsonl",
+    "evaluation.json", "samples.jsonl", "scores.jsonl", "health.json",
 ]  # fmt: skip
 DAMAGE = [b"", b"{", b"[]", b"null\n", b"\xff\xfe\x00", b'{"a": 1}\n{"b": ', b"3"]
 
@@ -42,7 +42,7 @@ NESTED = [None, "text", [3], {"a": {}}, [{}]]
 @pytest.mark.parametrize("value", NESTED, ids=repr)
 def test_a_page_whatever_a_field_holds(tmp_path, value):
     folder = runs.finished(tmp_path / "r", n=3, steps=20)
-    parts = ("run.json", "data.json", "evaluation.json")
+    parts = ("run.json", "data.json", "evaluation.json", "health.json")
     whole = {part: json.loads((folder / part).read_text(encoding="utf-8")) for part in parts}
     for keys in itertools.zip_longest(*whole.values()):
         for part, key in zip(parts, keys, strict=True):
@@ -53,6 +53,9 @@ def test_a_page_whatever_a_field_holds(tmp_path, value):
         row = json.loads((folder / part).read_text(encoding="utf-8").split("\n")[0])
         rows = [json.dumps(row | {key: value}) for key in row]
         (folder / part).write_text("\n".join(rows), encoding="utf-8")
+    for key in runs.HEALTH[0]:
+        runs.write(folder / "health.json", {"findings": [runs.HEALTH[0] | {key: value}]})
+        assert page([read_run(folder)]).endswith("</html>")
     for outer, inner in (("comparisons", "low"), ("comparisons", "before"), ("subsets", "after")):
         whole = runs.evaluation(0.1)
         whole[outer][0][inner] = value

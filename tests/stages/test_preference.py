@@ -9,7 +9,8 @@ import torch
 
 from melior.data.batches import GroupBatches, TokenValues, tokenise
 from melior.data.examples import of_pair
-from melior.losses.preference import dpo, simpo
+from melior.losses.preference import dpo
+from melior.losses.reference_free import simpo
 from melior.models.loading import load
 from melior.options import ModelOptions
 from melior.records import Pair, Turn

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from melior.config import config_from_dict, read_config
 from melior.options import LoopOptions, OptimConfig
+from melior.training.folder import check_folder
 from melior.training.loop import Interrupted
 from melior.training.run import Run, last_metrics, write_json, write_json_lines
 
@@ -105,6 +107,13 @@ def test_what_is_of_no_run_is_never_deleted(tmp_path, overwrite):
     with pytest.raises(ValueError, match="folder without model is needed"):
         begin(tmp_path, overwrite=overwrite)
     assert (tmp_path / "model").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_to_is_told_at_once(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(PermissionError, match="closed to writing"):
+        check_folder(tmp_path / "a" / "b", resume=False, overwrite=False)
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):

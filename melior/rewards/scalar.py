@@ -1,0 +1,140 @@
+"""Scores of a trained reward model: of the candidates of groups, and of both answers of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from melior.data.chat import Encoded
+from melior.models.heads import RewardModel, load_reward_model, rewards_of
+from melior.options import ModelOptions
+from melior.records import Group, Pair, Turns
+
+CHUNK = 256
+"""Rows read, sorted by length and computed together; they come out in their order."""
+R = TypeVar("R", Group, Pair)
+
+
+class ScalarScorer:
+    """A reward model that scores records as they come by.
+
+    A conversation beyond what the model takes in loses the start of its prompt; the answer is
+    always judged whole.
+
+    Args:
+        model: the reward model.
+        max_tokens: computed at once; a prompt counts once for all its answers.
+        max_length: of prompt and answer together; 0 is as long as the model can.
+    """
+
+    def __init__(self, model: RewardModel, *, max_tokens: int, max_length: int = 0) -> None:
+        self.model = model
+        self.max_tokens = max_tokens
+        self.max_length = min(max_length or model.longest, model.longest)
+        self.n_cut = 0
+        """Conversations so far that lost the start of their prompt."""
+        self.too_long: list[str] = []
+        """Origins of answers so far that are too long by themselves; they have no score."""
+
+    def groups(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """Yield groups with a score for each candidate, and None where it is too long.
+
+        Raises:
+            ValueError: a conversation cannot be written, or a reward is not finite.
+        """
+        for chunk in _chunks(groups):
+            rows = [(g.prompt, [one.response for one in g.candidates], g.origin) for g in chunk]
+            for group, scores in zip(chunk, self._scores(rows), strict=True):
+                scored = zip(group.candidates, scores, strict=True)
+                yield replace(group, candidates=tuple(replace(c, score=s) for c, s in scored))
+
+    def pairs(self, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, float | None, float | None]]:
+        """Yield pairs with the rewards of their chosen and their rejected answer.
+
+        Raises:
+            ValueError: as for groups.
+        """
+        for chunk in _chunks(pairs):
+            rows = [(pair.prompt, [pair.chosen, pair.rejected], pair.origin) for pair in chunk]
+            for pair, (chosen, rejected) in zip(chunk, self._scores(rows), strict=True):
+                yield pair, chosen, rejected
+
+    def remarks(self) -> list[str]:
+        """Say what was done to conversations that are too long."""
+        limit = f"longer than {self.max_length} tokens"
+        found = []
+        if self.n_cut:
+            found.append(f"{self.n_cut} conversations {limit} lost the start of their prompt")
+        if self.too_long:
+            found.append(
+                f"{len(self.too_long)} answers {limit} by themselves have no score"
+                f" (first {self.too_long[0]})"
+            )
+        return found
+
+    def _scores(
+        self, rows: Sequence[tuple[Turns, Sequence[Turns], str]]
+    ) -> list[list[float | None]]:
+        prompts = [prompt for prompt, responses, _ in rows for _ in responses]
+        responses = [response for _, responses, _ in rows for response in responses]
+        origins = [origin for _, responses, origin in rows for _ in responses]
+        encoded = iter(self.model.chat.encode_many(prompts, responses, origins=origins))
+        fitted = [
+            [self._fitted(next(encoded), origin) for _ in responses]
+            for _, responses, origin in rows
+        ]
+        asked = [[one for one in group if one is not None] for group in fitted]
+        found = rewards_of(self.model, asked, max_tokens=self.max_tokens)
+        for (_, _, origin), rewards in zip(rows, found, strict=True):
+            _check(rewards, origin)
+        given = [iter(rewards.tolist()) for rewards in found]
+        return [
+            [None if one is None else next(own) for one in group]
+            for group, own in zip(fitted, given, strict=True)
+        ]
+
+    def _fitted(self, encoded: Encoded, origin: str) -> Encoded | None:
+        """Cut the start of the prompt where need be; None where that is not enough."""
+        extra = len(encoded.tokens) - self.max_length
+        if extra <= 0:
+            return encoded
+        if extra >= encoded.n_prompt:
+            self.too_long.append(origin)
+            return None
+        self.n_cut += 1
+        return Encoded(encoded.tokens[extra:], encoded.mask[extra:], encoded.n_prompt - extra)
+
+
+def load_scorer(options: ModelOptions, *, max_tokens: int, max_length: int = 0) -> ScalarScorer:
+    """Load a trained reward model to score with.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it is no reward model, or has a head that nothing has trained.
+    """
+    model = load_reward_model(options, trainable=False)
+    if model.is_fresh:
+        raise ValueError(
+            f"{options.model}: scoring needs a trained reward model; found a language model,"
+            " without a head; train one with melior train-reward"
+        )
+    return ScalarScorer(model, max_tokens=max_tokens, max_length=max_length)
+
+
+def _check(rewards: Float[Tensor, " n"], origin: str) -> None:
+    if not rewards.isfinite().all():
+        raise ValueError(
+            f"{origin}: a reward must be finite; found {rewards.tolist()}; the reward model is"
+            " broken, or its numbers outgrow its dtype: try --dtype fp32"
+        )
+
+
+def _chunks(records: Iterable[R]) -> Iterator[list[R]]:
+    rest = iter(records)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
