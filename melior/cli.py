@@ -25,6 +25,7 @@ from melior.objectives.table import OBJECTIVES
 # Name: (module, the suffix of its config class and its function, what it does).
 COMMANDS = {
     **{name: ("recipes.preference", "", about) for name, (_, _, about) in OBJECTIVES.items()},
+    "train-reward": ("recipes.reward", "", "train a reward model on pairs"),
     "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),
     "data check": ("commands.data", "check", "find what is wrong with preferences"),
     "data stats": ("commands.data", "stats", "count and draw what a file holds"),
@@ -38,6 +39,7 @@ COMMANDS = {
     "select top": ("commands.select", "top", "keep the best m of each group"),
     "select boltzmann": ("commands.select", "boltzmann", "draw by exp(score / temperature)"),
     "merge": ("commands.merge", "", "fold an adapter into its base model"),
+    "reproduce": ("commands.reproduce", "", "a paper's central claim, small: claimed and measured"),
     "report": ("commands.report", "", "one HTML page for one run or several"),
 }
 EXPECTED = (ValueError, OSError)

@@ -17,7 +17,7 @@ from melior.data.files import FAMILIES
 from melior.data.lint import _RULES
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS]
 FOREIGN = {"--help", "--version", "--config", "--no-deps", "--against"}
 """Options of melior as a whole, and of other programs."""
@@ -112,6 +112,12 @@ def module_exists(package: str, name: str) -> bool:
     return importlib.util.find_spec(f"{package}.{name}") is not None
 
 
+@pytest.mark.parametrize("page", PAGES, ids=where)
+def test_every_function_of_losses_that_a_page_names_exists(page):
+    for module, name in re.findall(r"`melior\.losses\.(\w+)\.(\w+)`", page.read_text("utf-8")):
+        assert hasattr(importlib.import_module(f"melior.losses.{module}"), name), name
+
+
 def test_the_readme_gives_five_lines_each():
     python, *_ = fenced((ROOT / "README.md").read_text("utf-8"), "python")
     assert len([line for line in python.splitlines() if line]) <= 5
@@ -121,8 +127,8 @@ def test_the_readme_gives_five_lines_each():
 
 def test_the_site_shows_every_page_and_fetches_nothing():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
-    shown = re.findall(r"[\w/]+\.md", json.dumps(site["nav"]))
-    assert sorted(shown) == [page.name for page in DOCS]
+    shown = re.findall(r"[\w/-]+\.md", json.dumps(site["nav"]))
+    assert sorted(shown) == sorted(str(page.relative_to(ROOT / "docs")) for page in DOCS)
     assert site["theme"]["font"] is False
     assert not any(key in site for key in ("extra_css", "extra_javascript"))
 

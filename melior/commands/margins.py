@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -62,7 +62,7 @@ def run(config: Config) -> Metrics:
     options = ModelOptions(model=config.reward_model, dtype=config.dtype, device=config.device)
     scorer = load_scorer(options, max_tokens=config.max_tokens, max_length=config.max_length)
     temperature = _temperature(config.calibrate, scorer) if config.calibrate else 1.0
-    about = {"name": config.reward_model, **scorer.model.identity, "temperature": temperature}
+    about = scorer.about(config.reward_model, temperature=temperature)
     margins: list[float] = []
     write_pairs(config.out, _scored(config.file, scorer, about, margins))
     for line in [*scorer.remarks(), *spread(margins)]:
@@ -122,14 +122,15 @@ def _scored(
     source: str, scorer: ScalarScorer, about: dict[str, Any], margins: list[float]
 ) -> Iterator[Pair]:
     from melior.data.files import read_pairs
+    from melior.rewards.scalar import with_margin
     from melior.training.hooks import counted
 
     with counted("scoring pairs") as progress:
         for pair, chosen, rejected in _rewards(scorer, read_pairs(source)):
             chosen, rejected = (one / about["temperature"] for one in (chosen, rejected))
-            margins.append(chosen - rejected)
-            own = {"reward_chosen": chosen, "reward_rejected": rejected, "reward_model": about}
-            yield replace(pair, margin=margins[-1], facts={**pair.facts, **own})
+            scored = with_margin(pair, chosen, rejected, about)
+            margins.append(scored.margin)
+            yield scored
             progress(len(margins))
 
 

@@ -24,8 +24,10 @@ class Config:
         """Check that there is something to report."""
         if not self.runs:
             raise ValueError("report: at least one run folder is needed; found none")
-        if self.out and Path(self.out).is_dir():
-            raise ValueError(f"out: a file is needed; found a folder: {self.out}")
+        place = Path(self.out)
+        if self.out and place.exists() and not place.is_file():  # a device would be replaced, too
+            found = "a folder" if place.is_dir() else "a device"
+            raise ValueError(f"out: a file is needed; found {found}: {self.out}")
 
 
 def run(config: Config) -> None:

@@ -133,12 +133,12 @@ def nca(policy: Pairwise, reference: Pairwise, *, beta: float) -> Float[Tensor, 
 def sppo_hard(policy: Pairwise, reference: Pairwise, *, beta: float) -> Float[Tensor, " n"]:
     """Self-play preference optimisation with win rates of 1 and 0.
 
-    Wu et al. 2024, arXiv 2405.00675, eq. 4.7: `(rho - eta (P - 1/2))^2` of both answers, summed;
-    `eta = 1 / beta`, `P = 1` for the chosen and 0 for the rejected answer. With win rates that are
-    known, use `gpo` on `P - 1/2`, which is half of this.
+    Wu et al. 2024, arXiv 2405.00675, eq. 4.7: `(rho - eta (P - 1/2))^2`, as the mean over the
+    pair's two answers; `eta = 1 / beta`, `P = 1` for the chosen and 0 for the rejected answer.
+    With win rates that are known it is `gpo` on the scores `P - 1/2`.
     """
     ratio, target = _ratio(policy, reference), 0.5 / beta
-    return (ratio.chosen - target) ** 2 + (ratio.rejected + target) ** 2
+    return 0.5 * ((ratio.chosen - target) ** 2 + (ratio.rejected + target) ** 2)
 
 
 def gpo(

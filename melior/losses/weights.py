@@ -136,7 +136,8 @@ def clamped_adaptive_beta(
     """Beta of a batch as the authors' code has it: of raw margins `D`, and at least 0.001.
 
     The gap is not multiplied by `beta_0` there, so that the same `alpha` reacts `1 / beta_0`
-    times as strongly; track the state from the same raw gaps.
+    times as strongly. It is the gap of the pairs that the filter kept, against a state that has
+    seen this batch already; track the state from raw gaps too.
     """
     # The bound is the released code's: a beta below 0 would train against the labels.
     return adaptive_beta(raw_gap, state, beta=beta, alpha=alpha).clamp(min=1e-3)

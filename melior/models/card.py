@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from melior.models.names import EMBEDDED, EMBEDDED_FROM
+
 
 @dataclass(frozen=True)
 class Card:
@@ -27,6 +29,7 @@ class Card:
     versions: Mapping[str, str]
     command: str
     is_adapter: bool = False
+    is_reward_model: bool = False
 
     def text(self) -> str:
         """Return the page: YAML for a hub, then Markdown for people."""
@@ -34,9 +37,11 @@ class Card:
             "library_name": "peft" if self.is_adapter else "transformers",
             "base_model": self.base,
             "model_name": self.name,
-            "pipeline_tag": "text-generation",
-            "tags": ["melior", self.method, "preference-optimization"],
+            "pipeline_tag": "text-classification" if self.is_reward_model else "text-generation",
+            "tags": ["melior", self.method, self._kind()],
         }
+        if self.base == EMBEDDED:
+            head |= {"base_model": EMBEDDED_FROM, "license": "apache-2.0"}
         parts = [
             f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
             f"# {self.name}",
@@ -51,14 +56,19 @@ class Card:
         ]  # fmt: skip
         return "\n\n".join(part for part in parts if part) + "\n"
 
+    def _kind(self) -> str:
+        return "reward-model" if self.is_reward_model else "preference-optimization"
+
     def _start(self) -> str:
+        if self.is_reward_model:
+            return _REWARD_START
         load = "AutoPeftModelForCausalLM" if self.is_adapter else "AutoModelForCausalLM"
         package = "peft" if self.is_adapter else "transformers"
         return (
-            "## Quick start\n\n```python\n"
+            "## Quick start\n\nIn the folder of this page:\n\n```python\n"
             f"from {package} import {load}\nfrom transformers import AutoTokenizer\n\n"
-            f'model = {load}.from_pretrained("{self.name}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{self.name}")\n'
+            f'model = {load}.from_pretrained(".")\n'
+            'tokenizer = AutoTokenizer.from_pretrained(".")\n'
             'turns = [{"role": "user", "content": "Hello!"}]\n'
             "inputs = tokenizer.apply_chat_template(\n"
             '    turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
@@ -81,6 +91,26 @@ class Card:
             return "## Evaluation\n\nNot evaluated: no held-out data was given."
         head = ("held out", "before", "after", "difference", "95 % interval", "n")
         return "## Evaluation\n\n" + _table(head, rows)
+
+
+_REWARD_START = """## Quick start
+
+In the folder of this page:
+
+```python
+from transformers import AutoTokenizer, pipeline
+
+read = pipeline("text-classification", model=".")
+turns = [
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": "Hello, how can I help?"},
+]
+text = read.tokenizer.apply_chat_template(turns, tokenize=False)
+print(read(text, add_special_tokens=False)[0]["score"])
+```
+
+The score is the answer's reward, read at its end token; only differences between answers to one
+prompt mean something. Without a chat template the text is prompt, answer and end token."""
 
 
 def _source(source: Mapping[str, Any]) -> tuple[str, ...]:

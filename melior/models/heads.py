@@ -172,7 +172,7 @@ def load_reward_model(options: ModelOptions, *, trainable: bool, seed: int = 0) 
     """Load a reward model, or a causal LM that is to become one, under a fresh head.
 
     The head is always held in float32: it is one row, and margins are small differences. A fresh
-    one is drawn from N(0, 1 / (d + 1)), Stiennon et al. 2020, arXiv 2009.01325, app. B.1.
+    one is drawn with the variance 1 / (d + 1), as by Stiennon et al. 2020, arXiv 2009.01325.
 
     Args:
         options: which model, and how it is held.

@@ -236,7 +236,8 @@ def _with_adapter(model: nn.Module, options: ModelOptions, seed: int) -> nn.Modu
         lora_alpha=options.lora_alpha or 2 * options.lora_r,
         lora_dropout=options.lora_dropout,
         target_modules=list(options.lora_target_modules) or "all-linear",
-        exclude_modules=["score"],  # a reward model's head, which is trained as it is
+        # A reward model's head is trained as it is; naming it where there is none makes peft warn.
+        exclude_modules=["score"] if hasattr(model, "score") else None,
         task_type="CAUSAL_LM" if model.can_generate() else None,  # type: ignore[operator]
     )
     with torch.random.fork_rng(), _quiet():

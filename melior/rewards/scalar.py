@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -64,6 +64,10 @@ class ScalarScorer:
             for pair, (chosen, rejected) in zip(chunk, self._scores(rows), strict=True):
                 yield pair, chosen, rejected
 
+    def about(self, name: str, *, temperature: float = 1.0) -> dict[str, Any]:
+        """Return what is stored with rewards: by what, and divided by which temperature."""
+        return {"name": name, **self.model.identity, "temperature": temperature}
+
     def remarks(self) -> list[str]:
         """Say what was done to conversations that are too long."""
         limit = f"longer than {self.max_length} tokens"
@@ -108,6 +112,12 @@ class ScalarScorer:
             return None
         self.n_cut += 1
         return Encoded(encoded.tokens[extra:], encoded.mask[extra:], encoded.n_prompt - extra)
+
+
+def with_margin(pair: Pair, chosen: float, rejected: float, about: Mapping[str, Any]) -> Pair:
+    """Return a pair that holds its rewards, their margin, and where they come from."""
+    own = {"reward_chosen": chosen, "reward_rejected": rejected, "reward_model": dict(about)}
+    return replace(pair, margin=chosen - rejected, facts={**pair.facts, **own})
 
 
 def load_scorer(options: ModelOptions, *, max_tokens: int, max_length: int = 0) -> ScalarScorer:

@@ -280,5 +280,6 @@ def write_card(folder: Path, *, base: str) -> None:
         versions=about["versions"],
         command=" ".join(about["command"]),
         is_adapter=(folder / "model" / "adapter_config.json").exists(),
+        is_reward_model=read("model/config.json").get("problem_type") == "regression",
     )
     write_text(folder / "model" / "README.md", card.text())

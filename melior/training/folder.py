@@ -11,6 +11,7 @@ OWNED = (
     "config.yaml",
     "data.json",
     "evaluation.json",
+    "health.json",
     "metrics.jsonl",
     "model",
     "report.html",

@@ -204,13 +204,16 @@ def wrong_way(rows: Sequence[Row]) -> Finding | None:
 def displacement(rows: Sequence[Row]) -> Finding | None:
     """Find chosen answers that become less likely while the margin grows.
 
-    Razin et al. 2024, arXiv 2410.08847: likelihood displacement. Rule: the margin rises beyond
-    noise; the chosen answers' log-probability a token falls beyond noise and by more than 0.1
-    (from 0.5 on: a warning).
+    Razin et al. 2024, arXiv 2410.08847: likelihood displacement. Rule: the margin rises; the
+    chosen answers' reward falls, which is the surer sign where it is relative to a reference; and
+    their log-probability a token falls by more than 0.1 (from 0.5 on: a warning). All beyond noise.
     """
     points = curve(rows, "logps/chosen", per="lengths/chosen")
-    level, margin = change(points), change(curve(rows, "rewards/margins"))
-    if level is None or margin is None or not (level.falls and margin.rises):
+    level = change(points)
+    margin, reward = (change(curve(rows, f"rewards/{name}")) for name in ("margins", "chosen"))
+    if level is None or margin is None or reward is None:
+        return None
+    if not (margin.rises and reward.falls and level.falls):
         return None
     fall = level.before - level.after
     if fall <= FALL:

@@ -58,6 +58,8 @@ def test_what_is_no_run_is_refused_in_a_sentence(tmp_path):
         report.Config(())
     with pytest.raises(ValueError, match=re.escape(f"found a folder: {tmp_path}")):
         report.Config(("a",), out=str(tmp_path))
+    with pytest.raises(ValueError, match="found a device: /dev/null"):
+        report.Config(("a",), out="/dev/null")
 
 
 def test_no_torch_is_loaded_for_a_report(tmp_path):

@@ -1,0 +1,1 @@
+"""From configs of TRL 1.16 to ours: `melior convert-config`."""
