@@ -61,25 +61,24 @@ def _command(name: str) -> str:
     hints = get_type_hints(kind, include_extras=True)
     groups = [field for field in fields(kind) if is_dataclass(_bare(hints[field.name])[0])]
     lines.append(_table(kind, [field for field in fields(kind) if field not in groups]))
-    shared = [field for field in groups if _bare(hints[field.name])[0] in SHARED]
-    for field in groups:
-        if field not in shared:
-            inner, nested = _own(_bare(hints[field.name])[0])
-            lines[-1] = inner
-            shared += nested
-            hints |= get_type_hints(_bare(hints[field.name])[0], include_extras=True)
+    shared = [(field, _bare(hints[field.name])[0]) for field in groups]
+    for field, group in [pair for pair in shared if pair[1] not in SHARED]:
+        lines[-1], nested = _own(group)
+        shared.remove((field, group))
+        shared += nested
     if shared:
         lines.append("And these shared options:\n")
-        lines += [_group(field, _bare(hints[field.name])[0]) for field in shared]
+        lines += [_group(field, group) for field, group in shared]
         lines.append("")
     return "\n".join(lines)
 
 
-def _own(kind: type) -> tuple[str, list[Field[Any]]]:
+def _own(kind: type) -> tuple[str, list[tuple[Field[Any], type]]]:
     """Return the table of an objective's options, and the shared groups among them."""
     hints = get_type_hints(kind, include_extras=True)
-    nested = [field for field in fields(kind) if _bare(hints[field.name])[0] in SHARED]
-    return _table(kind, [field for field in fields(kind) if field not in nested]), nested
+    kinds = [(field, _bare(hints[field.name])[0]) for field in fields(kind)]
+    nested = [pair for pair in kinds if pair[1] in SHARED]
+    return _table(kind, [field for field, group in kinds if group not in SHARED]), nested
 
 
 def _group(field: Field[Any], kind: type) -> str:

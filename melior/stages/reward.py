@@ -130,9 +130,8 @@ def reward_objective(
             "margin": rewards.margin.sum(),
             "mean_reward": (rewards.chosen + rewards.rejected).sum() / 2,
         }
-        metrics = {
-            name: float(total.detach()) / batch.totals.groups for name, total in shares.items()
-        }
+        n = batch.totals.groups
+        metrics = {name: float(total.detach()) / n for name, total in shares.items()}
         metrics["num_tokens"] = float(len(batch.forest.tokens))
         return (batch.weights.to(losses) * losses).sum() / n, metrics
 
