@@ -111,6 +111,8 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if "-" in (*self.data, *self.eval_data):
+            raise ValueError("data must lie in files, as it is read several times; found - (stdin)")
         in_range("max_length", self.max_length, 2)
         in_range("max_long_share", self.max_long_share, 0, 1)
         in_range("n_samples", self.n_samples, 0)

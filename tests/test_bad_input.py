@@ -94,6 +94,20 @@ def test_a_loss_of_another_command_is_named(refused):
     assert "needs one of check, stats, convert, show" in refused("data", "chek")
 
 
+def test_standard_input_cannot_be_trained_on(refused, model, tmp_path):
+    assert "data must lie in files" in refused(*dpo(model, "-", tmp_path))
+
+
+def test_names_of_other_tools_are_taken_and_a_file_is_a_data_set(model, pairs, tmp_path):
+    main([
+        "dpo", "--model_name_or_path", str(model), "--dataset_name", str(pairs),
+        "--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1", "--max_steps", "1",
+        "--dtype", "fp32", "--n_samples", "0",
+    ])  # fmt: skip
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "finished"
+
+
 def test_a_missing_option_is_named(refused, model, pairs):
     assert "--out" in refused("dpo", "--model", model, "--data", pairs)
 

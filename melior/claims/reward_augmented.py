@@ -344,8 +344,8 @@ changes nothing: its `W_1` stays 0.""",
     limits="""The thresholds were set after seeing pilot seeds, on the setting shown first; the
 seeds here are others. In the pilot the balanced setting failed the rule on unlearning (0.78):
 its rows are below and are not judged. The reward is near its ceiling, so that no gain in reward
-can show. Actions have no words: whether a language model understands a number in its prompt is
-not asked here.""",
+can show. A larger beta is the plain way to unlearn less; it stands beside the rules. Actions
+have no words: whether a language model understands a number in its prompt is not asked here.""",
     measure=measure,
     steps=STEPS,
     rules=(
@@ -366,7 +366,7 @@ not asked here.""",
               difference("goals at 10, balanced", "plain DPO, balanced", "reward")),
         Aside("reward: goals at 10 on half of the pairs minus plain DPO",
               difference("goals, half the pairs at 10", "plain DPO", "reward")),
-        Aside("unlearning: goals at 10 minus plain DPO of beta 0.3, which unlearns as little",
+        Aside("unlearning: goals at 10 minus plain DPO of beta 0.3",
               difference("goals at 10", "plain DPO, beta 0.3", "unlearning")),
         Aside("reward: goals at 10 minus plain DPO of beta 0.3",
               difference("goals at 10", "plain DPO, beta 0.3", "reward")),

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from melior import ops
@@ -31,48 +31,25 @@ from melior.claims.claim import (
     difference,
     minus,
 )
-from melior.claims.worlds import drawn_batches, fitted, per_seed, stacked
+from melior.claims.simpo_world import (
+    N_PAIRS,
+    World,
+    drawn_world,
+    judged,
+    log_prob,
+    picked,
+    sides,
+    stacked_worlds,
+)
+from melior.claims.worlds import drawn_batches, fitted
 from melior.losses.preference import dpo
 from melior.losses.reference_free import simpo
 from melior.types import Pairwise
 
-PROMPTS, POSITIONS, VOCABULARY, END = 4, 16, 10, 0
-N_PAIRS, N_TEST = 4000, 2000
 STEPS, BATCH_SIZE, LEARNING_RATE = 300, 256, 0.02
-QUALITY_WEIGHT, LENGTH_WEIGHT = 8.0, 0.3
-"""What a better and what a longer answer add to the logit that it is preferred."""
 
 Loss = Callable[[Pairwise, Pairwise], Tensor]
 """From the policy's and the reference's log-probabilities to one loss per pair."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Sampled answers: where each token stands in the flat table, and how many there are."""
-
-    places: Int[Tensor, "*e n t"]
-    lengths: Float[Tensor, "*e n"]
-    """Tokens, the end token among them."""
-    quality: Float[Tensor, "*e n"]
-    """Share of good tokens among those before the end."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Two answers to each prompt, the preferred one first."""
-
-    chosen: Answers
-    rejected: Answers
-
-
-@dataclass(frozen=True)
-class World:
-    """What one seed gives, or several along a first axis."""
-
-    start: Float[Tensor, "*e p t v v"]
-    """Logits of the reference by prompt, position, token before, token."""
-    train: Pairs
-    test: Pairs
 
 
 @dataclass(frozen=True)
@@ -127,15 +104,18 @@ RATES = {
         ("no length norm", unnormalised_arm(0.1, rate)),
     )
 }
-OTHER_BETAS = {
+UNNORMALISED = {
     "no length norm, beta 0.03": unnormalised_arm(0.03),
+    "no length norm": MAIN["no length norm"],
     "no length norm, beta 0.3": unnormalised_arm(0.3),
     "no length norm, beta 1": unnormalised_arm(1.0),
+}
+OTHER_BETAS = {
     "SimPO, beta 1": simpo_arm(0.5, beta=1.0),
     "SimPO, beta 5": simpo_arm(0.5, beta=5.0),
     "SimPO, beta 10": simpo_arm(0.5, beta=10.0),
 }
-ARMS = MAIN | GAMMAS | BETAS | RATES | OTHER_BETAS
+ARMS = MAIN | GAMMAS | BETAS | UNNORMALISED | OTHER_BETAS | RATES
 
 
 def measure(seeds: Sequence[int], steps: int) -> Measured:
@@ -146,72 +126,6 @@ def measure(seeds: Sequence[int], steps: int) -> Measured:
     return {"reference": reference} | {
         name: judged(trained(arm, world, batches), world) for name, arm in ARMS.items()
     }
-
-
-def drawn_world(dice: torch.Generator) -> World:
-    """Draw a reference, training pairs that favour length, and clean test pairs."""
-    start = 0.3 * torch.randn(
-        PROMPTS, POSITIONS, VOCABULARY, VOCABULARY, generator=dice, dtype=torch.float64
-    )
-    start[..., END] -= 0.2
-    start[:, :2, :, END] -= 3
-    left, right = (sampled(start, N_PAIRS, dice) for _ in range(2))
-    logit = QUALITY_WEIGHT * (left.quality - right.quality)
-    logit = logit + LENGTH_WEIGHT * (left.lengths - right.lengths)
-    is_won = torch.rand(N_PAIRS, generator=dice, dtype=torch.float64) < logit.sigmoid()
-    train = in_order(left, right, is_won)
-    left, right = (sampled(start, N_TEST, dice) for _ in range(2))
-    return World(start, train, in_order(left, right, left.quality > right.quality))
-
-
-def sampled(logits: Float[Tensor, "p t v v"], n: int, dice: torch.Generator) -> Answers:
-    """Draw answers, the same number to every prompt, token by token."""
-    chances = log_probs(logits).exp()
-    prompt = torch.arange(n) % PROMPTS
-    before, is_open = torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.bool)
-    places, lengths, good = [], torch.zeros(n), torch.zeros(n)
-    for position in range(POSITIONS):
-        token = torch.multinomial(chances[prompt, position, before], 1, generator=dice)[:, 0]
-        place = ((prompt * POSITIONS + position) * VOCABULARY + before) * VOCABULARY + token
-        places.append(place.where(is_open, -1))
-        lengths += is_open
-        good += is_open & is_good(prompt, token)
-        is_open, before = is_open & (token != END), token
-    words = lengths - (~is_open).to(lengths)
-    return Answers(torch.stack(places, -1), lengths.double(), (good / words).double())
-
-
-def is_good(prompt: Int[Tensor, "*n"], token: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
-    """Say which tokens make an answer to a prompt good; the end token never does."""
-    return ((token + prompt) % 3 == 0) & (token != END)
-
-
-def in_order(left: Answers, right: Answers, is_won: Bool[Tensor, " n"]) -> Pairs:
-    """Make pairs of two answers to each prompt, the winner first."""
-
-    def choose(first: Answers, second: Answers) -> Answers:
-        return Answers(
-            first.places.where(is_won[:, None], second.places),
-            first.lengths.where(is_won, second.lengths),
-            first.quality.where(is_won, second.quality),
-        )
-
-    return Pairs(choose(left, right), choose(right, left))
-
-
-def log_probs(logits: Float[Tensor, "*e p t v v"]) -> Float[Tensor, "*e p t v v"]:
-    """Return the policy's table; no answer ends before its first word."""
-    is_barred = torch.zeros(POSITIONS, VOCABULARY, VOCABULARY, dtype=torch.bool)
-    is_barred[0, :, END] = True
-    return logits.masked_fill(is_barred, -torch.inf).log_softmax(-1)
-
-
-def log_prob(logits: Float[Tensor, "e p t v v"], answers: Answers) -> Float[Tensor, "e n"]:
-    """Return the summed log-probability of each answer."""
-    flat = log_probs(logits).flatten(1)
-    places = answers.places.flatten(1)
-    told = flat.gather(1, places.clamp(min=0)).where(places >= 0, 0.0)
-    return told.reshape(answers.places.shape).sum(-1)
 
 
 def trained(arm: Arm, world: World, batches: Int[Tensor, "steps e b"]) -> Tensor:
@@ -237,85 +151,6 @@ def trained(arm: Arm, world: World, batches: Int[Tensor, "steps e b"]) -> Tensor
         return arm.loss(policy, Pairwise(*started)).reshape(rows.shape)
 
     return fitted(world.start, loss, steps=len(batches), learning_rate=arm.learning_rate)
-
-
-def sides(pairs: Pairs) -> tuple[Answers, Answers]:
-    """Return the chosen and the rejected answers."""
-    return pairs.chosen, pairs.rejected
-
-
-def picked(answers: Answers, rows: Int[Tensor, "e b"]) -> Answers:
-    """Return some answers of each seed."""
-    return Answers(
-        answers.places.gather(1, rows[..., None].expand(-1, -1, POSITIONS)),
-        answers.lengths.gather(1, rows),
-        answers.quality.gather(1, rows),
-    )
-
-
-@torch.no_grad()
-def judged(logits: Float[Tensor, "e p t v v"], world: World) -> dict[str, Array]:
-    """Measure a policy: exact expectations, and how it ranks the clean pairs."""
-    quality, length = expected_quality_and_length(logits)
-    trained_on = log_prob(logits, world.train.chosen) / world.train.chosen.lengths
-    sums = [log_prob(logits, side) for side in sides(world.test)]
-    means = [own / side.lengths for own, side in zip(sums, sides(world.test), strict=True)]
-    ratios = [
-        own - log_prob(world.start, side) for own, side in zip(sums, sides(world.test), strict=True)
-    ]
-    differs = world.test.chosen.quality != world.test.rejected.quality
-    by_mean, by_ratio = means[0] > means[1], ratios[0] > ratios[1]
-
-    def share(which: Tensor) -> Array:
-        return per_seed((which & differs).sum(-1) / differs.sum(-1))
-
-    return {
-        "quality": per_seed(quality),
-        "length": per_seed(length),
-        "chosen log-prob": per_seed(trained_on.mean(-1)),
-        "right by p": share(by_mean),
-        "right by DPO's reward": share(by_ratio),
-        "right by DPO's reward, wrong by p": share(by_ratio & ~by_mean),
-    }
-
-
-def expected_quality_and_length(
-    logits: Float[Tensor, "e p t v v"],
-) -> tuple[Float[Tensor, " e"], Float[Tensor, " e"]]:
-    """Return both exactly, averaged over prompts: forward over positions, words, good words."""
-    chances = log_probs(logits).exp()
-    n_seeds = len(logits)
-    prompts, tokens = torch.arange(PROMPTS)[:, None], torch.arange(VOCABULARY)[None]
-    good = is_good(*torch.broadcast_tensors(prompts, tokens))[None, :, :, None]
-    counts = torch.arange(POSITIONS + 1, dtype=torch.float64)
-    # Where an unfinished answer stands: chance by its last token and its number of good words.
-    mass = torch.zeros(n_seeds, PROMPTS, VOCABULARY, POSITIONS + 1, dtype=torch.float64)
-    mass[:, :, END, 0] = 1
-    quality = torch.zeros(n_seeds, dtype=torch.float64)
-    length = torch.zeros_like(quality)
-    for position in range(POSITIONS):
-        moved = torch.einsum("epvg,epvw->epwg", mass, chances[:, :, position])
-        length += mass.sum((1, 2, 3)) / PROMPTS
-        quality += (moved[:, :, END] @ counts).sum(-1) / max(position, 1) / PROMPTS
-        moved[:, :, END] = 0
-        mass = moved.roll(1, dims=-1).where(good, moved)
-    quality += (mass @ counts).sum((1, 2)) / POSITIONS / PROMPTS
-    return quality, length
-
-
-def stacked_worlds(worlds: Sequence[World]) -> World:
-    """Put worlds on one axis of seeds."""
-
-    def pairs(parts: Sequence[Pairs]) -> Pairs:
-        return Pairs(
-            stacked([part.chosen for part in parts]), stacked([part.rejected for part in parts])
-        )
-
-    return World(
-        torch.stack([world.start for world in worlds]),
-        pairs([world.train for world in worlds]),
-        pairs([world.test for world in worlds]),
-    )
 
 
 def settings(name: str) -> tuple[str, ...]:
@@ -375,26 +210,25 @@ is not asserted.""",
               minus(best_of(settings("SimPO"), "quality"), best_of(settings("DPO"), "quality"))),
         Aside("quality: SimPO at gamma/beta 2 minus SimPO at 0",
               difference("SimPO, gamma/beta 2", "SimPO, gamma/beta 0", "quality")),
-        Aside("right by p: SimPO minus DPO", difference("SimPO", "DPO", "right by p")),
     ),
     tables=(
         Table("The arms", ("reference", *MAIN), ("quality", "length", "chosen log-prob",
-              "right by p", "right by DPO's reward", "right by DPO's reward, wrong by p"),
+              "right by p", "right by DPO's reward", "of these, wrong by p"),
               "Shares are of the clean test pairs."),
         Table("Gamma", tuple(GAMMAS), ("quality", "length", "chosen log-prob", "right by p"),
               "SimPO alone is gamma/beta 0.5."),
         Table("DPO's beta", tuple(BETAS),
-              ("quality", "length", "right by DPO's reward, wrong by p"), "DPO alone is beta 0.1."),
-        Table("Other betas", tuple(OTHER_BETAS), ("quality", "length")),
+              ("quality", "length", "right by DPO's reward", "of these, wrong by p"),
+              "DPO alone is beta 0.1."),
+        Table("Other betas", tuple(UNNORMALISED | OTHER_BETAS), ("quality", "length")),
         Table("Learning rates", tuple(RATES), ("quality", "length"), "The arms above have 0.02."),
     ),
     pictures=(
-        Dots("quality", "Expected quality", ("DPO", "SimPO", "no length norm", *list(GAMMAS)[::2],
-             *list(BETAS)[::2], "DPO, beta 1"), "quality", "reference"),
+        Dots("quality", "Expected quality", tuple(MAIN | GAMMAS | BETAS | UNNORMALISED),
+             "quality", "reference"),
         Scatter("quality-and-length", "Quality against length",
                 {"DPO over beta": tuple(BETAS), "SimPO over gamma": tuple(GAMMAS),
-                 "no length norm over beta": ("no length norm, beta 0.03", "no length norm",
-                                              "no length norm, beta 0.3", "no length norm, beta 1"),
+                 "no length norm over beta": tuple(UNNORMALISED),
                  "reference": ("reference",)}, "length", "quality"),
     ),
 )  # fmt: skip

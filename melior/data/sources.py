@@ -186,8 +186,7 @@ def _choose(where: str, split: str, splits: Sequence[str]) -> str:
     if split not in splits:
         raise ValueError(
             f"{where}: needs one of the splits {list(splits)}; found {split!r}"
-            + near(split, splits)
-            + f"; write {where}:{splits[0]}"
+            + (near(split, splits) or f"; write {where}:{splits[0]}")
         )
     return split
 

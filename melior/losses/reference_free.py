@@ -6,8 +6,6 @@ functions here: the stage adds it (`sft_weight`), and each docstring says how th
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -103,14 +101,7 @@ def orpo(policy: Pairwise, *, lam: float) -> Float[Tensor, " n"]:
 def log_odds(log_prob: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """`log(P / (1 - P))` of a log-probability, in log space."""
     # A certain answer has infinite odds. In float32 exp(a) is 1 from about -6e-8 on; the bound
-    # leaves log(1 - P) a digit, and an answer as certain as that has nothing left to learn.
+    # leaves 1 - P a digit, and an answer as certain as that has nothing left to learn.
     bounded = log_prob.clamp(max=-1e-6)
-    return bounded - _log1mexp(bounded)
-
-
-def _log1mexp(a: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """`log(1 - exp(a))` for `a` below 0; either form loses its digits where the other keeps them.
-
-    Maechler 2012, *Accurately computing log(1 - exp(-|a|))*, eq. 7.
-    """
-    return torch.where(a > -math.log(2), (-torch.expm1(a)).log(), torch.log1p(-a.exp()))
+    # expm1 keeps the digits of 1 - P near certainty; far from it 1 - P is 1, and its log no matter.
+    return bounded - (-torch.expm1(bounded)).log()

@@ -98,7 +98,7 @@ _REWARD_START = """## Quick start
 In the folder of this page:
 
 ```python
-from transformers import AutoTokenizer, pipeline
+from transformers import pipeline
 
 read = pipeline("text-classification", model=".")
 turns = [

@@ -151,10 +151,15 @@ def _measured(finding: Finding) -> str:
 
 
 def _said(interval: Interval) -> str:
-    said = f"{interval.estimate:.3f}"
+    said = _decimal(interval.estimate)
     if interval.low is None or interval.high is None:
         return said
-    return f"{said} ({interval.low:.3f} to {interval.high:.3f})"
+    return f"{said} ({_decimal(interval.low)} to {_decimal(interval.high)})"
+
+
+def _decimal(value: float) -> str:
+    """Write three decimals; what rounds to nothing has no sign."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def _seeds(outcome: Outcome) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean, variance
 
 from melior.report import health, judged, samples, sections, words
 from melior.report.load import Run, mapping, mappings, read_runs
@@ -87,7 +89,7 @@ def worth_a_look(run: Run) -> list[str]:
             remarks.append(f"The data check found errors in the {name} data: {names}.")
     remarks += health.warnings(run)
     lengths = sections.spread(run, "length")
-    if lengths["before"] and lengths["after"]:
+    if _differ(lengths["before"], lengths["after"]):
         before, after = (sum(v) / len(v) for v in (lengths["before"], lengths["after"]))
         if before and abs(after / before - 1) > 0.25:
             grew = "grew" if after > before else "shrank"
@@ -96,6 +98,14 @@ def worth_a_look(run: Run) -> list[str]:
                 "judges often favour the longer one."
             )
     return remarks
+
+
+def _differ(left: Sequence[float], right: Sequence[float]) -> bool:
+    """Say whether means of some values are more than three standard errors apart."""
+    if min(len(left), len(right)) < 4:
+        return False
+    error = math.sqrt(sum(variance(side) / len(side) for side in (left, right)))
+    return abs(fmean(left) - fmean(right)) > 3 * error
 
 
 def _one(run: Run) -> Html:

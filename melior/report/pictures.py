@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from melior.evaluation.compare import Interval
@@ -45,7 +45,7 @@ def dots(title: str, unit: str, rows: Sequence[Row], *, level: Row | None = None
     ends = [end for row in rows for end in _extent(row)]
     ends += [level.interval.estimate] if level else []
     x = Scale(*padded(min(ends), max(ends)), LABELS, WIDTH - MARGIN)
-    top, bottom = 40, 40 + ROW * len(rows)
+    top, bottom = 48, 48 + ROW * len(rows)
     line = None
     if level is not None:
         at = x(level.interval.estimate)
@@ -66,7 +66,7 @@ def dots(title: str, unit: str, rows: Sequence[Row], *, level: Row | None = None
 
 
 def plane(title: str, x_name: str, y_name: str, series: Mapping[str, Sequence[Mark]]) -> Html:
-    """Draw series of arms in the plane, joined in their order, the ends of each named."""
+    """Draw series of arms in the plane, joined in their order, the ends of each labelled."""
     marks = [mark for own in series.values() for mark in own]
     top = 40 + 20 * ((len(series) + 2) // 3)
     x = Scale(*_span([mark.x for mark in marks]), 64, WIDTH - MARGIN)
@@ -94,6 +94,7 @@ def plane(title: str, x_name: str, y_name: str, series: Mapping[str, Sequence[Ma
         _axis(x, top, SQUARE - AXIS, x_name),
         heights,
         drawn,
+        list(_names(series.values(), x, y)),
     )
 
 
@@ -122,27 +123,28 @@ def _row(row: Row, x: Scale, y: float) -> Html:
 
 def _series(marks: Sequence[Mark], x: Scale, y: Scale, *, hue: int) -> Html:
     path = "M" + "L".join(f"{x(mark.x):.1f} {y(mark.y):.1f}" for mark in marks)
-    ends = {0, len(marks) - 1} if len(marks) > 1 else set()
-    names = []
-    for place in sorted(ends):
-        mark, is_left = marks[place], x(marks[place].x) < WIDTH - 130
-        names.append(
-            tag(
-                "text",
-                mark.label,
-                x=x(mark.x) + (9 if is_left else -9),
-                y=y(mark.y) - 7,
-                class_="small",
-                text_anchor="start" if is_left else "end",
-            )
-        )
     return tag(
         "g",
         tag("path", d=path, class_="path"),
         [tag("circle", cx=x(mark.x), cy=y(mark.y), r=5) for mark in marks],
-        names,
         class_=f"hue{hue}",
     )
+
+
+def _names(series: Iterable[Sequence[Mark]], x: Scale, y: Scale) -> Iterator[Html]:
+    """Yield the labels of the ends of each series, but none upon another."""
+    taken: list[tuple[float, float]] = []
+    for hue, marks in enumerate(series):
+        for mark in {marks[0].name: marks[0], marks[-1].name: marks[-1]}.values():
+            is_left = x(mark.x) < WIDTH - 130
+            at, height = x(mark.x) + (9 if is_left else -9), y(mark.y) - 7
+            near = any(abs(at - left) < 70 and abs(height - top) < 12 for left, top in taken)
+            if near or not mark.label:
+                continue
+            taken.append((at, height))
+            side = "start" if is_left else "end"
+            kind = f"small hue{hue % len(LIGHT)}"
+            yield tag("text", mark.label, x=at, y=height, class_=kind, text_anchor=side)
 
 
 def _axis(x: Scale, top: float, bottom: float, name: str) -> list[Html]:
@@ -187,10 +189,10 @@ def _style() -> str:
     dark = colours("#1a1d21", "#e8e9eb", "#a0a8b3", "#2c3036", DARK)
     shapes = (
         "text{font:12.5px system-ui,sans-serif}.head{font-weight:600;font-size:14px}"
-        ".small{font-size:11px}circle{fill:currentColor}"
+        ".small{font-size:11px;fill:currentColor}circle{fill:currentColor}"
         ".ring{stroke:currentColor;stroke-width:1.2;opacity:.75}"
         ".bar{stroke:currentColor;stroke-width:3;stroke-linecap:round;opacity:.6}"
         ".path{fill:none;stroke:currentColor;stroke-width:1.6;opacity:.7}"
         ".level{stroke-width:1.2;stroke-dasharray:4 3}"
     )
-    return f"{shapes}{light}@media(prefers-color-scheme:dark){{{dark}}}"
+    return f"{light}@media(prefers-color-scheme:dark){{{dark}}}{shapes}"

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -45,7 +45,7 @@ class Run:
         self.record = record
         self._options = options
         self._report_to = report_to
-        self._trackers: list[Tracker] | None = None
+        self._trackers: tuple[Tracker, ...] | None = None
         self._start = 0
         self._began = time.monotonic()
         self._stream = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
@@ -142,11 +142,9 @@ class Run:
         finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
         self._stream.write(json.dumps({"step": step, "time": seconds} | finite) + "\n")
         if self._trackers is None:
-            self._trackers = open_trackers(
-                self._report_to, self.folder, self._options, start=self._start
-            )
-        for tracker in self._trackers:
-            tracker.log(step, metrics)
+            opened = open_trackers(self._report_to, self.folder, self._options, start=self._start)
+            self._trackers = tuple(opened)
+        self._tell(lambda tracker: tracker.log(step, metrics))
 
     def note(self, sentence: str) -> None:
         """Say a sentence about the run once, and keep it in its record."""
@@ -159,10 +157,21 @@ class Run:
     def finish(self, status: str, reason: str = "") -> None:
         """Close the run as `finished`, `stopped` or `failed`."""
         self._stream.close()
-        for tracker in self._trackers or ():
-            tracker.close()
+        self._tell(lambda tracker: tracker.close())
         self.record |= {"status": status, "reason": reason, "finished": _now()}
         write_json(self.folder / "run.json", self.record)
+
+    def _tell(self, act: Callable[[Tracker], None]) -> None:
+        """Let each tracker act, and go on without one that fails."""
+        for tracker in self._trackers or ():
+            try:
+                act(tracker)
+            except Exception as error:  # foreign code of every kind, which must not end a run
+                self._trackers = tuple(one for one in self._trackers or () if one is not tracker)
+                self.note(
+                    f"a tracker failed ({type(error).__name__}: {error}) and gets no more numbers;"
+                    " all of them are in metrics.jsonl"
+                )
 
 
 def last_metrics(folder: Path) -> Metrics:

@@ -236,6 +236,13 @@ def test_the_reference_gets_no_gradient(name):
     assert reference.rejected.grad is None
 
 
+def test_gpos_targets_are_limited_on_either_side():
+    policy = pairwise([0.0, 0.0], [0.0, 0.0])
+    scores = pairwise([0.9, -0.9], [-0.9, 0.9])
+    assert gpo(policy, policy, scores, beta=0.1, limit=2.0).tolist() == [4.0, 4.0]
+    assert gpo(policy, policy, scores, beta=0.1).tolist() == pytest.approx([81.0, 81.0])
+
+
 def test_scores_and_lengths_get_no_gradient():
     policy = pairwise([-1.0], [-2.0])
     policy.chosen.requires_grad_()

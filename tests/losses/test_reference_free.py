@@ -174,6 +174,14 @@ def test_log_odds_are_those_of_the_probability(a):
     assert found == pytest.approx(a - float(np.log(-np.expm1(np.longdouble(a)))), rel=1e-12)
 
 
+@pytest.mark.parametrize("a", [-1e-5, -1e-3, -0.5, -3.0, -40.0])
+def test_log_odds_keep_their_digits_in_float32(a):
+    """`log1p(-exp(a))`, as often written, errs by 3e-4 of them at -1e-5."""
+    single = float(np.float32(a))
+    exact = single - math.log(-math.expm1(single))
+    assert log_odds(torch.tensor([a])).item() == pytest.approx(exact, rel=1e-6)
+
+
 def test_a_wide_enough_margin_teaches_hinges_nothing():
     for loss in (partial(slic, delta=1.0), rrhf, partial(simpo_hinge, beta=2.0, gamma=0.5)):
         policy = pairwise([-1.0], [-9.0])

@@ -219,7 +219,9 @@ def test_beta_gets_no_gradient_from_gaps_nor_gaps_from_the_loss():
     assert not beta.requires_grad
     assert not gap_filter(gap, state).requires_grad
     assert not tracked_gap(state, gap).mean.requires_grad
+    beta.requires_grad_()
     beta_dpo(policy, reference, beta).sum().backward()
+    assert beta.grad is None
     constant = -(beta * torch.sigmoid(-beta * (policy.margin - reference.margin))).detach()
     assert torch.allclose(policy.chosen.grad, constant)
 

@@ -96,3 +96,21 @@ def test_options_are_flat_and_numbers_are_finite(tmp_path):
     assert spoken([{"role": "user", "content": [{"type": "text"}]}]) == [
         ("user", '[{"type": "text"}]')
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_said"),
+    [
+        ([30, 34, 38, 42], [3, 4, 5, 6], True),
+        ([30, 34], [3, 4], False),  # two answers say nothing
+        ([2, 80, 30, 5, 60, 3], [1, 2, 50, 3, 30, 4], False),  # nor do answers of all lengths
+        ([30, 31, 32, 33], [33, 34, 35, 36], False),  # nor is a tenth worth a look
+    ],
+)
+def test_a_change_of_length_is_said_where_it_is_no_chance(tmp_path, before, after, is_said):
+    said = [
+        {"before": "word " * b, "after": "word " * a} for b, a in zip(before, after, strict=True)
+    ]
+    runs.write_lines(tmp_path / "samples.jsonl", said)
+    remarks = worth_a_look(read_run(tmp_path))
+    assert any(remark.startswith("Answers shrank") for remark in remarks) == is_said

@@ -1,6 +1,8 @@
+import importlib.machinery
 import json
 import os
 import sys
+import types
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -179,6 +181,32 @@ def test_a_missing_tracker_says_which_extra(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"wandb is needed; .* pip install 'melior\[track\]'"):
         begin(tmp_path / "a", report_to=["wandb"])
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("fails_at", ["log", "finish"])
+def test_a_tracker_that_fails_ends_no_run(tmp_path, monkeypatch, fails_at):
+    said = []
+
+    def act(name, *values):
+        said.append((name, *values))
+        if name == fails_at:
+            raise ConnectionResetError("its server is gone")
+
+    service = types.ModuleType("trackio")
+    service.__spec__ = importlib.machinery.ModuleSpec("trackio", None)
+    service.init = lambda **options: act("init")
+    service.log = lambda metrics, step: act("log", step)
+    service.finish = lambda: act("finish")
+    monkeypatch.setitem(sys.modules, "trackio", service)
+    with begin(tmp_path, report_to=["trackio"]) as run:
+        for step in (1, 2):
+            run.append(step, {"loss": 0.5})
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert "its server is gone" in record["notes"][0]
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    asked = [("log", 1)] if fails_at == "log" else [("log", 1), ("log", 2), ("finish",)]
+    assert said == [("init",), *asked]
 
 
 @pytest.mark.filterwarnings("ignore:::tensorboard")
