@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import torch
 from turns import Line, Message
 from workloads import Pair
 
-from melior.data.batches import PairBatch, PairBatches, TokenPair, Tokens
+from melior.data.batches import GroupBatch, GroupBatches, TokenGroup, Tokens, TokenValues
 from melior.data.chat import Encoded
 from melior.losses.preference import dpo
 from melior.losses.reference_free import simpo
 from melior.models.loading import load
 from melior.options import LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics
-from melior.stages.preference import Method, pair_log_probs, pair_objective, pair_scores, zeros
+from melior.stages.method import Method, log_ratio_method, per_token_method
+from melior.stages.preference import group_objective, read_answers
+from melior.stages.reference import token_log_probs
 from melior.training.loop import descend
 
 
@@ -42,8 +45,8 @@ class Worker:
         self.method = method(request["algorithm"], request["options"])
         self.start = load(options, trainable=False) if self.method.has_reference else None
         self.batches = [prepared(batch) for batch in request["batches"]]
-        self.references = [zeros(pairs) for pairs in self.batches]
-        self.objective = pair_objective(self.model, self.method)
+        self.references = [TokenValues.zeros(pairs) for pairs in self.batches]
+        self.objective = group_objective(self.model, self.method)
         self.update = descend(
             lambda batch: self.objective(self.with_reference(batch)),
             self.model.trainable(),
@@ -70,7 +73,7 @@ class Worker:
         assert self.start is not None
         limit = LoopOptions(out="").max_tokens
         self.references = [
-            pair_log_probs(self.start, pairs, max_tokens=limit) for pairs in self.batches
+            token_log_probs(self.start, pairs, max_tokens=limit) for pairs in self.batches
         ]
         self.start = None
         return {}
@@ -85,10 +88,10 @@ class Worker:
                 metrics[name] = metrics.get(name, 0.0) + value
         return self.answer(metrics)
 
-    def portions(self, index: int) -> list[PairBatch]:
+    def portions(self, index: int) -> list[GroupBatch]:
         """Plant the forests of a batch, as TRL's collator pads in every step."""
         pairs = self.batches[index]
-        batches = PairBatches(
+        batches = GroupBatches(
             pairs,
             self.references[index],
             batch_size=len(pairs),
@@ -97,30 +100,22 @@ class Worker:
         )
         return batches.portions(range(len(pairs)))
 
-    def with_reference(self, batch: PairBatch) -> PairBatch:
+    def with_reference(self, batch: GroupBatch) -> GroupBatch:
         """Fill in what the start model says, unless that is there or not needed."""
         if self.start is None:
             return batch
         with torch.no_grad():
-            return dataclasses.replace(batch, reference=pair_scores(self.start, batch).policy)
+            return dataclasses.replace(batch, reference=read_answers(self.start, batch).tokens)
 
 
 def method(algorithm: str, options: dict[str, float]) -> Method:
-    """Return the method as its recipe has it."""
+    """Return the method as its recipe has it; its rewards are without their factor."""
     if algorithm == "dpo":
-        return Method(
-            lambda scores: dpo(scores.policy, scores.reference, **options),
-            lambda scores: scores.log_ratio,
-            has_reference=True,
-        )
-    return Method(
-        lambda scores: simpo(scores.per_token, **options),
-        lambda scores: scores.per_token,
-        has_reference=False,
-    )
+        return log_ratio_method(partial(dpo, **options), beta=1.0)
+    return per_token_method(partial(simpo, **options), beta=1.0)
 
 
-def prepared(batch: list[Pair]) -> list[TokenPair]:
+def prepared(batch: list[Pair]) -> list[TokenGroup]:
     """Keep token ids as the recipes do after reading a file."""
 
     def side(prompt: list[int], answer: list[int]) -> Tokens:
@@ -129,9 +124,12 @@ def prepared(batch: list[Pair]) -> list[TokenPair]:
         return Tokens.of(encoded, slice(0, None))
 
     return [
-        TokenPair(
-            side(pair["prompt_ids"], pair["chosen_ids"]),
-            side(pair["prompt_ids"], pair["rejected_ids"]),
+        TokenGroup(
+            (
+                side(pair["prompt_ids"], pair["chosen_ids"]),
+                side(pair["prompt_ids"], pair["rejected_ids"]),
+            ),
+            (1.0, 0.0),
         )
         for pair in batch
     ]

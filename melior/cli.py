@@ -20,10 +20,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from melior.objectives.table import OBJECTIVES
+
 # Name: (module, the suffix of its config class and its function, what it does).
 COMMANDS = {
-    "simpo": ("recipes.simpo", "", "learn from pairs with SimPO"),
-    "dpo": ("recipes.dpo", "", "learn from pairs with DPO"),
+    **{name: ("recipes.preference", "", about) for name, (_, _, about) in OBJECTIVES.items()},
     "train-reward": ("recipes.reward", "", "train a reward model on pairs"),
     "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),
     "data check": ("commands.data", "check", "find what is wrong with preferences"),
@@ -130,17 +131,26 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
     )
 
 
+def command(name: str) -> tuple[type, Callable[[Any], object]]:
+    """Return the config of a command and what runs it."""
+    place, suffix, _ = COMMANDS[name]
+    module = import_module(f"melior.{place}")
+    if place == "recipes.preference":
+        return module.config_of(name), module.run
+    kind = getattr(module, "".join(part.title() for part in suffix.split("_")) + "Config")
+    return kind, getattr(module, suffix or "run")
+
+
 def _parse(name: str, words: list[str]) -> tuple[Any, Callable[[Any], object]]:
     """Build the command's config from its words and a YAML file."""
     import tyro
 
     from melior.config import config_arguments
 
-    place, suffix, _ = COMMANDS[name]
-    module = import_module(f"melior.{place}")
-    kind = getattr(module, "".join(part.title() for part in suffix.split("_")) + "Config")
+    kind, function = command(name)
     words = config_arguments(kind, words, where=f"melior {name}")
     said = io.StringIO()
+    config: Any
     try:
         with redirect_stderr(said):
             config = tyro.cli(
@@ -150,7 +160,7 @@ def _parse(name: str, words: list[str]) -> tuple[Any, Callable[[Any], object]]:
         if exit_.code in (0, None):
             raise
         raise ValueError(f"melior {name}: {_sentence(said.getvalue())}") from None
-    return config, getattr(module, suffix or "run")
+    return config, function
 
 
 def _sentence(box: str) -> str:

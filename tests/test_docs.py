@@ -51,7 +51,7 @@ def test_every_command_line_parses(page, line):
     words = words[: words.index(">")] if ">" in words else words
     name, rest = cli._command(words)
     if "--config" in rest:
-        kind = commands_page().config_of(name)
+        kind, _ = cli.command(name)
         file = rest.pop(rest.index("--config") + 1)
         rest.remove("--config")
         assert file.endswith(".yaml")
@@ -172,28 +172,36 @@ def pairs(tmp_path, monkeypatch):
 
 
 def test_the_page_on_adding_a_loss_works_to_the_letter(model_folder, pairs, tmp_path, monkeypatch):
+    from melior.losses import preference
+    from melior.objectives import relative, table
+
     text = (ROOT / "docs" / "add_a_loss.md").read_text("utf-8")
-    tests, function, trial, recipe = fenced(text, "python")
+    tests, function, options = fenced(text, "python")
     (line,) = [block for block in fenced(text, "") if block.startswith('"')]
-    space = {}
-    for code in (function, tests, trial.replace("smollm2", str(model_folder))):
+    space = {"__name__": "melior.objectives.relative"}
+    for code in (function, tests, options):
         exec(compile(code, "add_a_loss.md", "exec"), space)
     for name in [name for name in space if name.startswith("test_")]:
         space[name]()
-    from melior import recipes
-    from melior.losses import preference
-
-    loss = space["truncated_quadratic"]
+    loss, kind = space["truncated_quadratic"], space["TruncatedQuadratic"]
     monkeypatch.setattr(preference, "truncated_quadratic", loss, raising=False)
-    (tmp_path / "truncated_quadratic.py").write_text(recipe, "utf-8")
-    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
+    monkeypatch.setattr(relative, "TruncatedQuadratic", kind, raising=False)
     for name, row in ast.literal_eval("{" + line + "}").items():
-        monkeypatch.setitem(cli.COMMANDS, name, row)
-    options = ["--model", str(model_folder), "--data", "pairs.jsonl", "--out", "runs/command"]
-    cli.main(["truncated-quadratic", *options])
-    written = [(tmp_path / "runs" / run / "metrics.jsonl").read_text("utf-8").splitlines()
-               for run in ("truncated", "command")]  # fmt: skip
-    losses = [[json.loads(row)["loss"] for row in rows] for rows in written]
-    assert losses[0] == losses[1]
+        monkeypatch.setitem(table.OBJECTIVES, name, row)
+        monkeypatch.setitem(cli.COMMANDS, name, ("recipes.preference", "", row[2]))
+    said = ["--model", str(model_folder), "--data", "pairs.jsonl", "--out", "runs/q"]
+    cli.main(["truncated-quadratic", *said])
+    written = (tmp_path / "runs" / "q" / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(written[0])["loss"] == pytest.approx(1.0, abs=1e-3)  # margins of 0
     explained = (ROOT / "docs" / "simpo.md").read_text("utf-8")
-    assert all(f"`{key}`" in explained for key in json.loads(written[0][0]))
+    assert all(f"`{key}`" in explained for key in json.loads(written[0]))
+
+
+def test_the_page_on_adding_a_loss_counts_its_lines():
+    text = (ROOT / "docs" / "add_a_loss.md").read_text("utf-8")
+    _, function, options = fenced(text, "python")
+    sizes = [len(code.rstrip().partition(start)[2].splitlines())
+             for code, start in ((function, "def "), (options, "@dataclass"))]  # fmt: skip
+    assert f"{sizes[0]} lines of function, {sizes[1]} of options and 1 of table" in " ".join(
+        text.split()
+    )

@@ -10,6 +10,7 @@ FLOORS = {
     "cli": 8,
     "recipes": 7,
     "commands": 7,
+    "objectives": 6.5,
     "report": 6,
     "stages": 6,
     "rewards": 5,

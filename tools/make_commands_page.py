@@ -9,17 +9,17 @@ import ast
 import inspect
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
 
-from melior.cli import COMMANDS
+from melior.cli import COMMANDS, command
+from melior.objectives.objective import ChosenLikelihood
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, Sampling
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
-SHARED = (ModelOptions, DataOptions, LoopOptions, OptimConfig, Sampling)
+SHARED = (ModelOptions, DataOptions, LoopOptions, OptimConfig, Sampling, ChosenLikelihood)
 POSITIONAL = get_args(Positional[str])[1]
 HEAD = """# Commands
 
@@ -55,25 +55,30 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def config_of(name: str) -> type:
-    """Return the config class of a command."""
-    place, suffix, _ = COMMANDS[name]
-    module = import_module(f"melior.{place}")
-    return getattr(module, "".join(part.title() for part in suffix.split("_")) + "Config")
-
-
 def _command(name: str) -> str:
-    kind = config_of(name)
+    kind, _ = command(name)
     lines = [f"## melior {name}\n", f"{inspect.getdoc(kind)}\n"]
     hints = get_type_hints(kind, include_extras=True)
     groups = [field for field in fields(kind) if is_dataclass(_bare(hints[field.name])[0])]
-    own = [field for field in fields(kind) if field not in groups]
-    lines.append(_table(kind, own))
-    if groups:
+    lines.append(_table(kind, [field for field in fields(kind) if field not in groups]))
+    shared = [(field, _bare(hints[field.name])[0]) for field in groups]
+    for field, group in [pair for pair in shared if pair[1] not in SHARED]:
+        lines[-1], nested = _own(group)
+        shared.remove((field, group))
+        shared += nested
+    if shared:
         lines.append("And these shared options:\n")
-        lines += [_group(field, _bare(hints[field.name])[0]) for field in groups]
+        lines += [_group(field, group) for field, group in shared]
         lines.append("")
     return "\n".join(lines)
+
+
+def _own(kind: type) -> tuple[str, list[tuple[Field[Any], type]]]:
+    """Return the table of an objective's options, and the shared groups among them."""
+    hints = get_type_hints(kind, include_extras=True)
+    kinds = [(field, _bare(hints[field.name])[0]) for field in fields(kind)]
+    nested = [pair for pair in kinds if pair[1] in SHARED]
+    return _table(kind, [field for field, group in kinds if group not in SHARED]), nested
 
 
 def _group(field: Field[Any], kind: type) -> str:
@@ -90,9 +95,8 @@ def _group(field: Field[Any], kind: type) -> str:
 
 
 def _title(kind: type) -> str:
-    return {OptimConfig: "Optimizer", Sampling: "Sampling"}.get(
-        kind, kind.__name__.removesuffix("Options")
-    )
+    named = {OptimConfig: "Optimizer", ChosenLikelihood: "Likelihood"}
+    return named.get(kind, kind.__name__.removesuffix("Options"))
 
 
 def _shared(kind: type) -> str:
@@ -143,9 +147,13 @@ def _value(value: Any) -> str:
 
 def _sentences(kind: type) -> dict[str, str]:
     """Return the sentence under each field."""
-    (body,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(body, ast.ClassDef)
-    return dict(_documented(body))
+    said: dict[str, str] = {}
+    for own in reversed(kind.__mro__):
+        if is_dataclass(own) and own.__name__ in inspect.getsource(inspect.getmodule(own) or own):
+            (body,) = ast.parse(inspect.getsource(own)).body
+            assert isinstance(body, ast.ClassDef)
+            said |= _documented(body)
+    return said
 
 
 def _documented(body: ast.ClassDef) -> Iterator[tuple[str, str]]:

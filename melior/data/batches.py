@@ -1,10 +1,16 @@
-"""Pairs as tokens, in portions under a token budget, in an order that a seed decides."""
+"""Groups of answers as tokens, in portions under a token budget, in an order that a seed decides.
+
+A group is a prompt with its answers: a pair has two, the chosen one first; an answer that is
+judged alone is a group of one; a list has as many as it has.
+"""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from math import ceil
 
 import torch
@@ -12,46 +18,53 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from melior.data.chat import Encoded
+from melior.data.examples import Example
 from melior.data.forest import Forest, plant, size
-from melior.records import Pair
-from melior.types import Pairwise
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One sequence, held in five bytes a token."""
+    """One sequence, held in five bytes a token, seven where its answer is cut into steps."""
 
     tokens: array[int]
     mask: bytes
     n_prompt: int
+    steps: array[int] = field(default_factory=lambda: array("H"))
+    """Which step each scored token belongs to; nothing where the answer is one step."""
 
     @classmethod
-    def of(cls, encoded: Encoded, rows: slice) -> Tokens:
-        """Keep a stretch of an encoded sequence."""
+    def of(cls, encoded: Encoded, rows: slice, steps: Sequence[int] = ()) -> Tokens:
+        """Keep a stretch of an encoded sequence, with the steps of all its scored tokens."""
         start = rows.start or 0
         kept = encoded.tokens[rows]
         n_prompt = min(len(kept), encoded.n_prompt - start)
-        return cls(array("i", kept), bytes(encoded.mask[rows]), n_prompt)
+        mask = bytes(encoded.mask[rows])
+        return cls(array("i", kept), mask, n_prompt, array("H", steps[: sum(mask)]))
 
     def __len__(self) -> int:
         """Count the tokens."""
         return len(self.tokens)
 
+    @cached_property
+    def n_scored(self) -> int:
+        """Count the scored tokens."""
+        return sum(self.mask)
+
 
 @dataclass(frozen=True)
-class TokenPair:
-    """A pair ready for the model."""
+class TokenGroup:
+    """A prompt's answers, ready for the model."""
 
-    chosen: Tokens
-    rejected: Tokens
+    answers: tuple[Tokens, ...]
+    scores: tuple[float, ...]
     margin: float = 0.0
     weight: float = 1.0
     subset: str = ""
     origin: str = ""
 
     def __len__(self) -> int:
-        """Length of the longer side."""
-        return max(len(self.chosen), len(self.rejected))
+        """Length of the longest answer with its prompt."""
+        return max(map(len, self.answers))
 
 
 @dataclass
@@ -60,84 +73,156 @@ class Lengths:
 
     origins: list[str] = field(default_factory=list)
     prompt: list[int] = field(default_factory=list)
-    chosen: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
+    better: list[int] = field(default_factory=list)
+    """Of the rows' best answers ..."""
+    worse: list[int] = field(default_factory=list)
+    """... and of their worst."""
+    longest: list[int] = field(default_factory=list)
+    """Of each row's longest answer with its prompt."""
     too_long: list[str] = field(default_factory=list)
     n_cut: int = 0
 
-    def longest(self) -> list[int]:
-        """Length of each pair's longer side with its prompt."""
-        sides = zip(self.prompt, self.chosen, self.rejected, strict=True)
-        return [p + max(c, r) for p, c, r in sides]
-
 
 def tokenise(
-    encoded: Iterable[tuple[Pair, Encoded, Encoded]], *, max_length: int, truncation_mode: str
-) -> tuple[list[TokenPair], Lengths]:
-    """Bring pairs to at most `max_length` tokens and count what that took.
+    encoded: Iterable[tuple[Example, Sequence[Encoded], Sequence[Sequence[int]]]],
+    *,
+    max_length: int,
+    truncation_mode: str,
+) -> tuple[list[TokenGroup], Lengths]:
+    """Bring groups to at most `max_length` tokens and count what that took.
 
     Args:
-        encoded: each pair with its chosen and its rejected side.
+        encoded: each example with its answers as tokens, and the steps of their scored tokens.
         max_length: of prompt and answer together.
         truncation_mode: `drop` leaves longer rows out; `keep_end` cuts the prompt's start, so that
-            the longer answer fits; `keep_start` cuts the answers' ends, end token and all. A row
+            the longest answer fits; `keep_start` cuts the answers' ends, end token and all. A row
             in which nothing would be left of the prompt or of an answer is left out in any mode.
     """
-    pairs, lengths = [], Lengths()
-    for pair, chosen, rejected in encoded:
-        lengths.origins.append(pair.origin)
-        lengths.prompt.append(chosen.n_prompt)
-        lengths.chosen.append(len(chosen.tokens) - chosen.n_prompt)
-        lengths.rejected.append(len(rejected.tokens) - rejected.n_prompt)
-        rows = _kept(chosen, rejected, max_length, truncation_mode)
+    groups, lengths = [], Lengths()
+    for example, sides, steps in encoded:
+        _note(lengths, example, sides)
+        rows = _kept(sides, max_length, truncation_mode)
         if rows is None:
-            lengths.too_long.append(pair.origin)
+            lengths.too_long.append(example.origin)
             continue
         lengths.n_cut += rows != slice(0, None)
-        pairs.append(
-            TokenPair(
-                Tokens.of(chosen, rows),
-                Tokens.of(rejected, rows),
-                pair.margin,
-                pair.weight,
-                str(pair.facts.get("subset", "")),
-                pair.origin,
+        answers = tuple(Tokens.of(s, rows, k) for s, k in zip(sides, steps, strict=True))
+        groups.append(
+            TokenGroup(
+                answers, example.scores, example.margin, example.weight, example.subset,
+                example.origin,
             )
-        )
-    return pairs, lengths
+        )  # fmt: skip
+    return groups, lengths
 
 
-def _kept(chosen: Encoded, rejected: Encoded, max_length: int, mode: str) -> slice | None:
-    longest = max(len(chosen.tokens), len(rejected.tokens))
+def _note(lengths: Lengths, example: Example, sides: Sequence[Encoded]) -> None:
+    said = [len(side.tokens) - side.n_prompt for side in sides]
+    best, worst = ends(example.scores)
+    lengths.origins.append(example.origin)
+    lengths.prompt.append(sides[0].n_prompt)
+    if best >= 0:
+        lengths.better.append(said[best])
+    if worst >= 0:
+        lengths.worse.append(said[worst])
+    lengths.longest.append(max(len(side.tokens) for side in sides))
+
+
+def _kept(sides: Sequence[Encoded], max_length: int, mode: str) -> slice | None:
+    longest, n_prompt = max(len(side.tokens) for side in sides), sides[0].n_prompt
     if longest <= max_length:
         return slice(0, None)
-    if mode == "keep_end" and longest - max_length < chosen.n_prompt:
+    if mode == "keep_end" and longest - max_length < n_prompt:
         return slice(longest - max_length, None)
-    if mode == "keep_start" and chosen.n_prompt < max_length:
+    if mode == "keep_start" and n_prompt < max_length:
         return slice(0, max_length)
     return None
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """Some pairs of an optimizer batch, as one forest; `n_total` counts the whole batch."""
+class TokenValues:
+    """One number for each scored token of a data set, answer after answer in their order."""
+
+    values: Float[Tensor, " m"]
+    lengths: tuple[tuple[int, ...], ...]
+    """Scored tokens of each answer of each group."""
+
+    @classmethod
+    def zeros(cls, groups: Sequence[TokenGroup]) -> TokenValues:
+        """Return the values of a reference that says nothing; they take no memory."""
+        lengths = scored_lengths(groups)
+        n = sum(map(sum, lengths))
+        return cls(torch.zeros(1, dtype=torch.float32).expand(n), lengths)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(map(sum, self.lengths)))
+
+    def of(self, members: Sequence[int]) -> Float[Tensor, " m"]:
+        """Return the values of some groups, one after another."""
+        parts = [self.values[self._ends[i] - sum(self.lengths[i]) : self._ends[i]] for i in members]
+        return torch.cat(parts)
+
+
+def scored_lengths(groups: Sequence[TokenGroup]) -> tuple[tuple[int, ...], ...]:
+    """Count the scored tokens of each answer of each group."""
+    return tuple(tuple(answer.n_scored for answer in group.answers) for group in groups)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What is counted over a whole optimizer batch, for its parts to divide by."""
+
+    groups: int
+    better: int
+    """Groups with a better answer, ..."""
+    better_tokens: int
+    """... and the scored tokens of these answers."""
+    worse: int
+    """Groups with a worse answer."""
+    ordered: int
+    """Groups with answers of different scores."""
+
+    @classmethod
+    def of(cls, groups: Sequence[TokenGroup]) -> Totals:
+        """Count."""
+        sides = [ends(group.scores) for group in groups]
+        tokens = [
+            group.answers[best].n_scored
+            for group, (best, _) in zip(groups, sides, strict=True)
+            if best >= 0
+        ]
+        ordered = [min(side) >= 0 and g.scores[side[0]] > g.scores[side[1]]
+                   for g, side in zip(groups, sides, strict=True)]  # fmt: skip
+        worse = sum(worst >= 0 for _, worst in sides)
+        return cls(len(groups), len(tokens), sum(tokens), worse, sum(ordered))
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Some groups of an optimizer batch, as one forest; totals are of the whole batch."""
 
     forest: Forest
-    chosen: Int[Tensor, " n"]
-    """Which sequences of the forest are chosen answers ..."""
-    rejected: Int[Tensor, " n"]
-    """... and which the rejected ones of the same pairs."""
-    reference: Pairwise
+    members: Int[Tensor, "n k"]
+    """Which sequence of the forest each answer is; -1 where a group has fewer."""
+    steps: Int[Tensor, " m"]
+    """Which step each scored token belongs to, sequence after sequence."""
+    reference: Float[Tensor, " m"]
+    """What the start model says of each scored token, in the same order."""
+    scores: Float[Tensor, "n k"]
+    """Of the answers; 0 where there is none."""
     margins: Float[Tensor, " n"]
     weights: Float[Tensor, " n"]
+    better: Float[Tensor, "n k"]
+    """Each answer's share in the batch's average over the better answers, ..."""
+    worse: Float[Tensor, "n k"]
+    """... and over the worse ones."""
     origins: tuple[str, ...]
-    n_total: int
-    """Pairs in the optimizer batch, ..."""
-    n_chosen_tokens: int
-    """... and scored tokens of their chosen answers."""
+    totals: Totals
+    """Counts over the whole optimizer batch."""
 
 
-class PairBatches:
+class GroupBatches:
     """All optimizer batches of a run, each a list of portions under the token budget.
 
     The order depends on the seed alone: `iterate(start)` goes on exactly where a run stopped.
@@ -145,65 +230,104 @@ class PairBatches:
 
     def __init__(
         self,
-        pairs: Sequence[TokenPair],
-        reference: Pairwise,
+        groups: Sequence[TokenGroup],
+        reference: TokenValues,
         *,
         batch_size: int,
         max_tokens: int,
         seed: int,
     ) -> None:
-        if not pairs:
-            raise ValueError("training needs at least one pair; found none")
-        self.pairs = pairs
+        if not groups:
+            raise ValueError("training needs at least one row; found none")
+        self.groups = groups
         self.reference = reference
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.seed = seed
-        self.steps_per_epoch = ceil(len(pairs) / batch_size)
+        self.steps_per_epoch = ceil(len(groups) / batch_size)
 
-    def iterate(self, total_steps: int, *, start: int = 0) -> Iterator[list[PairBatch]]:
+    def iterate(self, total_steps: int, *, start: int = 0) -> Iterator[list[GroupBatch]]:
         """Yield the batches of steps `start` to `total_steps`."""
         for step in range(start, total_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if step == start or batch == 0:
                 shuffle = torch.Generator().manual_seed(self.seed + epoch)
-                order = torch.randperm(len(self.pairs), generator=shuffle).tolist()
+                order = torch.randperm(len(self.groups), generator=shuffle).tolist()
             members = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield self.portions(members)
 
-    def portions(self, members: Sequence[int]) -> list[PairBatch]:
-        """Cut some pairs into portions; one pair alone may exceed the budget."""
-        totals = (
-            len(members),
-            sum(sum(self.pairs[i].chosen.mask) for i in members),
-        )
-        split = portions([self.pairs[i] for i in members], self.max_tokens)
-        return [self._batch([members[i] for i in part], totals) for part in split]
+    def portions(self, members: Sequence[int]) -> list[GroupBatch]:
+        """Cut some groups into portions; one group alone may exceed the budget."""
+        groups = [self.groups[i] for i in members]
+        totals = Totals.of(groups)
+        return [
+            self._batch([members[i] for i in part], totals)
+            for part in portions(groups, self.max_tokens)
+        ]
 
-    def _batch(self, members: Sequence[int], totals: tuple[int, int]) -> PairBatch:
-        pairs = [self.pairs[i] for i in members]
-        index = torch.tensor(members)
-        forest, chosen, rejected = plant_pairs(pairs)
-        return PairBatch(
+    def _batch(self, members: Sequence[int], totals: Totals) -> GroupBatch:
+        groups = [self.groups[i] for i in members]
+        forest, places = plant_groups(groups)
+        sides = [_sides(group, totals) for group in groups]
+        return GroupBatch(
             forest=forest,
-            chosen=chosen,
-            rejected=rejected,
-            reference=Pairwise(self.reference.chosen[index], self.reference.rejected[index]),
-            margins=torch.tensor([pair.margin for pair in pairs], dtype=torch.float64),
-            weights=torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
-            origins=tuple(pair.origin for pair in pairs),
-            n_total=totals[0],
-            n_chosen_tokens=totals[1],
+            members=places,
+            steps=torch.cat([_steps(answer) for group in groups for answer in group.answers]),
+            reference=self.reference.of(members),
+            scores=_matrix([group.scores for group in groups]),
+            margins=torch.tensor([group.margin for group in groups], dtype=torch.float64),
+            weights=torch.tensor([group.weight for group in groups], dtype=torch.float64),
+            better=_matrix([better for better, _ in sides]),
+            worse=_matrix([worse for _, worse in sides]),
+            origins=tuple(group.origin for group in groups),
+            totals=totals,
         )
 
 
-def portions(pairs: Sequence[TokenPair], max_tokens: int) -> list[list[int]]:
-    """Group pairs of like length so that each group computes at most `max_tokens` tokens."""
-    order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i]), i))
+def ends(scores: Sequence[float]) -> tuple[int, int]:
+    """Return which answers are the best and the worst of a group, the first of equal ones.
+
+    An answer that is judged alone, also beside a stranger's (a score that is nan), is only one of
+    the two: good or bad. The other is then -1.
+    """
+    known = [i for i, score in enumerate(scores) if score == score]
+    if len(known) == 1:
+        return (known[0], -1) if scores[known[0]] > 0 else (-1, known[0])
+    best = max(known, key=lambda i: scores[i])
+    return best, min(known, key=lambda i: scores[i])
+
+
+def _sides(group: TokenGroup, totals: Totals) -> tuple[list[float], list[float]]:
+    """Return each answer's share in the averages over better and over worse answers."""
+    best, worst = ends(group.scores)
+    shares = [[0.0] * len(group.answers) for _ in range(2)]
+    for share, place, total in zip(shares, (best, worst), (totals.better, totals.worse),
+                                   strict=True):  # fmt: skip
+        if place >= 0:
+            share[place] = 1 / total
+    return shares[0], shares[1]
+
+
+def _steps(answer: Tokens) -> Int[Tensor, " m"]:
+    if answer.steps:
+        return torch.tensor(answer.steps.tolist(), dtype=torch.long)
+    return torch.zeros(answer.n_scored, dtype=torch.long)
+
+
+def _matrix(rows: Sequence[Sequence[float]]) -> Float[Tensor, "n k"]:
+    """Return rows of unlike length as a matrix, filled up with zeros."""
+    widest = max(map(len, rows))
+    filled = [[*row, *[0.0] * (widest - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.float64)
+
+
+def portions(groups: Sequence[TokenGroup], max_tokens: int) -> list[list[int]]:
+    """Divide groups of like length so that each part computes at most `max_tokens` tokens."""
+    order = sorted(range(len(groups)), key=lambda i: (-len(groups[i]), i))
     parts: list[list[int]] = []
     room = 0
     for i in order:
-        need = size((pairs[i].chosen, pairs[i].rejected))
+        need = size(groups[i].answers)
         if not parts or need > room:
             parts.append([])
             room = max_tokens
@@ -212,10 +336,12 @@ def portions(pairs: Sequence[TokenPair], max_tokens: int) -> list[list[int]]:
     return parts
 
 
-def plant_pairs(
-    pairs: Sequence[TokenPair],
-) -> tuple[Forest, Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Return one forest of all sides, and which of its sequences are chosen and rejected."""
-    forest = plant([side for pair in pairs for side in (pair.chosen, pair.rejected)])
-    chosen = torch.arange(0, 2 * len(pairs), 2)
-    return forest, chosen, chosen + 1
+def plant_groups(groups: Sequence[TokenGroup]) -> tuple[Forest, Int[Tensor, "n k"]]:
+    """Return one forest of all answers, and which of its sequences are whose; -1 fills up."""
+    forest = plant([answer for group in groups for answer in group.answers])
+    counts = [len(group.answers) for group in groups]
+    ends = list(accumulate(counts))
+    members = torch.full((len(groups), max(counts)), -1)
+    for row, (count, end) in enumerate(zip(counts, ends, strict=True)):
+        members[row, :count] = torch.arange(end - count, end)
+    return forest, members

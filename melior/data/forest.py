@@ -49,10 +49,12 @@ class Forest:
     tokens: Int[Tensor, " t"]
     positions: Int[Tensor, " t"]
     """Along the path from the root."""
+    scored: Int[Tensor, " s"]
+    """The rows of the scored tokens, ..."""
     before: Int[Tensor, " s"]
-    """The row whose output predicts each scored token: the one before it on its path."""
+    """... the row whose output predicts each: the one before it on its path, ..."""
     targets: Int[Tensor, " s"]
-    """The scored tokens themselves."""
+    """... and the tokens themselves."""
     entries: Int[Tensor, " m"]
     """Which scored token ..."""
     owners: Int[Tensor, " m"]
@@ -194,6 +196,7 @@ class _Layout:
         return Forest(
             tokens=tokens,
             positions=torch.tensor(self.positions),
+            scored=scored,
             before=parents[scored],
             targets=tokens[scored],
             entries=entries,

@@ -94,6 +94,19 @@ def pair_scores_by_subset(margins: Numbers, subsets: Sequence[Hashable]) -> dict
     }
 
 
+def ordered_share(
+    scores: Float[Tensor, "n k"], values: Float[Tensor, "n k"]
+) -> Float[Tensor, " n"]:
+    """Return of each group the share of its ordered pairs that some values rank the same way.
+
+    An ordered pair is two answers of different scores; equal values count half. A group without
+    one gives nan. Of a group of two this is 1, 0.5 or 0, and over a list (1 + Kendall's tau) / 2.
+    """
+    is_above = scores[:, :, None] > scores[:, None, :]
+    right = (values[:, :, None] - values[:, None, :]).sign().double() / 2 + 0.5
+    return (right * is_above).sum((1, 2)) / is_above.sum((1, 2))
+
+
 def pair_metrics(reward: Pairwise, log_prob: Pairwise) -> Metrics:
     """Score held-out pairs by the reward that the loss implies and by the plain log-probability.
 

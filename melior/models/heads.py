@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -114,9 +113,8 @@ class RewardModel:
     def rewards(self, forest: Forest) -> Float[Tensor, " n"]:
         """Return the reward of each sequence, read at its last token, in float32 or wider."""
         last = torch.tensor([forest.segments[path[-1]].stop - 1 for path in forest.paths])
-        ends = replace(forest, before=last, targets=forest.tokens[last])
         compute = padded_hidden if self.padded_because else forest_hidden
-        hidden = compute(self.core, ends)
+        hidden = compute(self.core, forest, last)
         return self.core.score(hidden.to(self.core.score.weight.dtype)).squeeze(-1)
 
     @contextmanager

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -87,10 +87,10 @@ class LanguageModel:
         hidden = self.hidden(forest)
         return self.output.log_probs(hidden, forest.targets.to(self.device))
 
-    def hidden(self, forest: Forest) -> Float[Tensor, "s d"]:
-        """Return the last hidden state in the row before each scored token."""
+    def hidden(self, forest: Forest, rows: Int[Tensor, " r"] | None = None) -> Float[Tensor, "r d"]:
+        """Return the last hidden state of rows; by default of those before the scored tokens."""
         compute = padded_hidden if self.padded_because else forest_hidden
-        return compute(self.core, forest)
+        return compute(self.core, forest, forest.before if rows is None else rows)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

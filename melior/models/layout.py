@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,9 +16,11 @@ EXACT_KINDS = {"full_attention", "sliding_attention"}
 """Kinds of layers through which tokens meet only in attention."""
 
 
-def forest_hidden(model: PreTrainedModel, forest: Forest) -> Float[Tensor, "s d"]:
-    """Return hidden states before the scored tokens, every distinct token computed once."""
-    return packed_hidden(model, forest, Layout(forest))[forest.before.to(model.device)]
+def forest_hidden(
+    model: PreTrainedModel, forest: Forest, rows: Int[Tensor, " r"]
+) -> Float[Tensor, "r d"]:
+    """Return hidden states of some rows of a forest, every distinct token computed once."""
+    return packed_hidden(model, forest, Layout(forest))[rows.to(model.device)]
 
 
 def packed_hidden(model: PreTrainedModel, forest: Forest, layout: Layout) -> Float[Tensor, "t d"]:
@@ -50,7 +52,9 @@ def _run(model: PreTrainedModel, tokens: Tensor, **options: Any) -> Any:
         return model.base_model(inputs_embeds=embedded, use_cache=False, **options)
 
 
-def padded_hidden(model: PreTrainedModel, forest: Forest) -> Float[Tensor, "s d"]:
+def padded_hidden(
+    model: PreTrainedModel, forest: Forest, rows: Int[Tensor, " r"]
+) -> Float[Tensor, "r d"]:
     """Return the same, each sequence in a row of its own, padded on the right."""
     paths = [forest.rows(index) for index in range(forest.n)]
     longest = max(len(path) for path in paths)
@@ -63,7 +67,7 @@ def padded_hidden(model: PreTrainedModel, forest: Forest) -> Float[Tensor, "s d"
         mask[index, : len(path)] = 1
         place[path] = index * longest + torch.arange(len(path))
     result = _run(model, tokens, attention_mask=mask.to(model.device))
-    return result.last_hidden_state.flatten(0, 1)[place[forest.before].to(model.device)]
+    return result.last_hidden_state.flatten(0, 1)[place[rows].to(model.device)]
 
 
 def why_padded(model: PreTrainedModel) -> str:

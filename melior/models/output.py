@@ -39,6 +39,24 @@ class OutputLayer:
             hidden, weight, bias, targets, self.scale, self.softcap
         )
 
+    @torch.no_grad()
+    def log_collision(self, hidden: Float[Tensor, "s d"]) -> Float[Tensor, " s"]:
+        """Return the log-probability that two draws in a row's place agree: `log sum_v p(v)^2`."""
+        weight, bias = self.linear.weight, self.linear.bias
+        if bias is None:
+            bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        once, twice = (
+            torch.full((len(hidden),), -torch.inf, dtype=wide, device=hidden.device)
+            for _ in range(2)
+        )
+        with bfloat16_products(weight.dtype):
+            for words in _chunks(len(hidden), weight.shape[0]):
+                logits = _logits(hidden, weight[words], bias[words], self.scale, self.softcap)
+                once = torch.logaddexp(once, logits.logsumexp(-1))
+                twice = torch.logaddexp(twice, (2 * logits).logsumexp(-1))
+        return twice - 2 * once
+
 
 def output_layer(model: nn.Module) -> OutputLayer:
     """Read the output layer of a transformers causal LM.

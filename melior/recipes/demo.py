@@ -165,7 +165,7 @@ def _plan(config: Config, pairs: Path) -> Plan:
 
     from melior.losses.reference_free import simpo
     from melior.stages.learn import Plan
-    from melior.stages.preference import per_token_method
+    from melior.stages.method import per_token_method
 
     loss = partial(simpo, beta=config.beta, gamma=config.beta * config.gamma_beta_ratio)
     loop = LoopOptions(

@@ -1,4 +1,4 @@
-"""From preference files to checked, tokenised pairs, before any weights are loaded."""
+"""From preference files to checked, tokenised groups, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
-from melior.data.batches import Lengths, TokenPair, tokenise
+from melior.data.batches import Lengths, TokenGroup, tokenise
 from melior.data.chat import ChatFormat, Encoded
-from melior.data.files import read_pairs
-from melior.data.lint import Finding, lint_lengths, lint_pairs, truncation_table
+from melior.data.examples import Data, Example, read_examples, with_strangers
+from melior.data.files import as_group, read_any, read_pairs
+from melior.data.lint import Finding, lint_groups, lint_lengths, lint_pairs, truncation_table
 from melior.data.sources import content_hash, parse_source
+from melior.data.steps import token_steps
 from melior.options import DataOptions
-from melior.records import Pair, Turns
+from melior.records import Turns
 
 CHUNK = 512
-"""Pairs tokenised at once."""
+"""Rows tokenised at once."""
 QUANTILES = 1000
 """Of the lengths, kept for a large data set."""
 
@@ -25,10 +27,11 @@ QUANTILES = 1000
 class Prepared:
     """A data set ready for the model, and what is to be said of it."""
 
-    pairs: list[TokenPair]
+    data: Data
+    groups: list[TokenGroup]
     findings: list[Finding]
     first_prompts: list[Turns]
-    """Of the first rows, for samples."""
+    """Of the first rows, for samples; each once."""
     sha256: str
     record: dict[str, Any]
     """As in a run's `data.json`."""
@@ -55,51 +58,78 @@ def prepare(
     chat: ChatFormat,
     options: DataOptions,
     *,
+    data: Data = "pairs",
+    has_strangers: bool = False,
     seed: int,
     held_out: Sequence[str] = (),
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Prepared:
-    """Read, check and tokenise preferences.
+    """Read, check and tokenise what is learned from, or judged on.
+
+    Args:
+        sources: where it lies.
+        chat: how conversations become tokens.
+        options: which lengths are right.
+        data: what the rows hold.
+        has_strangers: put another prompt's answer beside each.
+        seed: of mixtures.
+        held_out: sources whose prompts must not be among these.
+        on_progress: is told how many rows are done.
 
     Raises:
         ValueError: a row cannot be read, or all are too long.
         FileNotFoundError: a source does not exist.
     """
-    apart = read_pairs(held_out, seed=seed) if held_out else ()
-    findings = lint_pairs(read_pairs(sources, seed=seed), apart)
-    encoded = _encoded(chat, read_pairs(sources, seed=seed), on_progress)
-    pairs, lengths = tokenise(
-        encoded, max_length=options.max_length, truncation_mode=options.truncation_mode
+    findings = _lint(sources, data, held_out, seed)
+    examples = read_examples(data, sources, seed=seed)
+    examples = with_strangers(examples) if has_strangers else examples
+    groups, lengths = tokenise(
+        _encoded(chat, examples, on_progress),
+        max_length=options.max_length,
+        truncation_mode=options.truncation_mode,
     )
-    longest = lengths.longest()
     findings = [*findings, *_too_long(lengths, options)]
-    if not longest:
-        raise ValueError(f"{', '.join(sources)}: needs at least one pair; found no row")
-    if not pairs:
-        raise ValueError(
-            f"{', '.join(sources)}: all {len(longest)} rows are longer than max_length"
-            f" {options.max_length} (the shortest has {min(longest)} tokens);"
-            " raise --max-length"
-        )
+    _check(sources, groups, lengths, options)
     sha256 = content_hash(list(sources))
     record = {
-        "sources": [_source(source, len(longest), sha256, len(sources)) for source in sources],
-        "rows": len(longest),
-        "rows_used": len(pairs),
+        "sources": [_source(source, data, lengths, sha256, len(sources)) for source in sources],
+        "rows": len(lengths.longest),
+        "rows_used": len(groups),
         "sha256": sha256,
         "chat": {"template": chat.name, "hash": chat.hash, "notes": _notes(chat)},
         "findings": [asdict(finding) for finding in findings],
         "lengths": {
             "prompt": _thinned(lengths.prompt),
-            "chosen": _thinned(lengths.chosen),
-            "rejected": _thinned(lengths.rejected),
+            "chosen": _thinned(lengths.better),
+            "rejected": _thinned(lengths.worse),
         },
-        "truncation": [asdict(row) for row in truncation_table(longest)],
+        "truncation": [asdict(row) for row in truncation_table(lengths.longest)],
         "left_out": lengths.too_long,
         "cut": lengths.n_cut,
     }  # fmt: skip
-    prompts = [pair.prompt for pair in islice(read_pairs(sources, seed=seed), 64)]
-    return Prepared(pairs, findings, prompts, sha256, record)
+    first = islice(read_examples(data, sources, seed=seed), 64)
+    prompts = list(dict.fromkeys(example.prompt for example in first))
+    return Prepared(data, groups, findings, prompts, sha256, record)
+
+
+def _lint(sources: Sequence[str], data: Data, held_out: Sequence[str], seed: int) -> list[Finding]:
+    apart = read_any(held_out, seed=seed) if held_out else ()
+    if data == "pairs":
+        return lint_pairs(read_pairs(sources, seed=seed), apart)
+    return lint_groups(map(as_group, read_any(sources, seed=seed)), apart)
+
+
+def _check(
+    sources: Sequence[str], groups: list[TokenGroup], lengths: Lengths, options: DataOptions
+) -> None:
+    if not lengths.longest:
+        raise ValueError(f"{', '.join(sources)}: needs at least one row; found no row")
+    if not groups:
+        raise ValueError(
+            f"{', '.join(sources)}: all {len(lengths.longest)} rows are longer than max_length"
+            f" {options.max_length} (the shortest has {min(lengths.longest)} tokens);"
+            " raise --max-length"
+        )
 
 
 def _notes(chat: ChatFormat) -> list[str]:
@@ -120,24 +150,40 @@ def _thinned(lengths: Sequence[int]) -> list[int]:
 
 
 def _encoded(
-    chat: ChatFormat, pairs: Iterable[Pair], on_progress: Callable[[int], None]
-) -> Iterator[tuple[Pair, Encoded, Encoded]]:
+    chat: ChatFormat, examples: Iterable[Example], on_progress: Callable[[int], None]
+) -> Iterator[tuple[Example, list[Encoded], list[list[int]]]]:
     done = 0
-    rows = iter(pairs)
+    rows = iter(examples)
     while chunk := list(islice(rows, CHUNK)):
-        prompts = [pair.prompt for pair in chunk for _ in range(2)]
-        answers = [side for pair in chunk for side in (pair.chosen, pair.rejected)]
-        origins = [pair.origin for pair in chunk for _ in range(2)]
-        sides = chat.encode_many(prompts, answers, origins=origins)
-        yield from zip(chunk, sides[::2], sides[1::2], strict=True)
+        prompts = [example.prompt for example in chunk for _ in example.answers]
+        answers = [answer for example in chunk for answer in example.answers]
+        origins = [example.origin for example in chunk for _ in example.answers]
+        encoded = iter(chat.encode_many(prompts, answers, origins=origins))
+        for example in chunk:
+            sides = list(islice(encoded, len(example.answers)))
+            yield example, sides, _steps(chat, example, sides)
         done += len(chunk)
         on_progress(done)
+
+
+def _steps(chat: ChatFormat, example: Example, sides: Sequence[Encoded]) -> list[list[int]]:
+    """Return the step of each scored token of each answer; nothing where none is cut."""
+    if not example.steps:
+        return [[] for _ in sides]
+    found = []
+    for number, (side, steps) in enumerate(zip(sides, example.steps, strict=True), 1):
+        scored = [t for t, is_scored in zip(side.tokens, side.mask, strict=True) if is_scored]
+        try:
+            found.append(token_steps(chat.pieces(scored), steps))
+        except ValueError as error:
+            raise ValueError(f"{example.origin}: candidate {number}: {error}") from error
+    return found
 
 
 def _too_long(lengths: Lengths, options: DataOptions) -> list[Finding]:
     """Return the findings about rows over the maximum, whatever was done with them."""
     found = lint_lengths(
-        zip(lengths.origins, lengths.longest(), strict=True),
+        zip(lengths.origins, lengths.longest, strict=True),
         max_length=options.max_length,
         max_long_share=options.max_long_share,
     )
@@ -145,9 +191,9 @@ def _too_long(lengths: Lengths, options: DataOptions) -> list[Finding]:
     return [replace(one, text=f"{one.text}; {done}") for one in found]
 
 
-def _source(text: str, rows: int, sha256: str, n_sources: int) -> dict[str, Any]:
+def _source(text: str, data: Data, lengths: Lengths, sha256: str, n_sources: int) -> dict[str, Any]:
     path = parse_source(text).path
     if n_sources == 1:
-        return {"path": path, "rows": rows, "sha256": sha256}
-    alone = content_hash(text)
-    return {"path": path, "rows": sum(1 for _ in read_pairs(text)), "sha256": alone}
+        return {"path": path, "rows": len(lengths.longest), "sha256": sha256}
+    rows = sum(1 for _ in read_examples(data, [text]))
+    return {"path": path, "rows": rows, "sha256": content_hash(text)}

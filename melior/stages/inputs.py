@@ -5,27 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from melior.data.files import read_pairs
+from melior.data.examples import Data, read_examples
+from melior.data.files import read_any
 from melior.models.names import find
 from melior.options import DataOptions, LoopOptions, ModelOptions
+from melior.records import Group
 from melior.training.folder import check_folder
 
 
-def check_inputs(model: ModelOptions, data: DataOptions, loop: LoopOptions) -> None:
+def check_inputs(
+    model: ModelOptions, data: DataOptions, loop: LoopOptions, *, holds: Data = "pairs"
+) -> None:
     """Look at the run folder, for the model, and at the first row of each source.
 
     Raises:
         FileNotFoundError: the model or a source is not there.
-        ValueError: the folder holds a run, a source is empty, or its first row is no pair.
+        ValueError: the folder holds a run, a source is empty, or its first row is not what it
+            should hold.
     """
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
     find(model.model)
     _spare(Path(loop.out), [model.model, *data.data, *data.eval_data], overwrite=loop.overwrite)
-    for source in (*data.data, *data.eval_data):
-        if next(read_pairs(source), None) is None:
-            raise ValueError(f"{source}: needs at least one pair; found no row")
+    for source in data.data:
+        _look(source, holds)
+    for source in data.eval_data:
+        _look(source, held_out_data(holds, [source]))
     if not data.data:
-        raise ValueError("data: at least one source of pairs is needed; found none")
+        raise ValueError(f"data: at least one source of {holds} is needed; found none")
+
+
+def held_out_data(data: Data, sources: Sequence[str]) -> Data:
+    """Say what held-out rows hold: answers judged alone are best judged on pairs, where given."""
+    if data != "answers":
+        return data
+    first = next(read_any(sources[0]), None)
+    return "answers" if isinstance(first, Group) and len(first.candidates) < 2 else "pairs"
+
+
+def _look(source: str, data: Data) -> None:
+    if next(read_examples(data, [source]), None) is None:
+        raise ValueError(f"{source}: needs at least one row; found no row")
 
 
 def _spare(out: Path, names: Sequence[str], *, overwrite: bool) -> None:

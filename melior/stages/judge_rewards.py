@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from melior.data.batches import TokenPair
+from melior.data.batches import TokenGroup
 from melior.data.files import read_pairs, turn_rows
 from melior.evaluation.compare import compare, compare_by_subset
 from melior.evaluation.preferences import correct, length_bias
@@ -22,7 +22,7 @@ from melior.types import Pairwise
 @torch.no_grad()
 def metrics_of(
     rewards: Pairwise,
-    pairs: Sequence[TokenPair],
+    pairs: Sequence[TokenGroup],
     loss: Callable[[Pairwise, Float[Tensor, " n"]], Float[Tensor, " n"]],
 ) -> Metrics:
     """Score pairs, under the names of TRL's reward trainer."""
@@ -39,7 +39,7 @@ def metrics_of(
 
 
 def verdict(
-    before: Pairwise, after: Pairwise, pairs: Sequence[TokenPair], *, seed: int
+    before: Pairwise, after: Pairwise, pairs: Sequence[TokenGroup], *, seed: int
 ) -> dict[str, Any]:
     """Compare held-out pairs before and after, as in a run's `evaluation.json`."""
     draw = generator(seed)
@@ -67,7 +67,7 @@ def verdict(
 
 def shown_pairs(
     sources: Sequence[str],
-    pairs: Sequence[TokenPair],
+    pairs: Sequence[TokenGroup],
     before: Pairwise,
     after: Pairwise,
     *,
@@ -101,9 +101,9 @@ def shown_pairs(
     return rows
 
 
-def _facts(rewards: Pairwise, pairs: Sequence[TokenPair]) -> dict[str, Any]:
+def _facts(rewards: Pairwise, pairs: Sequence[TokenGroup]) -> dict[str, Any]:
     """Say how margins are spread, and whether only length was learned."""
-    sides = [[sum(side.mask) for side in (pair.chosen, pair.rejected)] for pair in pairs]
+    sides = [[answer.n_scored for answer in pair.answers] for pair in pairs]
     bias = length_bias(rewards.margin, *map(list, zip(*sides, strict=True)))
     sizes = rewards.margin.abs()
     facts: dict[str, Any] = {

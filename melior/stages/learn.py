@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from melior.config import config_to_dict, read_config
-from melior.data.batches import PairBatches
+from melior.data.batches import GroupBatch, GroupBatches, TokenValues
 from melior.data.files import turn_rows
 from melior.models.card import Card
 from melior.models.generation import Completion
@@ -22,9 +23,12 @@ from melior.models.loading import load, load_chat, save_model
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics, Turns
 from melior.stages.data import Prepared, prepare
-from melior.stages.judge import answers, compare_pairs, evaluate, held_out_log_probs, kl
-from melior.stages.preference import Method, pair_objective, reference_log_probs, zeros
-from melior.training.checkpoint import Checkpoints, Generators
+from melior.stages.inputs import held_out_data
+from melior.stages.judge import answers, compare_held_out, held_out_answers, held_out_metrics, kl
+from melior.stages.method import Method
+from melior.stages.preference import couple, coupled_objective, group_objective
+from melior.stages.reference import reference_log_probs, token_log_probs
+from melior.training.checkpoint import Checkpoints, Generators, Stateful
 from melior.training.hooks import Progress, counted, every
 from melior.training.loop import Hook, descend, fit
 from melior.training.run import Run, last_metrics, write_json, write_json_lines, write_text
@@ -35,7 +39,7 @@ SAMPLE_TOKENS = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """All that learning from pairs needs to know, as values."""
+    """All that learning from comparisons needs to know, as values."""
 
     recipe: str
     paper: str
@@ -49,9 +53,10 @@ class Plan:
 
 
 def learn(plan: Plan) -> Path:
-    """Learn from pairs and prove what came of it; return the run's folder, which holds it all."""
+    """Learn and prove what came of it; return the run's folder, which holds it all."""
     loop = plan.loop
     train, held_out = _prepare(plan)
+    _refuse_no_margins(plan, train)
     if loop.overwrite:  # before the old run is deleted
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
     with Run.create(
@@ -80,7 +85,7 @@ def _learn(plan: Plan, run: Run, train: Prepared, held_out: Prepared | None) -> 
 
 
 class Bench:
-    """The same held-out pairs and prompts, put to the model before and after.
+    """The same held-out rows and prompts, put to the model before and after.
 
     Made while the model is still the start model.
     """
@@ -90,36 +95,37 @@ class Bench:
     ) -> None:
         self.plan = plan
         self.model = model
-        self.pairs = held_out.pairs if held_out else []
+        self.groups = held_out.groups if held_out else []
+        self.data = held_out.data if held_out else plan.method.data
         self.prompts = list(prompts)[: plan.data.n_samples]
         self.before = self._answers()
-        self.reference = zeros(self.pairs)
-        if self.pairs:
-            with counted("judging held-out pairs", len(self.pairs)) as progress:
+        self.reference = TokenValues.zeros(self.groups)
+        if self.groups:
+            with counted("judging held-out rows", len(self.groups)) as progress:
                 self.start = reference_log_probs(
-                    model, self.pairs, max_tokens=plan.loop.max_tokens, on_progress=progress
+                    model, self.groups, max_tokens=plan.loop.max_tokens, on_progress=progress
                 )
             if plan.method.has_reference:
                 self.reference = self.start
 
     def metrics(self) -> Metrics:
         """Evaluate the model as it is now."""
-        metrics, self.now = evaluate(
-            self.model, self.plan.method, self.pairs, self.reference,
-            max_tokens=self.plan.loop.max_tokens,
-        )  # fmt: skip
-        return metrics
+        limit = self.plan.loop.max_tokens
+        policy = token_log_probs(self.model, self.groups, max_tokens=limit)
+        self.now = held_out_answers(self.groups, policy, self.reference)
+        return held_out_metrics(self.now, self.plan.method, self.data)
 
     def verdict(self) -> dict[str, Any]:
         """Compare now with before, as in a run's `evaluation.json`."""
         self.after = self._answers()
         found: dict[str, Any] = {"title": "Before and after", "comparisons": [], "facts": {}}
-        if self.pairs:
+        if self.groups:
             self.metrics()
-            before = held_out_log_probs(self.pairs, self.start, self.reference)
-            subsets = [pair.subset for pair in self.pairs]
-            seed = self.plan.loop.seed
-            found |= compare_pairs(before, self.now, self.plan.method, subsets, seed=seed)
+            before = held_out_answers(self.groups, self.start, self.reference)
+            found |= compare_held_out(
+                before, self.now, self.plan.method, self.groups, self.data,
+                seed=self.plan.loop.seed,
+            )  # fmt: skip
         if self.prompts:
             found["facts"] = self._moved()
         return found
@@ -159,14 +165,26 @@ class Bench:
 def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
     """Read and check the data before any weights are loaded."""
     chat, data, seed = load_chat(plan.model), plan.data, plan.loop.seed
-    with counted("tokenising pairs") as progress:
+    with counted("tokenising rows") as progress:
         train = prepare(
-            data.data, chat, data, seed=seed, held_out=data.eval_data, on_progress=progress
-        )
+            data.data, chat, data, data=plan.method.data, has_strangers=plan.method.has_strangers,
+            seed=seed, held_out=data.eval_data, on_progress=progress,
+        )  # fmt: skip
         held_out = None
         if data.eval_data:
-            held_out = prepare(data.eval_data, chat, data, seed=seed, on_progress=progress)
+            apart = held_out_data(plan.method.data, data.eval_data)
+            held_out = prepare(
+                data.eval_data, chat, data, data=apart, seed=seed, on_progress=progress
+            )
     return train, held_out
+
+
+def _refuse_no_margins(plan: Plan, train: Prepared) -> None:
+    if plan.method.needs_margins and not any(group.margin for group in train.groups):
+        raise ValueError(
+            f"{', '.join(plan.data.data)}: {plan.recipe} needs a 'margin' in its rows; found none"
+            " but 0; `melior margins` adds those of a reward model"
+        )
 
 
 def _train(
@@ -180,27 +198,24 @@ def _train(
 ) -> None:
     """Take all steps, or those still to come."""
     loop = plan.loop
-    reference = zeros(train.pairs)
+    reference = TokenValues.zeros(train.groups)
     if plan.method.has_reference:
-        with counted("log-probabilities of the reference", len(train.pairs)) as progress:
+        with counted("log-probabilities of the reference", len(train.groups)) as progress:
             reference = reference_log_probs(
-                model, train.pairs, max_tokens=loop.max_tokens, on_progress=progress
+                model, train.groups, max_tokens=loop.max_tokens, on_progress=progress
             )
-    batches = PairBatches(
-        train.pairs, reference,
+    batches = GroupBatches(
+        train.groups, reference,
         batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
     )  # fmt: skip
     total = loop.max_steps or ceil(loop.epochs * batches.steps_per_epoch)
     if loop.gradient_checkpointing:
         model.checkpoint_activations()
-    step = descend(
-        pair_objective(model, plan.method), model.trainable(), plan.optim,
-        total_steps=total, masters=model.masters,
-    )  # fmt: skip
+    step, parts = _step(plan, model, total)
     torch.manual_seed(loop.seed)  # dropout draws from torch's own generator, and no other
     kept = Checkpoints(
         run.folder / "checkpoints",
-        {"step": step, "generators": Generators()},
+        {**parts, "generators": Generators()},
         about={"options": config_to_dict(plan.config), "steps": total, **about},
         keep=loop.save_total_limit,
     )
@@ -213,11 +228,27 @@ def _train(
         run.append(number, bench.metrics())
 
     with Progress(total, start=start) as progress_bar:
-        evaluating = every(loop.eval_steps if bench.pairs else 0, judge)
+        evaluating = every(loop.eval_steps if bench.groups else 0, judge)
         saving = every(loop.save_steps, kept.save, last=total)
         hooks: list[Hook] = [note, progress_bar, evaluating, saving]
         todo = batches.iterate(total, start=start)
         fit(step, todo, hooks=hooks, start=start, save=kept.save)
+
+
+def _step(
+    plan: Plan, model: LanguageModel, total: int
+) -> tuple[Callable[[Sequence[GroupBatch]], Metrics], dict[str, Stateful]]:
+    """Return what takes an optimizer step, and what of it goes into a checkpoint."""
+    taking = partial(
+        descend, parameters=model.trainable(), config=plan.optim, total_steps=total,
+        masters=model.masters,
+    )  # fmt: skip
+    memory = {"method": plan.method.memory} if plan.method.memory else {}
+    if not plan.method.is_coupled:
+        alone = taking(group_objective(model, plan.method))
+        return alone, {"step": alone, **memory}
+    split, joint = couple(model, plan.method), taking(coupled_objective(model, plan.method))
+    return lambda batch: joint(split(batch)), {"step": joint, **memory}
 
 
 def _resume(plan: Plan, run: Run, kept: Checkpoints) -> int:

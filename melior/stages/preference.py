@@ -1,192 +1,167 @@
-"""Learning from pairs: what a method needs of them, its objective, its evaluation."""
+"""Learning from comparisons: the objective of a method on portions of an optimizer batch."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from melior.data.batches import PairBatch, TokenPair, plant_pairs, portions
+from melior.data.batches import GroupBatch
+from melior.evaluation.preferences import ordered_share
 from melior.models.language import LanguageModel
 from melior.records import Metrics
-from melior.training.cache import cached
-from melior.types import Objective, Pairwise
+from melior.stages.method import Answers, Method, join
+from melior.types import Objective
 
 
-@dataclass(frozen=True)
-class PairLogProbs:
-    """What a loss may read of `n` pairs."""
+def group_objective(model: LanguageModel, method: Method) -> Objective[GroupBatch]:
+    """Return the objective of a method in which each group has a loss of its own."""
 
-    policy: Pairwise
-    """Log-probabilities of the answers under the model, summed over their tokens."""
-    reference: Pairwise
-    """The same under the start model; zeros for a reference-free method."""
-    lengths: Pairwise
-    """Scored tokens of each answer."""
-    margins: Float[Tensor, " n"]
-    """The data's own margins."""
-
-    @property
-    def per_token(self) -> Pairwise:
-        """Log-probabilities averaged over the answer's tokens."""
-        sides = zip(_sides(self.policy), _sides(self.lengths), strict=True)
-        return Pairwise(*(total / length.clamp(min=1) for total, length in sides))
-
-    @property
-    def log_ratio(self) -> Pairwise:
-        """Log-probabilities relative to the reference."""
-        chosen = self.policy.chosen - self.reference.chosen
-        return Pairwise(chosen, self.policy.rejected - self.reference.rejected)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to learn from pairs."""
-
-    loss: Callable[[PairLogProbs], Float[Tensor, " n"]]
-    reward: Callable[[PairLogProbs], Pairwise]
-    """The implicit reward that the loss compares, as the metrics report it."""
-    has_reference: bool
-    sft_weight: float = 0.0
-    """Of the chosen answers' negative log-likelihood, averaged over the batch's tokens."""
-
-
-def per_token_method(
-    loss: Callable[[Pairwise], Float[Tensor, " n"]], *, beta: float, sft_weight: float = 0.0
-) -> Method:
-    """Return the method of a reference-free loss on log-probabilities averaged over tokens."""
-
-    def reward(pairs: PairLogProbs) -> Pairwise:
-        return Pairwise(beta * pairs.per_token.chosen, beta * pairs.per_token.rejected)
-
-    return Method(lambda pairs: loss(pairs.per_token), reward, False, sft_weight)
-
-
-def log_ratio_method(
-    loss: Callable[[Pairwise, Pairwise], Float[Tensor, " n"]],
-    *,
-    beta: float,
-    sft_weight: float = 0.0,
-) -> Method:
-    """Return the method of a loss on summed log-probabilities of policy and reference."""
-
-    def reward(pairs: PairLogProbs) -> Pairwise:
-        return Pairwise(beta * pairs.log_ratio.chosen, beta * pairs.log_ratio.rejected)
-
-    return Method(lambda pairs: loss(pairs.policy, pairs.reference), reward, True, sft_weight)
-
-
-def pair_objective(model: LanguageModel, method: Method) -> Objective[PairBatch]:
-    """Return the objective of a method on portions of an optimizer batch."""
-
-    def objective(batch: PairBatch) -> tuple[Float[Tensor, ""], Metrics]:
-        scores = pair_scores(model, batch)
-        weights = batch.weights.to(scores.policy.chosen)
-        nll = -(weights * scores.policy.chosen).sum() / max(1, batch.n_chosen_tokens)
-        loss = (weights * method.loss(scores)).sum() / batch.n_total
-        if method.sft_weight:
-            loss = loss + method.sft_weight * nll
-        return loss, _metrics(scores, method.reward(scores), batch, nll)
+    def objective(batch: GroupBatch) -> tuple[Float[Tensor, ""], Metrics]:
+        answers = read_answers(model, batch, method.extras)
+        loss = _mean_loss(method, answers, batch.weights, batch.totals.groups)
+        return _complete(loss, answers, method, batch)
 
     return objective
 
 
-def pair_scores(model: LanguageModel, batch: PairBatch) -> PairLogProbs:
+@dataclass(frozen=True)
+class Coupled:
+    """A portion of a batch whose loss is known as a whole: its share, and its slopes."""
+
+    batch: GroupBatch
+    loss: float
+    slopes: Float[Tensor, " m"]
+    """Of the batch's loss at each of the portion's tokens."""
+    measured: Metrics
+    """Of the whole batch, on one of its portions."""
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Where the portion's rows were read."""
+        return self.batch.origins
+
+
+def couple(model: LanguageModel, method: Method) -> Callable[[Sequence[GroupBatch]], list[Coupled]]:
+    """Return what makes portions of a coupled batch independent, at one forward pass more.
+
+    The loss of the whole batch is a function of its tokens' log-probabilities. Its slope at each
+    of them, found without the model's own graph, is all that a portion needs: the chain rule makes
+    the accumulated gradient that of the whole batch. The method then takes note of the batch.
+    """
+
+    def split(batch: Sequence[GroupBatch]) -> list[Coupled]:
+        with model.evaluating():
+            parts = [read_answers(model, part, method.extras) for part in batch]
+        whole = join(parts)
+        tokens = whole.tokens.clone().requires_grad_()
+        weights = torch.cat([part.weights for part in batch])
+        with torch.enable_grad():
+            leaf = replace(whole, tokens=tokens)
+            loss = _mean_loss(method, leaf, weights, batch[0].totals.groups)
+            (slopes,) = torch.autograd.grad(loss, tokens)
+        shares = slopes.split([len(part.tokens) for part in parts])
+        each = float(loss.detach()) / len(batch)
+        found: list[Metrics] = [method.remember(whole), *({} for _ in batch[1:])]
+        rows = zip(batch, shares, found, strict=True)
+        return [Coupled(part, each, own, measured) for part, own, measured in rows]
+
+    return split
+
+
+def coupled_objective(model: LanguageModel, method: Method) -> Objective[Coupled]:
+    """Return the objective of a method's portions after `couple`."""
+
+    def objective(part: Coupled) -> tuple[Float[Tensor, ""], Metrics]:
+        answers = read_answers(model, part.batch, method.extras)
+        moved = answers.tokens - answers.tokens.detach()
+        loss = part.loss + (part.slopes * moved).sum()
+        whole, metrics = _complete(loss, answers, method, part.batch)
+        return whole, metrics | part.measured
+
+    return objective
+
+
+def read_answers(
+    model: LanguageModel, batch: GroupBatch, extras: frozenset[str] = frozenset()
+) -> Answers:
     """Run the model over a portion."""
-    totals = batch.forest.totals(model.log_probs(batch.forest))
-    lengths = batch.forest.lengths.to(totals)
-    return PairLogProbs(
-        policy=Pairwise(totals[batch.chosen], totals[batch.rejected]),
-        reference=Pairwise(*(side.to(totals) for side in _sides(batch.reference))),
-        lengths=Pairwise(lengths[batch.chosen], lengths[batch.rejected]),
-        margins=batch.margins.to(totals),
+    forest, device = batch.forest, model.device
+    n_before = len(forest.before)
+    wanted = [forest.before, forest.scored] if "states" in extras else [forest.before]
+    hidden = model.hidden(forest, torch.cat(wanted))
+    before, at = hidden[:n_before], hidden[n_before:].detach()
+    entries = forest.entries.to(device)
+    found = {}
+    if "collision" in extras:
+        found["collision"] = model.output.log_collision(before)[entries]
+    if "states" in extras:
+        found["states"] = at[entries]
+    tokens = model.output.log_probs(before, forest.targets.to(device))[entries]
+    is_there = batch.members >= 0
+    place = torch.empty(forest.n, dtype=torch.long)
+    place[batch.members[is_there]] = torch.arange(is_there.numel()).view_as(is_there)[is_there]
+    wide = tokens.dtype if device.type == "mps" else torch.float64
+    return Answers(
+        tokens=tokens,
+        reference_tokens=batch.reference.to(device),
+        places=place[forest.owners].to(device),
+        steps=batch.steps.to(device),
+        scores=batch.scores.to(device, wide),
+        margins=batch.margins.to(device, wide),
+        is_there=is_there.to(device),
+        extras=found,
     )
+
+
+def _mean_loss(
+    method: Method, answers: Answers, weights: Float[Tensor, " n"], n_total: int
+) -> Float[Tensor, ""]:
+    losses = method.loss(answers)
+    return (weights.to(losses) * losses).sum() / n_total
+
+
+def _complete(
+    loss: Float[Tensor, ""], answers: Answers, method: Method, batch: GroupBatch
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Add the likelihood term, and measure."""
+    said = batch.better.to(answers.policy) * answers.policy  # shares of the mean over the batch
+    per_answer = -(batch.weights.to(said)[:, None] * said).sum()
+    nll = per_answer * batch.totals.better / max(1, batch.totals.better_tokens)
+    if method.sft_weight:
+        loss = (
+            loss + method.sft_weight * {"mean_token": nll, "sum": per_answer}[method.nll_reduction]
+        )
+    return loss, _metrics(answers, method, batch, nll)
 
 
 @torch.no_grad()
 def _metrics(
-    scores: PairLogProbs, rewards: Pairwise, batch: PairBatch, nll: Float[Tensor, ""]
+    answers: Answers, method: Method, batch: GroupBatch, nll: Float[Tensor, ""]
 ) -> Metrics:
-    """Shares of the optimizer batch's averages, under the names of TRL's trainers."""
-    margin = rewards.margin
-    right = (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin)
-    means = {
-        "rewards/chosen": rewards.chosen,
-        "rewards/rejected": rewards.rejected,
-        "rewards/margins": margin,
-        "rewards/accuracies": right,
-        "logps/chosen": scores.policy.chosen,
-        "logps/rejected": scores.policy.rejected,
-        "lengths/chosen": scores.lengths.chosen,
-        "lengths/rejected": scores.lengths.rejected,
-    }
-    shares = {name: float(values.sum()) / batch.n_total for name, values in means.items()}
-    return shares | {"nll_loss": float(nll), "num_tokens": float(len(batch.forest.tokens))}
+    """Shares of the optimizer batch's averages, under the names of TRL's trainers.
 
-
-def pair_log_probs(
-    model: LanguageModel,
-    pairs: Sequence[TokenPair],
-    *,
-    max_tokens: int,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> Pairwise:
-    """Return summed log-probabilities of all pairs, in their order, on the CPU in float64."""
-    chosen = torch.zeros(len(pairs), dtype=torch.float64)
-    rejected = torch.zeros_like(chosen)
-    done = 0
-    for part in portions(pairs, max_tokens):
-        forest, left, right = plant_pairs([pairs[i] for i in part])
-        with model.evaluating():
-            totals = forest.totals(model.log_probs(forest)).double().cpu()
-        chosen[part], rejected[part] = totals[left], totals[right]
-        done += len(part)
-        on_progress(done)
-    return Pairwise(chosen, rejected)
-
-
-def reference_log_probs(
-    model: LanguageModel,
-    pairs: Sequence[TokenPair],
-    *,
-    max_tokens: int,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> Pairwise:
-    """Return the start model's log-probabilities, from the cache where they are known.
-
-    The key is made of the weights, the chat format and the tokens, so that a hit can only be the
-    same computation. A model with an adapter answers without it.
+    `chosen` averages over the best answer of each group, `rejected` over the worst; what no group
+    of the batch has is left out.
     """
-
-    def compute() -> dict[str, Tensor]:
-        with model.reference() if model.has_adapter else nullcontext():
-            found = pair_log_probs(model, pairs, max_tokens=max_tokens, on_progress=on_progress)
-        return {"chosen": found.chosen, "rejected": found.rejected}
-
-    tensors, _ = cached("reference", _reference_key(model, pairs), compute)
-    on_progress(len(pairs))
-    return Pairwise(tensors["chosen"], tensors["rejected"])
-
-
-def zeros(pairs: Sequence[TokenPair]) -> Pairwise:
-    """Return the reference of a reference-free method."""
-    nothing = torch.zeros(len(pairs), dtype=torch.float64)
-    return Pairwise(nothing, nothing)
-
-
-def _reference_key(model: LanguageModel, pairs: Sequence[TokenPair]) -> str:
-    digest = hashlib.sha256(f"2 {model.chat.hash} {bool(model.padded_because)}".encode())
-    digest.update(model.start_hash.encode())
-    for pair in pairs:
-        for side in (pair.chosen, pair.rejected):
-            digest.update(side.tokens.tobytes() + b"|" + side.mask + b"\n")
-    return digest.hexdigest()
-
-
-def _sides(pairwise: Pairwise) -> Iterator[Tensor]:
-    return iter((pairwise.chosen, pairwise.rejected))
+    totals, rewards = batch.totals, method.reward(answers)
+    found: Metrics = {}
+    for name, values in (
+        ("rewards", rewards), ("logps", answers.policy), ("lengths", answers.lengths)
+    ):  # fmt: skip
+        for side, shares, count in (
+            ("chosen", batch.better, totals.better), ("rejected", batch.worse, totals.worse)
+        ):  # fmt: skip
+            if count:
+                found[f"{name}/{side}"] = float((shares.to(values) * values).sum())
+    if totals.better and totals.worse:
+        found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+    if totals.ordered:
+        right = ordered_share(answers.scores, rewards)
+        found["rewards/accuracies"] = float(right.nansum()) / totals.ordered
+    if totals.better:
+        found["nll_loss"] = float(nll)
+    return found | {"num_tokens": float(len(batch.forest.tokens))}

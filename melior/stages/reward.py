@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from melior.config import config_to_dict
-from melior.data.batches import PairBatch, PairBatches, TokenPair
+from melior.data.batches import GroupBatch, GroupBatches, TokenGroup, TokenValues
 from melior.losses.reward import bradley_terry, centring_penalty
 from melior.models.heads import (
     RewardModel,
@@ -29,7 +29,6 @@ from melior.records import Metrics
 from melior.stages.data import Prepared, prepare
 from melior.stages.judge_rewards import metrics_of, shown_pairs, verdict
 from melior.stages.learn import write_card
-from melior.stages.preference import zeros
 from melior.training.best import Best, Weights
 from melior.training.checkpoint import Checkpoints, Generators, Stateful
 from melior.training.hooks import Progress, counted, every
@@ -86,12 +85,12 @@ def train_reward(plan: RewardPlan) -> Path:
         record = {"train": train.record} | ({"held_out": apart.record} if apart else {})
         write_json(run.folder / "data.json", record)
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
-        pairs, held_out = train.pairs, apart.pairs if apart else []
+        pairs, held_out = train.groups, apart.groups if apart else []
         if not apart:
             pairs, held_out = split_by_prompt(pairs, plan.validation_share, seed=loop.seed)
             if held_out and not loop.resume:
                 run.note(
-                    f"{len(held_out)} of {len(train.pairs)} pairs are held out, by their prompts,"
+                    f"{len(held_out)} of {len(train.groups)} pairs are held out, by their prompts,"
                     " to choose the best checkpoint"
                 )
         hashes = [train.sha256, apart.sha256 if apart else ""]
@@ -100,8 +99,8 @@ def train_reward(plan: RewardPlan) -> Path:
 
 
 def split_by_prompt(
-    pairs: Sequence[TokenPair], share: float, *, seed: int
-) -> tuple[list[TokenPair], list[TokenPair]]:
+    pairs: Sequence[TokenGroup], share: float, *, seed: int
+) -> tuple[list[TokenGroup], list[TokenGroup]]:
     """Hold out a share of the prompts with all their pairs; keep at least one prompt to train on.
 
     Where the share is above 0 and there are two prompts or more, at least one is held out.
@@ -118,12 +117,12 @@ def split_by_prompt(
 
 def reward_objective(
     model: RewardModel, loss: PairLoss, seen: list[Float[Tensor, " _"]]
-) -> Objective[PairBatch]:
+) -> Objective[GroupBatch]:
     """Return the objective of portions of an optimizer batch; the rewards go to `seen`, too."""
 
-    def objective(batch: PairBatch) -> tuple[Float[Tensor, ""], Metrics]:
+    def objective(batch: GroupBatch) -> tuple[Float[Tensor, ""], Metrics]:
         given = model.rewards(batch.forest)
-        rewards = Pairwise(given[batch.chosen], given[batch.rejected])
+        rewards = Pairwise(given[batch.members[:, 0]], given[batch.members[:, 1]])
         losses = loss(rewards, batch.margins.to(given))
         seen.append(given.detach().double().cpu())
         shares = {
@@ -131,9 +130,10 @@ def reward_objective(
             "margin": rewards.margin.sum(),
             "mean_reward": (rewards.chosen + rewards.rejected).sum() / 2,
         }
-        metrics = {name: float(total.detach()) / batch.n_total for name, total in shares.items()}
+        n = batch.totals.groups
+        metrics = {name: float(total.detach()) / n for name, total in shares.items()}
         metrics["num_tokens"] = float(len(batch.forest.tokens))
-        return (batch.weights.to(losses) * losses).sum() / batch.n_total, metrics
+        return (batch.weights.to(losses) * losses).sum() / n, metrics
 
     return objective
 
@@ -141,8 +141,8 @@ def reward_objective(
 def _learn(
     plan: RewardPlan,
     run: Run,
-    pairs: Sequence[TokenPair],
-    held_out: Sequence[TokenPair],
+    pairs: Sequence[TokenGroup],
+    held_out: Sequence[TokenGroup],
     hashes: list[str],
 ) -> None:
     model = load_reward_model(plan.model, trainable=True, seed=plan.loop.seed)
@@ -171,16 +171,16 @@ def _train(
     plan: RewardPlan,
     run: Run,
     model: RewardModel,
-    pairs: Sequence[TokenPair],
-    held_out: Sequence[TokenPair],
+    pairs: Sequence[TokenGroup],
+    held_out: Sequence[TokenGroup],
     *,
     best: Best,
     about: dict[str, Any],
 ) -> None:
     """Take the steps still to come, until they are done or no longer help; end at the best."""
     loop, seen = plan.loop, list[Tensor]()
-    batches = PairBatches(
-        pairs, zeros(pairs),
+    batches = GroupBatches(
+        pairs, TokenValues.zeros(pairs),
         batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
     )  # fmt: skip
     total = loop.max_steps or ceil(loop.epochs * batches.steps_per_epoch)
@@ -236,7 +236,7 @@ def _judge_hook(
     plan: RewardPlan,
     run: Run,
     model: RewardModel,
-    held_out: Sequence[TokenPair],
+    held_out: Sequence[TokenGroup],
     *,
     best: Best,
     weights: Weights,
@@ -252,11 +252,11 @@ def _judge_hook(
 
 
 def _with_range(
-    step: Step[PairBatch], seen: list[Tensor]
-) -> Callable[[Sequence[PairBatch]], Metrics]:
+    step: Step[GroupBatch], seen: list[Tensor]
+) -> Callable[[Sequence[GroupBatch]], Metrics]:
     """Add the least and the greatest reward of a batch, which no sum over its parts can give."""
 
-    def take(batch: Sequence[PairBatch]) -> Metrics:
+    def take(batch: Sequence[GroupBatch]) -> Metrics:
         seen.clear()
         metrics = step(batch)
         rewards = torch.cat(seen)
@@ -265,11 +265,11 @@ def _with_range(
     return take
 
 
-def _judge(plan: RewardPlan, model: RewardModel, pairs: Sequence[TokenPair]) -> Pairwise:
+def _judge(plan: RewardPlan, model: RewardModel, pairs: Sequence[TokenGroup]) -> Pairwise:
     """Return the rewards of pairs with the model as it is."""
     if not pairs:
-        return zeros(pairs)
-    sides = [(pair.chosen, pair.rejected) for pair in pairs]
+        return Pairwise(torch.zeros(0), torch.zeros(0))
+    sides = [pair.answers for pair in pairs]
     with counted("judging held-out pairs", len(pairs)) as progress:
         found = rewards_of(model, sides, max_tokens=plan.loop.max_tokens, on_progress=progress)
     both = torch.stack(found)
@@ -289,5 +289,5 @@ def _prepare(plan: RewardPlan) -> tuple[Prepared, Prepared | None]:
     return train, apart
 
 
-def _prompt(pair: TokenPair) -> bytes:
-    return pair.chosen.tokens[: pair.chosen.n_prompt].tobytes()
+def _prompt(pair: TokenGroup) -> bytes:
+    return pair.answers[0].tokens[: pair.answers[0].n_prompt].tobytes()

@@ -1,15 +1,24 @@
 """Portions under a budget, orders that a seed decides, and what truncation keeps."""
 
+import math
+
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melior.data.batches import PairBatches, TokenPair, Tokens, portions, tokenise
+from melior.data.batches import (
+    GroupBatches,
+    TokenGroup,
+    Tokens,
+    TokenValues,
+    ends,
+    portions,
+    tokenise,
+)
 from melior.data.chat import Encoded
+from melior.data.examples import Example, of_pair
 from melior.data.forest import size
 from melior.records import Pair, Turn
-from melior.types import Pairwise
 
 
 def encoded(n_prompt: int, n_answer: int, first: int = 0) -> Encoded:
@@ -17,20 +26,19 @@ def encoded(n_prompt: int, n_answer: int, first: int = 0) -> Encoded:
     return Encoded(tokens, (False,) * n_prompt + (True,) * n_answer, n_prompt)
 
 
-def a_pair(origin: str = "f:1") -> Pair:
+def a_pair(origin: str = "f:1") -> Example:
     turn = (Turn("assistant", "x"),)
-    return Pair((Turn("user", "q"),), turn, turn, origin=origin)
+    return of_pair(Pair((Turn("user", "q"),), turn, turn, origin=origin))
 
 
-def token_pair(n_prompt: int, n_chosen: int, n_rejected: int, first: int = 0) -> TokenPair:
+def token_pair(n_prompt: int, n_chosen: int, n_rejected: int, first: int = 0) -> TokenGroup:
     sides = (encoded(n_prompt, n, first) for n in (n_chosen, n_rejected))
-    return TokenPair(*(Tokens.of(side, slice(0, None)) for side in sides))
+    return TokenGroup(tuple(Tokens.of(side, slice(0, None)) for side in sides), (1.0, 0.0))
 
 
-def batches(pairs, **changes) -> PairBatches:
-    nothing = torch.zeros(len(pairs), dtype=torch.float64)
+def batches(groups, **changes) -> GroupBatches:
     options = {"batch_size": 4, "max_tokens": 60, "seed": 1} | changes
-    return PairBatches(pairs, Pairwise(nothing, nothing), **options)
+    return GroupBatches(groups, TokenValues.zeros(groups), **options)
 
 
 @given(
@@ -41,7 +49,7 @@ def test_portions_hold_every_pair_once_within_the_budget(shapes, budget):
     parts = portions(pairs, budget)
     assert sorted(i for part in parts for i in part) == list(range(len(pairs)))
     for part in parts:
-        needed = sum(size((pairs[i].chosen, pairs[i].rejected)) for i in part)
+        needed = sum(size(pairs[i].answers) for i in part)
         assert needed <= budget or len(part) == 1
 
 
@@ -60,7 +68,7 @@ def seen(step) -> list[int]:
     """First tokens of the pairs in an optimizer batch."""
     firsts = []
     for part in step:
-        firsts += [int(part.forest.tokens[part.forest.rows(int(i))[0]]) for i in part.chosen]
+        firsts += [int(part.forest.tokens[part.forest.rows(int(i))[0]]) for i in part.members[:, 0]]
     return sorted(firsts)
 
 
@@ -68,25 +76,25 @@ def test_portions_know_the_totals_of_their_batch():
     pairs = [token_pair(5, 3 + i, 4, first=40 * i) for i in range(4)]
     (step,) = batches(pairs, max_tokens=16).iterate(1)
     assert len(step) > 1
-    assert {part.n_total for part in step} == {4}
-    assert {part.n_chosen_tokens for part in step} == {3 + 4 + 5 + 6}
+    assert {part.totals.groups for part in step} == {4}
+    assert {part.totals.better_tokens for part in step} == {3 + 4 + 5 + 6}
 
 
 @pytest.mark.parametrize(
     ("mode", "kept"), [("drop", []), ("keep_end", [(8, 4, 10)]), ("keep_start", [(12, 2, 10)])]
 )
 def test_truncation_keeps_what_its_mode_says(mode, kept):
-    row = (a_pair(), encoded(10, 2), encoded(10, 6))
+    row = (a_pair(), [encoded(10, 2), encoded(10, 6)], [[], []])
     pairs, lengths = tokenise([row], max_length=12, truncation_mode=mode)
     if mode == "keep_start":
-        assert [len(pairs[0].chosen), len(pairs[0].rejected)] == [12, 12]
-        assert pairs[0].rejected.n_prompt == 10
+        assert [len(answer) for answer in pairs[0].answers] == [12, 12]
+        assert pairs[0].answers[1].n_prompt == 10
     elif mode == "keep_end":
-        (only,) = pairs
-        assert list(only.rejected.tokens)[:6] == list(range(4, 10))
-        assert list(only.rejected.tokens)[6:] == list(range(900, 906))
-        assert only.chosen.n_prompt == only.rejected.n_prompt == 6
-        assert list(only.chosen.mask) == [0] * 6 + [1] * 2
+        ((chosen, rejected),) = (group.answers for group in pairs)
+        assert list(rejected.tokens)[:6] == list(range(4, 10))
+        assert list(rejected.tokens)[6:] == list(range(900, 906))
+        assert chosen.n_prompt == rejected.n_prompt == 6
+        assert list(chosen.mask) == [0] * 6 + [1] * 2
     else:
         assert not pairs
     assert len(pairs) == len(kept)
@@ -97,8 +105,8 @@ def test_truncation_keeps_what_its_mode_says(mode, kept):
 @pytest.mark.parametrize("mode", ["keep_end", "keep_start"])
 def test_a_row_that_would_lose_all_of_a_side_is_left_out(mode):
     rows = [
-        (a_pair(), encoded(10, 30), encoded(10, 2)),
-        (a_pair("f:2"), encoded(40, 2), encoded(40, 3)),
+        (a_pair(), [encoded(10, 30), encoded(10, 2)], [[], []]),
+        (a_pair("f:2"), [encoded(40, 2), encoded(40, 3)], [[], []]),
     ]
     pairs, lengths = tokenise(rows, max_length=12, truncation_mode=mode)
     left = {"keep_end": ["f:1"], "keep_start": ["f:2"]}[mode]
@@ -106,6 +114,21 @@ def test_a_row_that_would_lose_all_of_a_side_is_left_out(mode):
     assert len(pairs) == 1
 
 
-def test_no_pair_is_an_error():
-    with pytest.raises(ValueError, match="at least one pair"):
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        ((0.0, 3.0, 1.0), (1, 0)),
+        ((2.0, 2.0), (0, 0)),
+        ((1.0,), (0, -1)),
+        ((0.0,), (-1, 0)),
+        ((1.0, math.nan), (0, -1)),
+        ((0.0, math.nan), (-1, 0)),
+    ],
+)
+def test_the_ends_of_a_group(scores, found):
+    assert ends(scores) == found
+
+
+def test_no_group_is_an_error():
+    with pytest.raises(ValueError, match="at least one row"):
         batches([])

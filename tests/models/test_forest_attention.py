@@ -90,7 +90,7 @@ def test_forest_equals_padded_eager_computation(family, compute, sequences, min_
     model, reference = model_of(family), tiny_model(family, torch.float64)
     reference.set_attn_implementation("eager")
     forest = plant(sequences, min_shared=min_shared)
-    log_probs = output_layer(model).log_probs(compute(model, forest), forest.targets)
+    log_probs = output_layer(model).log_probs(compute(model, forest, forest.before), forest.targets)
     ours, theirs = forest.totals(log_probs), plain(reference, sequences, side)
     # Rotary tables and eager softmax are float32 in transformers, which bounds the agreement.
     assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-5)
@@ -173,12 +173,14 @@ def test_checkpointed_layers_recompute_the_same_gradient():
     )
     layer = output_layer(model)
     plain_grad = weighted_gradient(
-        model, forest.totals(layer.log_probs(forest_hidden(model, forest), forest.targets))
+        model,
+        forest.totals(layer.log_probs(forest_hidden(model, forest, forest.before), forest.targets)),
     )
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     again = weighted_gradient(
-        model, forest.totals(layer.log_probs(forest_hidden(model, forest), forest.targets))
+        model,
+        forest.totals(layer.log_probs(forest_hidden(model, forest, forest.before), forest.targets)),
     )
     assert torch.allclose(plain_grad, again, rtol=1e-10, atol=1e-12)
 
@@ -194,7 +196,9 @@ def test_lower_precision_stays_near_float64(dtype):
     rough.load_state_dict(exact.state_dict())
     results = []
     for model in (exact, rough):
-        log_probs = output_layer(model).log_probs(forest_hidden(model, forest), forest.targets)
+        log_probs = output_layer(model).log_probs(
+            forest_hidden(model, forest, forest.before), forest.targets
+        )
         results.append(weighted_gradient(model, forest.totals(log_probs)).double())
     error = (results[0] - results[1]).norm() / results[0].norm()
     assert error < (1e-5 if dtype == torch.float32 else 5e-2)
@@ -238,7 +242,7 @@ def test_a_wrong_position_is_found(monkeypatch, family, dtype):
 def test_gradients_do_not_depend_on_the_size_of_tiles(sequences):
     model = model_of("llama")
     forest = plant(sequences, min_shared=1)
-    hidden_of = lambda: forest_hidden(model, forest).sum(0, keepdim=True)  # noqa: E731
+    hidden_of = lambda: forest_hidden(model, forest, forest.before).sum(0, keepdim=True)  # noqa: E731
     whole = weighted_gradient(model, hidden_of())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "TILE_ROWS", 3)
@@ -254,8 +258,8 @@ def test_the_residual_stream_of_a_bfloat16_model_keeps_float32():
     exact.load_state_dict(rough.state_dict())
     sequence = Marked(tuple(range(5, 105)), (False,) + (True,) * 99)
     forest = plant([sequence])
-    wanted = forest_hidden(exact, forest)
-    ours = forest_hidden(rough, forest)
+    wanted = forest_hidden(exact, forest, forest.before)
+    ours = forest_hidden(rough, forest, forest.before)
     plain = rough.base_model(input_ids=forest.tokens[None]).last_hidden_state[0][forest.before]
     assert ours.dtype == torch.float32
     assert (ours - wanted).norm() < 0.95 * (plain - wanted).norm()

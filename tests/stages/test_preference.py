@@ -1,26 +1,22 @@
 """The objective of pairs: exact accumulation, the reference and its cache, adapters."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from melior.data.batches import PairBatches, tokenise
+from melior.data.batches import GroupBatches, TokenValues, tokenise
+from melior.data.examples import of_pair
 from melior.losses.preference import dpo
 from melior.losses.reference_free import simpo
 from melior.models.loading import load
 from melior.options import ModelOptions
 from melior.records import Pair, Turn
-from melior.stages.preference import (
-    log_ratio_method,
-    pair_log_probs,
-    pair_objective,
-    per_token_method,
-    reference_log_probs,
-    zeros,
-)
-from melior.types import Pairwise
+from melior.stages.method import Method, log_ratio_method, pairwise, per_token_method
+from melior.stages.preference import couple, coupled_objective, group_objective
+from melior.stages.reference import reference_log_probs, token_log_probs
 
 METHODS = {
     "dpo": log_ratio_method(partial(dpo, beta=0.5), beta=0.5, sft_weight=0.3),
@@ -43,13 +39,13 @@ def pairs(model):
         chosen, rejected = (Turn("assistant", w * (1 + i % 3)) for w in ("hello ", "dog "))
         pair = Pair(prompt, (chosen,), (rejected,), origin=f"f:{i}")
         sides = [model.chat.encode(prompt, side) for side in (pair.chosen, pair.rejected)]
-        rows.append((pair, *sides))
+        rows.append((of_pair(pair), sides, [[], []]))
     return tokenise(rows, max_length=512, truncation_mode="drop")[0]
 
 
 def gradient(model, method, pairs, reference, budget):
-    loader = PairBatches(pairs, reference, batch_size=9, max_tokens=budget, seed=0)
-    objective, loss, metrics = pair_objective(model, method), 0.0, {}
+    loader = GroupBatches(pairs, reference, batch_size=9, max_tokens=budget, seed=0)
+    objective, loss, metrics = group_objective(model, method), 0.0, {}
     model.model.zero_grad()
     for part in loader.portions(range(9)):
         value, found = objective(part)
@@ -63,7 +59,7 @@ def gradient(model, method, pairs, reference, budget):
 @pytest.mark.parametrize("name", METHODS)
 def test_portions_add_up_to_the_whole_batch(name, model, pairs):
     """Loss, gradient and metrics, in float64; the NLL term is a mean over the batch's tokens."""
-    method, reference = METHODS[name], pair_log_probs(model, pairs, max_tokens=10**6)
+    method, reference = METHODS[name], token_log_probs(model, pairs, max_tokens=10**6)
     whole = gradient(model, method, pairs, reference, 10**6)
     parts = gradient(model, method, pairs, reference, 40)
     assert whole[0] == pytest.approx(parts[0], rel=1e-9)
@@ -76,7 +72,10 @@ def test_portions_add_up_to_the_whole_batch(name, model, pairs):
 def test_the_objective_is_the_papers_on_plain_log_probabilities(model, pairs):
     """DPO's loss and its gradient, from each sequence alone through the whole model."""
     method = log_ratio_method(partial(dpo, beta=0.5), beta=0.5)
-    reference = Pairwise(*(torch.linspace(-60, -40, 9, dtype=torch.float64) for _ in range(2)))
+    drawn = torch.Generator().manual_seed(0)
+    zeros = TokenValues.zeros(pairs)
+    said = -torch.rand(len(zeros.values), generator=drawn, dtype=torch.float64)
+    reference = replace(zeros, values=said)
     loss, _, found = gradient(model, method, pairs, reference, 200)
 
     def total(side):
@@ -87,8 +86,11 @@ def test_the_objective_is_the_papers_on_plain_log_probabilities(model, pairs):
 
     model.model.zero_grad()
     wanted = 0.0
-    for pair, ref_w, ref_l in zip(pairs, reference.chosen, reference.rejected, strict=True):
-        delta = (total(pair.chosen) - ref_w) - (total(pair.rejected) - ref_l)
+    for place, pair in enumerate(pairs):
+        ref_w, ref_l = (
+            side.sum() for side in reference.of([place]).split(reference.lengths[place])
+        )
+        delta = (total(pair.answers[0]) - ref_w) - (total(pair.answers[1]) - ref_l)
         wanted = wanted - torch.log(1 / (1 + torch.exp(-0.5 * delta))) / 9
     wanted.backward()
     right = torch.cat([p.grad.flatten() for p in model.model.parameters()])
@@ -106,20 +108,20 @@ def test_the_reference_is_computed_once_and_found_again(
     again: list[int] = []
     second = reference_log_probs(model, pairs, max_tokens=200, on_progress=again.append)
     assert again == [9]
-    assert torch.equal(first.chosen, second.chosen)
+    assert torch.equal(first.values, second.values)
     # Other weights are another reference, and so are other options of the same weights.
     options = ModelOptions(model=str(model_folder), dtype="fp32")
     other = load(options, trainable=True)
     with torch.no_grad():
         next(other.model.parameters()).mul_(1.5)
     moved = reference_log_probs(other, pairs, max_tokens=200)
-    assert not torch.allclose(first.chosen, moved.chosen)
+    assert not torch.allclose(first.values.float(), moved.values)
     config = model_folder / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings["rope_parameters"]["rope_theta"] = 50.0
     config.write_text(json.dumps(settings), encoding="utf-8")
     turned = reference_log_probs(load(options, trainable=True), pairs, max_tokens=200)
-    assert not torch.allclose(first.chosen, turned.chosen, atol=1e-3)
+    assert not torch.allclose(first.values.float(), turned.values, atol=1e-3)
 
 
 def test_a_damaged_cache_is_computed_anew(model, pairs, tmp_path, monkeypatch):
@@ -127,13 +129,13 @@ def test_a_damaged_cache_is_computed_anew(model, pairs, tmp_path, monkeypatch):
     first = reference_log_probs(model, pairs, max_tokens=200)
     (file,) = (tmp_path / "cache" / "reference").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:50])
-    assert torch.equal(first.chosen, reference_log_probs(model, pairs, max_tokens=200).chosen)
+    assert torch.equal(first.values, reference_log_probs(model, pairs, max_tokens=200).values)
 
 
 def test_an_adapters_reference_is_the_model_without_it(model_folder, pairs, tmp_path, monkeypatch):
     monkeypatch.setenv("MELIOR_CACHE", str(tmp_path / "cache"))
     bare = load(ModelOptions(model=str(model_folder), dtype="fp32"), trainable=False)
-    wanted = pair_log_probs(bare, pairs, max_tokens=10**6)
+    wanted = token_log_probs(bare, pairs, max_tokens=10**6)
     options = ModelOptions(model=str(model_folder), dtype="fp32", lora_r=4)
     adapted = load(options, trainable=True)
     with torch.no_grad():
@@ -141,15 +143,50 @@ def test_an_adapters_reference_is_the_model_without_it(model_folder, pairs, tmp_
             if "lora_B" in name:
                 weight.fill_(0.3)
     found = reference_log_probs(adapted, pairs, max_tokens=10**6)
-    assert torch.allclose(found.chosen, wanted.chosen, atol=1e-4)
-    moved = pair_log_probs(adapted, pairs, max_tokens=10**6)
-    assert not torch.allclose(moved.chosen, wanted.chosen, atol=1e-1)
+    assert torch.allclose(found.values, wanted.values, atol=1e-4)
+    moved = token_log_probs(adapted, pairs, max_tokens=10**6)
+    assert not torch.allclose(moved.values, wanted.values, atol=1e-1)
 
 
 def test_no_reference_is_a_reference_of_zeros(pairs):
-    nothing = zeros(pairs)
-    assert nothing.chosen.shape == (9,)
-    assert not nothing.margin.any()
+    nothing = TokenValues.zeros(pairs)
+    assert nothing.values.shape == (sum(a.n_scored for pair in pairs for a in pair.answers),)
+    assert not nothing.values.any()
+    assert nothing.values.untyped_storage().nbytes() == 4
+
+
+def whole_batch_loss(answers):
+    """A loss that couples: each pair's margin against the batch's average margin."""
+    margin = pairwise(answers.log_ratio).margin
+    return torch.nn.functional.softplus(margin.mean() - 2 * margin) + 0.1 * margin.mean() ** 2
+
+
+def test_a_coupled_loss_accumulates_as_if_its_batch_were_one(model, pairs):
+    method = Method(whole_batch_loss, lambda a: a.log_ratio, True, sft_weight=0.2, is_coupled=True)
+    reference = token_log_probs(model, pairs, max_tokens=10**6)
+    reference = replace(reference, values=reference.values * 1.1)
+    loader = GroupBatches(pairs, reference, batch_size=9, max_tokens=10**6, seed=0)
+    (whole,) = loader.portions(range(9))
+    model.model.zero_grad()
+    value, metrics = group_objective(model, method)(whole)
+    value.backward()
+    wanted = torch.cat([p.grad.flatten() for p in model.model.parameters()])
+    loader.max_tokens = 60
+    portions = loader.portions(range(9))
+    assert len(portions) > 2
+    split, objective = couple(model, method), coupled_objective(model, method)
+    model.model.zero_grad()
+    loss, found = 0.0, {}
+    for part in split(portions):
+        share, own = objective(part)
+        share.backward()
+        loss += float(share.detach())
+        found = {name: found.get(name, 0.0) + number for name, number in own.items()}
+    grads = torch.cat([p.grad.flatten() for p in model.model.parameters()])
+    assert loss == pytest.approx(float(value.detach()), rel=1e-9)
+    assert (grads - wanted).norm() < 1e-9 * wanted.norm()
+    metrics.pop("num_tokens"), found.pop("num_tokens")
+    assert found == pytest.approx(metrics, rel=1e-7, abs=1e-9)
 
 
 def test_a_whole_model_cannot_be_its_own_reference_later(model):

@@ -1,0 +1,132 @@
+"""What is learned from: pairs, scored lists, or answers that are judged alone; no torch."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Literal
+
+from melior.data.files import as_group, read_any, read_groups, read_pairs
+from melior.records import Group, Pair, Turns
+
+Data = Literal["pairs", "answers", "lists"]
+"""What rows hold: a better and a worse answer, answers judged alone, or scored lists."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is learned from one prompt, whatever record it came from."""
+
+    prompt: Turns
+    answers: tuple[Turns, ...]
+    """Of a pair, the chosen one first."""
+    scores: tuple[float, ...]
+    """Of each answer; higher is better. Of an answer that is judged alone: 1 good, 0 bad."""
+    steps: tuple[tuple[str, ...], ...] = ()
+    """Each answer cut into steps, in lists where the file does so."""
+    margin: float = 0.0
+    weight: float = 1.0
+    subset: str = ""
+    origin: str = ""
+
+
+def read_examples(data: Data, sources: Sequence[str], *, seed: int = 0) -> Iterator[Example]:
+    """Yield what rows teach.
+
+    Raises:
+        ValueError: a row is not of this kind: a list needs two or more answers, all with scores,
+            and an answer judged alone needs a label.
+        FileNotFoundError: a source does not exist.
+    """
+    if data == "pairs":
+        return map(of_pair, read_pairs(sources, seed=seed))
+    if data == "lists":
+        draw = random.Random(seed)
+        return (of_list(group, draw) for group in read_groups(sources, seed=seed))
+    return chain.from_iterable(map(alone, read_any(sources, seed=seed)))
+
+
+def of_pair(pair: Pair) -> Example:
+    """Return a pair as a group of two."""
+    group = as_group(pair)
+    answers = tuple(candidate.response for candidate in group.candidates)
+    scores = tuple(float(candidate.score or 0.0) for candidate in group.candidates)
+    return Example(
+        pair.prompt, answers, scores, (), pair.margin, pair.weight, _subset(group), pair.origin
+    )
+
+
+def of_list(group: Group, draw: random.Random) -> Example:
+    """Return a group of scored candidates, shuffled."""
+    # Before the first step all are equally likely, and what a ranking loss then takes for their
+    # ranks must not be the file's order.
+    candidates = draw.sample(group.candidates, len(group.candidates))
+    found = [candidate.score for candidate in candidates]
+    scores = tuple(score for score in found if score is not None)
+    if len(found) < 2 or len(scores) < len(found):
+        raise ValueError(
+            f"{group.origin}: a list needs two or more candidates, each with a score; found"
+            f" {len(found)}, {len(found) - len(scores)} without; score them with `melior score`"
+        )
+    answers = tuple(candidate.response for candidate in candidates)
+    steps = tuple(candidate.steps for candidate in candidates)
+    cut = steps if any(steps) else ()
+    return Example(group.prompt, answers, scores, cut, 0.0, 1.0, _subset(group), group.origin)
+
+
+def alone(record: Pair | Group) -> Iterator[Example]:
+    """Yield each answer of a record by itself, labelled good or bad."""
+    group = as_group(record)
+    for candidate in group.candidates:
+        label = candidate.score
+        if isinstance(record, Pair):
+            label = float(candidate.response is record.chosen)
+        if label not in (0.0, 1.0):
+            found = "no score" if label is None else f"the score {label:g}"
+            raise ValueError(
+                f"{group.origin}: an answer judged alone needs 'label', true or false;"
+                f" found {found}"
+            )
+        weight = record.weight if isinstance(record, Pair) else 1.0
+        yield Example(
+            group.prompt, (candidate.response,), (label,), (), 0.0, weight, _subset(group),
+            group.origin,
+        )  # fmt: skip
+    if not group.candidates:
+        raise ValueError(f"{group.origin}: an answer needs 'completion'; found a prompt alone")
+
+
+def with_strangers(examples: Iterable[Example]) -> Iterator[Example]:
+    """Put beside each answer that of another prompt, whose score is nan: it is read, not judged.
+
+    It is the answer to the next other prompt, and to the first for the last ones.
+
+    Raises:
+        ValueError: all prompts are the same.
+    """
+    waiting: list[Example] = []
+    first: Example | None = None
+    for example in examples:
+        first = first or example
+        if waiting and example.prompt != waiting[0].prompt:
+            yield from (_beside(one, example) for one in waiting)
+            waiting = []
+        waiting.append(example)
+    if first and waiting and first.prompt == waiting[0].prompt:
+        raise ValueError(
+            f"{first.origin}: needs answers to two or more prompts; found one prompt, so that no"
+            " other's answer can stand beside"
+        )
+    yield from (_beside(one, first) for one in waiting if first)
+
+
+def _beside(example: Example, stranger: Example) -> Example:
+    answers = (example.answers[0], stranger.answers[0])
+    return replace(example, answers=answers, scores=(example.scores[0], math.nan))
+
+
+def _subset(group: Group) -> str:
+    return str(group.facts.get("subset", ""))

@@ -1,0 +1,216 @@
+"""Pairs that count unequally: weights, betas and log-probabilities that adapt to the pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from melior.objectives.relative import Relative
+from melior.options import in_range
+
+if TYPE_CHECKING:
+    import torch
+
+    from melior.stages.method import Answers, Method
+
+
+@dataclass(frozen=True)
+class Madpo(Relative):
+    """DPO on pairs weighted by a reward model's margins, which the data holds."""
+
+    paper = "Rho 2025, arXiv 2510.05342"
+
+    c_max: float = 2.0
+    """How far narrow margins are amplified; the paper's best is 4."""
+    tau: float = 7.0
+    """Margin at which amplifying turns into dampening; `melior margins` suggests one."""
+    lam: float = 1.0
+    """Steepness of that turn."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        in_range("c_max", self.c_max, 1)
+        in_range("tau", self.tau, 0, above=True)
+        in_range("lam", self.lam, 0, above=True)
+
+    def method(self) -> Method:
+        """Return the weighted loss and DPO's reward."""
+        from melior.losses.weights import madpo, madpo_weight
+        from melior.stages.method import Method, pairwise
+
+        weight = partial(madpo_weight, c_max=self.c_max, tau=self.tau, lam=self.lam)
+        return Method(
+            lambda a: madpo(
+                pairwise(a.policy), pairwise(a.reference), weight(a.margins), beta=self.beta
+            ),
+            lambda a: self.beta * a.log_ratio,
+            has_reference=True,
+            needs_margins=True,
+            **self.likelihood.options(),
+        )
+
+
+@dataclass(frozen=True)
+class BetaDpo(Relative):
+    """DPO with a beta for each batch and a filter on unusual pairs, as in the paper's formulas."""
+
+    paper = "Wu et al. 2024, arXiv 2407.08639"
+
+    alpha: float = 0.6
+    """How strongly beta follows the batch's average gap."""
+    keep: float = 0.8
+    """Share of a batch that the filter keeps."""
+    momentum: float = 0.9
+    """Of the running mean and spread of the gaps."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        in_range("alpha", self.alpha, 0)
+        in_range("keep", self.keep, 0, 1, above=True)
+        in_range("momentum", self.momentum, 0, 1, below=True)
+
+    def gaps(self, answers: Answers) -> torch.Tensor:
+        """Return what is tracked of each pair: the margins of the rewards."""
+        return self.beta * (answers.log_ratio[:, 0] - answers.log_ratio[:, 1]).detach()
+
+    def adapted(self, gaps: torch.Tensor, state: Any) -> torch.Tensor:
+        """Return the batch's beta."""
+        from melior.losses.weights import adaptive_beta
+
+        return adaptive_beta(gaps, state, beta=self.beta, alpha=self.alpha)
+
+    def method(self) -> Method:
+        """Return the loss, which couples a batch and remembers its gaps, and DPO's reward."""
+        from melior.losses.weights import (
+            GapState,
+            beta_dpo,
+            drawn_without_replacement,
+            gap_filter,
+            tracked_gap,
+        )
+        from melior.stages.memory import Memory
+        from melior.stages.method import Method, pairwise
+
+        memory = Memory(mean=0.0, std=1.0)
+
+        def state() -> GapState:
+            return GapState(memory.values["mean"], memory.values["std"])
+
+        def loss(answers: Answers) -> torch.Tensor:
+            gaps = self.gaps(answers)
+            beta = self.adapted(gaps, state())
+            losses = beta_dpo(pairwise(answers.policy), pairwise(answers.reference), beta)
+            kept = drawn_without_replacement(
+                gap_filter(gaps, state()).cpu(), share=self.keep, generator=memory.generator
+            ).to(losses.device)
+            # The mean over those that are kept, as what every pair adds to the batch's mean.
+            return losses.new_zeros(len(losses)).index_copy(
+                0, kept, losses[kept] * (len(losses) / len(kept))
+            )
+
+        def remember(answers: Answers) -> dict[str, float]:
+            gaps, was = self.gaps(answers), state()
+            now = tracked_gap(was, gaps, momentum=self.momentum)
+            memory.values = {"mean": now.mean, "std": now.std}
+            return {"beta": float(self.adapted(gaps, was)), "gap": float(now.mean)}
+
+        return Method(
+            loss,
+            lambda a: self.beta * a.log_ratio,
+            has_reference=True,
+            is_coupled=True,
+            memory=memory,
+            remember=remember,
+            **self.likelihood.options(),
+        )
+
+
+@dataclass(frozen=True)
+class BetaDpoClamped(BetaDpo):
+    """Beta-DPO as its released code has it: gaps without beta, and beta at least 0.001."""
+
+    def gaps(self, answers: Answers) -> torch.Tensor:
+        """Return what is tracked of each pair: the raw margins."""
+        return (answers.log_ratio[:, 0] - answers.log_ratio[:, 1]).detach()
+
+    def adapted(self, gaps: torch.Tensor, state: Any) -> torch.Tensor:
+        """Return the batch's beta."""
+        from melior.losses.weights import clamped_adaptive_beta
+
+        return clamped_adaptive_beta(gaps, state, beta=self.beta, alpha=self.alpha)
+
+
+@dataclass(frozen=True)
+class Wpo(Relative):
+    """DPO on pairs weighted by how likely the model itself would be to write them."""
+
+    paper = "Zhou et al. 2024, arXiv 2406.11827"
+
+    def method(self) -> Method:
+        """Return the loss under sampled alignment, and DPO's reward."""
+        from melior.losses.preference import dpo
+        from melior.losses.weights import wpo_weight
+        from melior.stages.method import Method, pairwise
+
+        def loss(answers: Answers) -> torch.Tensor:
+            collision = answers.sums(answers.extras["collision"])
+            alignment = collision / answers.lengths.clamp(min=1)
+            weight = wpo_weight(pairwise(answers.per_token), pairwise(alignment))
+            policy, reference = pairwise(answers.policy), pairwise(answers.reference)
+            return weight * dpo(policy, reference, beta=self.beta)
+
+        return Method(
+            loss,
+            lambda a: self.beta * a.log_ratio,
+            has_reference=True,
+            extras=frozenset({"collision"}),
+            **self.likelihood.options(),
+        )
+
+
+@dataclass(frozen=True)
+class LdDpo(Relative):
+    """DPO in which tokens beyond the shorter answer's length count less."""
+
+    paper = "Liu et al. 2024, arXiv 2409.06411"
+
+    alpha: float = 0.5
+    """Weight of those tokens: 0 leaves them out, 1 is DPO."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        in_range("alpha", self.alpha, 0, 1)
+
+    def method(self) -> Method:
+        """Return DPO's loss and reward on desensitised log-probabilities."""
+        from melior.losses.preference import dpo
+        from melior.losses.weights import length_desensitized
+        from melior.stages.method import Method, pairwise
+        from melior.types import Pairwise
+
+        def counted(answers: Answers, tokens: torch.Tensor) -> Pairwise:
+            shorter = answers.lengths.amin(-1)[answers.places // answers.is_there.shape[1]]
+            common = answers.sums(tokens * (answers.ranks < shorter))
+            whole = answers.sums(tokens)
+            return length_desensitized(pairwise(whole), pairwise(common), alpha=self.alpha)
+
+        def reward(answers: Answers) -> torch.Tensor:
+            ratio = counted(answers, answers.tokens - answers.reference_tokens)
+            return self.beta * _columns(ratio)
+
+        return Method(
+            lambda a: dpo(counted(a, a.tokens), counted(a, a.reference_tokens), beta=self.beta),
+            reward,
+            has_reference=True,
+            **self.likelihood.options(),
+        )
+
+
+def _columns(sides: Any) -> torch.Tensor:
+    import torch
+
+    return torch.stack([sides.chosen, sides.rejected], -1)
