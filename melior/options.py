@@ -166,6 +166,8 @@ class LoopOptions:
     """Checkpoints kept."""
     eval_steps: int = 0
     """Steps between evaluations on the held-out data; 0 judges only before and after."""
+    kl_budget: float = 0.0
+    """Nats an answer that the model may end away from its start without a warning; 0 sets none."""
     seed: int = 42
     resume: Annotated[bool, tyro.conf.arg(aliases=["--resume-from-checkpoint"])] = False
     """Go on from the newest whole checkpoint in the run folder."""
@@ -185,6 +187,7 @@ class LoopOptions:
         in_range("save_steps", self.save_steps, 0)
         in_range("save_total_limit", self.save_total_limit, 1)
         in_range("eval_steps", self.eval_steps, 0)
+        in_range("kl_budget", self.kl_budget, 0)
         in_range("seed", self.seed, 0, 2**63 - 1)
 
 

@@ -30,6 +30,8 @@ def check_inputs(
         _look(source, holds)
     for source in data.eval_data:
         _look(source, held_out_data(holds, [source]))
+    if loop.kl_budget and not data.n_samples:
+        raise ValueError("kl_budget needs sampled answers to tell; found n_samples 0")
     if not data.data:
         raise ValueError(f"data: at least one source of {holds} is needed; found none")
 

@@ -70,7 +70,7 @@ def held_out_metrics(answers: Answers, method: Method, data: Data) -> Metrics:
         for side, rows in (("chosen", better), ("rejected", worse)):
             found[f"eval_{name}/{side}"] = float(values[rows].mean())
         margin = found[f"eval_{name}/chosen"] - found[f"eval_{name}/rejected"]
-        right = ranked_right(answers, values)
+        right = ranked_right(answers, method.direction * values if name == "rewards" else values)
         found |= {f"eval_{name}/margins": margin, f"eval_{name}/accuracies": float(right.mean())}
     return found
 
@@ -107,7 +107,9 @@ def compare_held_out(
     """
     draw, name = generator(seed), KINDS[data]
     right = [ranked_right(side, side.per_token) for side in (before, after)]
-    rewards = [ranked_right(side, method.reward(side)) for side in (before, after)]
+    rewards = [
+        ranked_right(side, method.direction * method.reward(side)) for side in (before, after)
+    ]
     better, _ = _ends(after)
     comparisons = [
         compare(right[0], right[1], name=name, unit="share", generator=draw),

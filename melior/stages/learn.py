@@ -23,15 +23,18 @@ from melior.models.loading import load, load_chat, save_model
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics, Turns
 from melior.stages.data import Prepared, prepare
+from melior.stages.health import of_answers, of_data, start_loss, watch
 from melior.stages.inputs import held_out_data
 from melior.stages.judge import answers, compare_held_out, held_out_answers, held_out_metrics, kl
 from melior.stages.method import Method
 from melior.stages.preference import couple, coupled_objective, group_objective
 from melior.stages.reference import reference_log_probs, token_log_probs
 from melior.training.checkpoint import Checkpoints, Generators, Stateful
+from melior.training.health import Health
 from melior.training.hooks import Progress, counted, every
 from melior.training.loop import Hook, descend, fit
 from melior.training.run import Run, last_metrics, write_json, write_json_lines, write_text
+from melior.training.symptoms import Setting
 
 SAMPLE_TOKENS = 128
 """Of the answers shown side by side."""
@@ -76,10 +79,14 @@ def _learn(plan: Plan, run: Run, train: Prepared, held_out: Prepared | None) -> 
         run.note(f"answers are computed one by one, under padding: {model.padded_because}")
     bench = Bench(plan, model, held_out, (held_out or train).first_prompts)
     data = [train.sha256, held_out.sha256 if held_out else ""]
-    _train(plan, run, model, train, bench, about={"data": data, "model": model.start_hash})
+    about = {"data": data, "model": model.start_hash}
+    health = _train(plan, run, model, train, bench, about=about)
     save_model(model, run.folder / "model")
     evaluation = bench.verdict()
     write_json(run.folder / "evaluation.json", evaluation)
+    budget = plan.loop.kl_budget
+    said = bench.before, bench.after, train.groups, evaluation["facts"]
+    health.add(*of_answers(*said, kl_budget=budget))
     write_json_lines(run.folder / "samples.jsonl", bench.side_by_side())
     write_card(run.folder, base=plan.model.model)
 
@@ -195,8 +202,8 @@ def _train(
     bench: Bench,
     *,
     about: dict[str, Any],
-) -> None:
-    """Take all steps, or those still to come."""
+) -> Health:
+    """Take all steps, or those still to come; return what watched them."""
     loop = plan.loop
     reference = TokenValues.zeros(train.groups)
     if plan.method.has_reference:
@@ -220,19 +227,25 @@ def _train(
         keep=loop.save_total_limit,
     )
     start = _resume(plan, run, kept) if loop.resume else 0
+    setting = Setting(total, plan.optim.max_grad_norm, start_loss(plan.method, train.groups))
+    health = watch(run, setting, is_resumed=loop.resume)
+    health.add(of_data(train.findings, loop.epochs))
 
     def note(number: int, metrics: Metrics) -> None:
         run.append(number, {"epoch": number / batches.steps_per_epoch} | metrics)
 
     def judge(number: int) -> None:
-        run.append(number, bench.metrics())
+        metrics = bench.metrics()
+        run.append(number, metrics)
+        health(number, metrics)
 
     with Progress(total, start=start) as progress_bar:
         evaluating = every(loop.eval_steps if bench.groups else 0, judge)
         saving = every(loop.save_steps, kept.save, last=total)
-        hooks: list[Hook] = [note, progress_bar, evaluating, saving]
+        hooks: list[Hook] = [note, progress_bar, health, evaluating, saving]
         todo = batches.iterate(total, start=start)
         fit(step, todo, hooks=hooks, start=start, save=kept.save)
+    return health
 
 
 def _step(

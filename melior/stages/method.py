@@ -156,6 +156,23 @@ class Method:
     has_strangers: bool = False
     """Beside each answer judged alone stands another prompt's, whose score is nan (KTO)."""
 
+    @cached_property
+    def direction(self) -> float:
+        """1 where the reward rises with an answer's log-probability, -1 where it falls, 0 else.
+
+        Accuracy is of the reward times this. A beta with the wrong sign would rank every pair
+        right by what the model unlearns, and look perfect.
+        """
+        two = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        nothing = torch.zeros(2, dtype=torch.float64)
+        answers = Answers(
+            tokens=two[0] - 2, reference_tokens=nothing - 2, places=torch.arange(2),
+            steps=torch.zeros(2, dtype=torch.long), scores=two, margins=nothing[:1],
+            is_there=torch.ones(1, 2, dtype=torch.bool),
+        )  # fmt: skip
+        likelier, other = self.reward(answers)[0].tolist()
+        return float((likelier > other) - (likelier < other))
+
 
 def per_token_method(
     loss: Callable[[Pairwise], Float[Tensor, " n"]], *, beta: float, **options: object

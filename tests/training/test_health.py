@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -274,3 +276,11 @@ def test_a_resumed_run_does_not_repeat_its_notes(tmp_path):
         assert isinstance(run, Run)
     assert record(tmp_path)["notes"] == ["chosen answers fall"]
     assert [row.get("loss") for row in read_rows(tmp_path)] == [0.5, None]
+
+
+def test_the_page_names_every_symptom():
+    text = (Path(__file__).parents[2] / "docs" / "health.md").read_text(encoding="utf-8")
+    rules = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE))
+    source = Path(symptoms.__file__).read_text(encoding="utf-8")
+    assert rules >= set(re.findall(r'^        "([a-z]+(?:-[a-z]+)*)", ', source, re.MULTILINE))
+    assert {"displacement", "kl-budget", "repeated-rows", "wrong-start"} <= rules

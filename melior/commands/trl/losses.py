@@ -22,12 +22,13 @@ DPO_LOSSES: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 """TRL's loss type, our command, and its options by ours."""
 DIVERGENCES = {
-    "forward_kl": "forward-kl",
-    "js_divergence": "jensen-shannon",
+    "forward_kl": "forward_kl",
+    "js_divergence": "jensen_shannon",
     "alpha_divergence": "alpha",
 }
 
 
+_CONSTANT = "TRL's loss is higher by a constant for each good answer, which has no gradient"
 _DPO_KEYS = ("beta", "discopop_tau", "f_alpha_divergence_coef", "f_divergence_type",
              "label_smoothing", "ld_alpha", "use_weighting")  # fmt: skip
 
@@ -69,7 +70,7 @@ def dpo(given: Given, out: Translation, parts: int) -> None:
     if kind == "sppo_hard":
         out.differences["half-sppo"] = "TRL's SPPO loss is twice ours, and so are its gradients"
     if kind.startswith("apo"):
-        out.remarks.append("TRL adds a constant 1 to this loss, which has no gradient")
+        out.remarks.append(_CONSTANT)
 
 
 def _variants(given: Given, out: Translation, kind: str) -> None:
@@ -142,7 +143,9 @@ def kto(given: Given, out: Translation, parts: int) -> None:
     out.command = commands[kind]
     keys = ("beta", "desirable_weight", "undesirable_weight")
     out.options |= {key: given.number(key) for key in keys}
-    if kind == "kto":
+    if kind == "apo_zero_unpaired":
+        out.remarks.append(_CONSTANT)
+    else:
         _by_parts(out, parts, "the reference point")
 
 
