@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from melior.cli import main
 from tests.tiny import tiny_folder
@@ -140,6 +140,30 @@ def test_a_damaged_model_is_one_sentence(refused, pairs, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     said = refused(*dpo(folder, pairs, tmp_path))
     assert "cannot be loaded as a causal language model" in said
+
+
+@pytest.mark.parametrize("text", ["{}", "{nope", '{"model": {"type": "none"}}'])
+def test_a_damaged_tokenizer_is_one_sentence(refused, pairs, tmp_path, text):
+    folder = tiny_folder(tmp_path / "cut")
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    assert "its tokenizer does not load" in refused(*dpo(folder, pairs, tmp_path))
+
+
+def test_weights_that_are_no_numbers_are_told_before_training(refused, pairs, tmp_path):
+    folder = tiny_folder(tmp_path / "nan")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("norm.weight"))
+    weights[name][0] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    said = refused(*dpo(folder, pairs, tmp_path, "--n-samples", "1"))
+    assert "probabilities must be finite; found nan" in said
+
+
+def test_rows_longer_than_the_model_has_positions_are_refused(refused, tmp_path):
+    folder = tiny_folder(tmp_path / "gpt2", "gpt2")
+    data = written(tmp_path / "pairs.jsonl", [row | {"prompt": "word " * 600} for row in GOOD])
+    said = refused(*dpo(folder, data, tmp_path, "--max-length", "5000", "--n-samples", "0"))
+    assert "max_length must be at most the 1024 positions that the model has" in said
 
 
 def test_a_model_or_adapter_in_a_pickle_is_not_opened(refused, model, pairs, tmp_path):

@@ -343,10 +343,16 @@ def _sample(
     logits: Float[Tensor, "n v"], sampling: Sampling, rows: Sequence[_Row]
 ) -> Int[Tensor, " n"]:
     """Draw each row's next token by inverting its cumulative distribution."""
+    total = logits.logsumexp(-1, keepdim=True)
+    if not total.isfinite().all():
+        raise ValueError(
+            "the model's probabilities must be finite; found nan or infinity: its weights are"
+            " damaged, or training made them so"
+        )
     chosen_from = next_token_log_probs(logits, sampling)
     noise = [0.0 if row.is_done else row.noise[len(row.tokens)] for row in rows]
     tokens = _inverse(chosen_from.exp(), torch.tensor(noise, device=logits.device))[:, None]
-    own = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+    own = logits.gather(-1, tokens) - total
     drawn = (tokens.tolist(), own.tolist(), chosen_from.gather(-1, tokens).tolist())
     for row, (token,), (log_prob,), (sampling_log_prob,) in zip(rows, *drawn, strict=True):
         if not row.is_done:

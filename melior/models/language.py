@@ -88,9 +88,23 @@ class LanguageModel:
         return self.output.log_probs(hidden, forest.targets.to(self.device))
 
     def hidden(self, forest: Forest, rows: Int[Tensor, " r"] | None = None) -> Float[Tensor, "r d"]:
-        """Return the last hidden state of rows; by default of those before the scored tokens."""
+        """Return the last hidden state of rows; by default of those before the scored tokens.
+
+        Raises:
+            ValueError: a sequence is longer than the model has positions.
+        """
+        self._check_positions(forest)
         compute = padded_hidden if self.padded_because else forest_hidden
         return compute(self.core, forest, forest.before if rows is None else rows)
+
+    def _check_positions(self, forest: Forest) -> None:
+        limit = getattr(self.core.config.get_text_config(), "max_position_embeddings", None)
+        longest = int(forest.positions.max()) + 1
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"max_length must be at most the {limit} positions that the model has; found a"
+                f" sequence of {longest} tokens"
+            )
 
     @contextmanager
     def reference(self) -> Iterator[None]:

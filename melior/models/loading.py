@@ -72,7 +72,9 @@ def load_chat(options: ModelOptions) -> ChatFormat:
     folder = folder_of(options.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **hub(options))
-    except (OSError, ValueError) as error:
+    except (
+        Exception
+    ) as error:  # tokenizers raises bare exceptions, too, of files that it cannot read
         raise ValueError(
             f"{options.model}: its tokenizer does not load; {_first(error)}"
         ) from error
@@ -184,8 +186,9 @@ def weights(options: ModelOptions) -> dict[str, Any]:
 
 
 def _first(error: BaseException) -> str:
-    """Return an error's first line: what a dependency says, without its traceback."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """Return an error's first line, or all where that ends in a colon, without its traceback."""
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join([first, *rest] if first.endswith(":") else [first])[:300]
 
 
 def device_of(name: str) -> torch.device:
