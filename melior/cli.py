@@ -20,11 +20,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from melior.objectives.table import OBJECTIVES
+from melior.objectives.table import MARGIN_WEIGHTED, OBJECTIVES
 
 # Name: (module, the suffix of its config class and its function, what it does).
 COMMANDS = {
     **{name: ("recipes.preference", "", about) for name, (_, _, about) in OBJECTIVES.items()},
+    "madpo": ("recipes.madpo", "", MARGIN_WEIGHTED["madpo"][2]),
     "train-reward": ("recipes.reward", "", "train a reward model on pairs"),
     "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),
     "data check": ("commands.data", "check", "find what is wrong with preferences"),
@@ -184,6 +185,8 @@ def _needed(lines: Sequence[str]) -> list[str]:
     """Return the options, or what is said of the arguments, that a framed list asks for."""
     flags = [re.findall(r"--[a-z][\w-]*", line)[-1:] for line in lines if line.startswith("--")]
     bare = [line for before, line in pairwise(["", *lines]) if re.match(r"[A-Z]+( |$)", before)]
+    bare = [line.removesuffix(" (required)").rstrip(".") for line in bare]
+    bare = [line[:1].lower() + line[1:] for line in bare]
     return [*bare, *(flag for found in flags for flag in found)]
 
 

@@ -28,9 +28,9 @@ from melior.models.loading import (
     device_of,
     folder_of,
     held,
-    hub,
     load_chat,
     reading,
+    weights,
     write_folder,
 )
 from melior.models.names import adapter_base
@@ -252,7 +252,7 @@ def _classifier(options: ModelOptions, seed: int) -> tuple[PreTrainedModel, bool
     try:
         with reading(options, "a reward model"), torch.random.fork_rng():
             model, about = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=torch.float32, output_loading_info=True, **hub(options)
+                folder, num_labels=1, output_loading_info=True, **weights(options)
             )
     finally:
         logging.set_verbosity(verbosity)

@@ -175,6 +175,20 @@ def reading(options: ModelOptions, kind: str) -> Iterator[None]:
         ) from error
 
 
+def n_positions(options: ModelOptions) -> int:
+    """Return how many tokens a model can take in; its config says so, before any weights load."""
+    from transformers import AutoConfig
+
+    source = folder_of(options.model)
+    if base := adapter_base(source):
+        source = folder_of(base)
+    try:
+        config = AutoConfig.from_pretrained(source, **hub(options)).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{options.model}: its config does not load; {_first(error)}") from error
+    return int(getattr(config, "max_position_embeddings", None) or 2**31)
+
+
 def hub(options: ModelOptions) -> dict[str, Any]:
     """Return what a model is fetched from a hub with."""
     return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}

@@ -31,7 +31,7 @@ class Prepared:
     groups: list[TokenGroup]
     findings: list[Finding]
     first_prompts: list[Turns]
-    """Of the first rows, for samples; each once."""
+    """Of the first rows that are used and leave room for an answer, for samples; each once."""
     sha256: str
     record: dict[str, Any]
     """As in a run's `data.json`."""
@@ -62,6 +62,7 @@ def prepare(
     has_strangers: bool = False,
     seed: int,
     held_out: Sequence[str] = (),
+    longest_prompt: int = 2**31,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Prepared:
     """Read, check and tokenise what is learned from, or judged on.
@@ -74,6 +75,7 @@ def prepare(
         has_strangers: put another prompt's answer beside each.
         seed: of mixtures.
         held_out: sources whose prompts must not be among these.
+        longest_prompt: of those that are put to the model.
         on_progress: is told how many rows are done.
 
     Raises:
@@ -107,8 +109,10 @@ def prepare(
         "left_out": lengths.too_long,
         "cut": lengths.n_cut,
     }  # fmt: skip
-    first = islice(read_examples(data, sources, seed=seed), 64)
-    prompts = list(dict.fromkeys(example.prompt for example in first))
+    short = (group.origin for group in groups if group.answers[0].n_prompt <= longest_prompt)
+    first = set(islice(short, 64))
+    rows = (one for one in read_examples(data, sources, seed=seed) if one.origin in first)
+    prompts = list(dict.fromkeys(row.prompt for row in islice(rows, len(first))))
     return Prepared(data, groups, findings, prompts, sha256, record)
 
 
@@ -171,12 +175,13 @@ def _steps(chat: ChatFormat, example: Example, sides: Sequence[Encoded]) -> list
     if not example.steps:
         return [[] for _ in sides]
     found = []
-    for number, (side, steps) in enumerate(zip(sides, example.steps, strict=True), 1):
+    for side, steps in zip(sides, example.steps, strict=True):
         scored = [t for t, is_scored in zip(side.tokens, side.mask, strict=True) if is_scored]
         try:
             found.append(token_steps(chat.pieces(scored), steps))
         except ValueError as error:
-            raise ValueError(f"{example.origin}: candidate {number}: {error}") from error
+            said = "as the chat template writes an answer,"
+            raise ValueError(f"{example.origin}: {said} {error}") from error
     return found
 
 

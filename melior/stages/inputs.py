@@ -7,24 +7,26 @@ from pathlib import Path
 
 from melior.data.examples import Data, read_examples
 from melior.data.files import read_any
-from melior.models.names import find
+from melior.models.names import check_named
 from melior.options import DataOptions, LoopOptions, ModelOptions
 from melior.records import Group
 from melior.training.folder import check_folder
+from melior.training.trackers import check_installed
 
 
 def check_inputs(
     model: ModelOptions, data: DataOptions, loop: LoopOptions, *, holds: Data = "pairs"
 ) -> None:
-    """Look at the run folder, for the model, and at the first row of each source.
+    """Look at the run folder, for the model and trackers, and at the first row of each source.
 
     Raises:
-        FileNotFoundError: the model or a source is not there.
-        ValueError: the folder holds a run, a source is empty, or its first row is not what it
+        FileNotFoundError: the model, its template or a source is not there.
+        ValueError: the folder holds a run, a tracker is not installed, a source is empty, or its first row is not what it
             should hold.
     """
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
-    find(model.model)
+    check_named(model)
+    check_installed(loop.report_to)
     _spare(Path(loop.out), [model.model, *data.data, *data.eval_data], overwrite=loop.overwrite)
     for source in data.data:
         _look(source, holds)
