@@ -39,7 +39,7 @@ class Tokens:
         kept = encoded.tokens[rows]
         n_prompt = min(len(kept), encoded.n_prompt - start)
         mask = bytes(encoded.mask[rows])
-        return cls(array("i", kept), mask, n_prompt, array("H", steps[: sum(mask)]))
+        return cls(array("i", kept), mask, n_prompt, array("H", steps))
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -97,9 +97,17 @@ def tokenise(
         truncation_mode: `drop` leaves longer rows out; `keep_end` cuts the prompt's start, so that
             the longest answer fits; `keep_start` cuts the answers' ends, end token and all. A row
             in which nothing would be left of the prompt or of an answer is left out in any mode.
+
+    Raises:
+        ValueError: answers in steps are to lose their ends.
     """
     groups, lengths = [], Lengths()
     for example, sides, steps in encoded:
+        if example.steps and truncation_mode == "keep_start":
+            raise ValueError(
+                f"{example.origin}: an answer in steps needs its end, which its score is of too;"
+                " found truncation_mode keep_start; choose drop or keep_end"
+            )
         _note(lengths, example, sides)
         rows = _kept(sides, max_length, truncation_mode)
         if rows is None:

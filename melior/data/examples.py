@@ -10,7 +10,8 @@ from itertools import chain
 from typing import Literal
 
 from melior.data.files import as_group, read_any, read_groups, read_pairs
-from melior.records import Group, Pair, Turns
+from melior.data.steps import step_starts
+from melior.records import Candidate, Group, Pair, Turns
 
 Data = Literal["pairs", "answers", "lists"]
 """What rows hold: a better and a worse answer, answers judged alone, or scored lists."""
@@ -38,7 +39,7 @@ def read_examples(data: Data, sources: Sequence[str], *, seed: int = 0) -> Itera
 
     Raises:
         ValueError: a row is not of this kind: a list needs two or more answers, all with scores,
-            and an answer judged alone needs a label.
+            an answer in steps needs them in its text, and one judged alone needs a label.
         FileNotFoundError: a source does not exist.
     """
     if data == "pairs":
@@ -61,6 +62,8 @@ def of_pair(pair: Pair) -> Example:
 
 def of_list(group: Group, draw: random.Random) -> Example:
     """Return a group of scored candidates, shuffled."""
+    for number, candidate in enumerate(group.candidates, 1):
+        _check_steps(candidate, f"{group.origin}: candidate {number}")
     # Before the first step all are equally likely, and what a ranking loss then takes for their
     # ranks must not be the file's order.
     candidates = draw.sample(group.candidates, len(group.candidates))
@@ -75,6 +78,14 @@ def of_list(group: Group, draw: random.Random) -> Example:
     steps = tuple(candidate.steps for candidate in candidates)
     cut = steps if any(steps) else ()
     return Example(group.prompt, answers, scores, cut, 0.0, 1.0, _subset(group), group.origin)
+
+
+def _check_steps(candidate: Candidate, where: str) -> None:
+    said = "\n\n".join(turn.content for turn in candidate.response if turn.role == "assistant")
+    try:
+        step_starts(said, candidate.steps)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def alone(record: Pair | Group) -> Iterator[Example]:

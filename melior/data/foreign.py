@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from melior.data.formats import Fields
 from melior.data.layouts import Layout, Row, number, one, pair, ratings, split_conversations
+from melior.data.steps import marked_steps
 from melior.records import Candidate, Group, Pair, Turn, Turns
 
 ATTRIBUTES = (
@@ -96,10 +97,7 @@ def _swift_messages(row: Row) -> Pair:
 def _ultrafeedback(row: Row) -> Group:
     """`completions` with `overall_score`, or else the mean of its annotations' ratings."""
     prompt = (Turn("user", row.text("instruction")),)
-    found = tuple(
-        _rated(Row(f"{row.origin}: completion {i}", value, "it"))
-        for i, value in enumerate(row.list("completions"), 1)
-    )
+    found = tuple(map(_rated, row.objects("completions", "completion")))
     return Group(prompt, found, row.rest(), row.origin)
 
 
@@ -118,11 +116,50 @@ def _nemo(row: Row) -> Group:
     """`context`, `completions` with `rank`: 0 is the best, so the score is minus the rank."""
     prompt = row.turns("context", "user")
     found: list[Candidate] = []
-    for i, value in enumerate(row.list("completions"), 1):
-        own = Row(f"{row.origin}: completion {i}", value, "it")
+    for own in row.objects("completions", "completion"):
         rank = number(own.get("rank"), f"{own.origin}: 'rank'")
         response = own.turns("completion", "assistant")
         found.append(Candidate(response, None if rank is None else -rank, facts=own.rest()))
+    return Group(prompt, tuple(found), row.rest(), row.origin)
+
+
+def _tree(row: Row) -> Group:
+    """`prompt`, `response_list` of `response` and `score`, within `score_lo` and `_hi` (TPO)."""
+    prompt = row.turns("prompt", "user")
+    low, high = (number(row.fields.get(name), f"{row.origin}: {name!r}")
+                 for name in ("score_lo", "score_hi"))  # fmt: skip
+    found = []
+    for own in row.objects("response_list", "response"):
+        (whole, steps), score = _in_steps(own), own.number("score")
+        is_low = low is not None and score is not None and score < low
+        if is_low or (high is not None and score is not None and score > high):
+            raise ValueError(
+                f"{own.origin}: 'score' must lie from score_lo {low} to score_hi {high};"
+                f" found {score}"
+            )
+        found.append(Candidate((Turn("assistant", whole),), score, steps=steps, facts=own.rest()))
+    return Group(prompt, tuple(found), row.rest(), row.origin)
+
+
+def _in_steps(row: Row) -> tuple[str, tuple[str, ...]]:
+    """Return the text of a `response` and its steps: as they are listed, or by their marks."""
+    said = row.get("response")
+    if isinstance(said, str):
+        return said, marked_steps(said)
+    if not isinstance(said, list) or not said or not all(isinstance(step, str) for step in said):
+        raise ValueError(f"{row.origin}: 'response' needs steps, each a text; found {said!r:.60}")
+    return "\n".join(step.rstrip() for step in said), tuple(said)
+
+
+def _step_dpo(row: Row) -> Group:
+    """`initial_reason_steps` and how they go on, right and wrong, in `full_chosen`, `_rejected`."""
+    prompt, start = row.turns("prompt", "user"), row.text("initial_reason_steps")
+    found = []
+    for name, score in (("full_chosen", 1.0), ("full_rejected", 0.0)):
+        end = str(row.get(name))
+        gap = " " if start and not (start[-1].isspace() or end[:1].isspace()) else ""
+        whole = start + gap + end
+        found.append(Candidate((Turn("assistant", whole),), score, steps=marked_steps(whole)))
     return Group(prompt, tuple(found), row.rest(), row.origin)
 
 
@@ -154,10 +191,12 @@ PAIRS = (
     Layout("a sharegpt pair", "sharegpt", ("conversations", "chosen", "rejected"), _sharegpt_pair),
     Layout("a pair", "swift", ("messages", "rejected_response"), _swift_response),
     Layout("a pair", "swift", ("messages", "rejected_messages"), _swift_messages),
+    Layout("a pair in steps", "step-dpo", ("prompt", "initial_reason_steps"), _step_dpo),
 )
 GROUPS = (
     Layout("a group", "ultrafeedback", ("instruction", "completions"), _ultrafeedback, _is_scored),
     Layout("a ranked list", "nemo-rl", ("context", "completions"), _nemo),
+    Layout("a scored list", "tpo", ("prompt", "response_list"), _tree),
     Layout("a rating", "helpsteer", ("prompt", "response"), _ratings),
     Layout("an answer", "alpaca", ("instruction", "output"), _alpaca_answer),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,14 @@ class Row:
         if not isinstance(value, list):
             raise ValueError(f"{self.origin}: {name!r} needs a list; found {_spell(value)}")
         return value
+
+    def objects(self, name: str, each: str) -> Iterator[Row]:
+        """Yield the objects of a column that lists them, as rows of their own."""
+        for i, value in enumerate(self.list(name), 1):
+            where = f"{self.origin}: {each} {i}"
+            if not isinstance(value, dict):
+                raise ValueError(f"{where} needs an object; found {_spell(value)}")
+            yield Row(where, value, "it")
 
     def rest(self) -> Facts:
         """Return the columns that were not read."""
@@ -289,8 +297,11 @@ def _candidate(row: Row, index: int, value: object) -> Candidate:
     for part in (aspects, facts):
         if not isinstance(part, dict):
             raise ValueError(f"{where}: 'aspects' and 'facts' need objects; found {_spell(part)}")
-    steps = tuple(own.optional("steps") or ())
-    return Candidate(response, score, ratings(aspects, where), steps, facts | {**own.rest()})
+    steps = own.optional("steps") or []
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise ValueError(f"{where}: 'steps' needs a list of texts; found {_spell(steps)}")
+    kept = facts | {**own.rest()}
+    return Candidate(response, score, ratings(aspects, where), tuple(steps), kept)
 
 
 def ratings(values: Mapping[str, object], where: str) -> Facts:
@@ -367,7 +378,8 @@ PAIRS = (
         "trl",
         ("prompt", "chosen", "rejected"),
         _explicit,
-        lambda fields: not _are_lists_of_texts(fields),
+        # Of Step-DPO's records these columns are one step of each answer.
+        lambda f: not (_are_lists_of_texts(f) or "initial_reason_steps" in f),
     ),
 )
 IMPLICIT = Layout("a pair", "trl", ("chosen", "rejected"), _implicit)

@@ -1,12 +1,27 @@
-"""Which step of an answer each of its tokens belongs to, read off the tokens' own text."""
+"""The steps of an answer: found in its text, and which of them each token belongs to."""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
+MARK = re.compile(r"\bstep \d+:", re.IGNORECASE)
+"""What begins a step in plain text."""
 DAMAGED = "\ufffd"
 """What a part of a character decodes to."""
+
+
+def marked_steps(text: str) -> tuple[str, ...]:
+    """Return an answer cut before each `Step 1:`, or nothing where it has no such mark.
+
+    The marks are those of Liao, Chu, Wang 2024, arXiv 2410.12854. What stands before the first one
+    belongs to the first step.
+    """
+    starts = [mark.start() for mark in MARK.finditer(text)]
+    cuts = [0, *starts[1:], len(text)]
+    return tuple(text[start:end].strip() for start, end in pairwise(cuts)) if starts else ()
 
 
 def step_starts(text: str, steps: Sequence[str]) -> list[int]:

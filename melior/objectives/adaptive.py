@@ -12,6 +12,8 @@ from melior.options import in_range
 if TYPE_CHECKING:
     import torch
 
+    from melior.losses.weights import GapState
+    from melior.stages.memory import Memory
     from melior.stages.method import Answers, Method
 
 
@@ -76,7 +78,11 @@ class BetaDpo(Relative):
         """Return what is tracked of each pair: the margins of the rewards."""
         return self.beta * (answers.log_ratio[:, 0] - answers.log_ratio[:, 1]).detach()
 
-    def adapted(self, gaps: torch.Tensor, state: Any) -> torch.Tensor:
+    def seen(self, state: GapState, gaps: torch.Tensor) -> GapState:
+        """Return what the batch is held against: what was tracked before it."""
+        return state
+
+    def adapted(self, gaps: torch.Tensor, kept: torch.Tensor, state: GapState) -> torch.Tensor:
         """Return the batch's beta."""
         from melior.losses.weights import adaptive_beta
 
@@ -84,63 +90,70 @@ class BetaDpo(Relative):
 
     def method(self) -> Method:
         """Return the loss, which couples a batch and remembers its gaps, and DPO's reward."""
-        from melior.losses.weights import (
-            GapState,
-            beta_dpo,
-            drawn_without_replacement,
-            gap_filter,
-            tracked_gap,
-        )
         from melior.stages.memory import Memory
-        from melior.stages.method import Method, pairwise
+        from melior.stages.method import Method
 
-        memory = Memory(mean=0.0, std=1.0)
-
-        def state() -> GapState:
-            return GapState(memory.values["mean"], memory.values["std"])
-
-        def loss(answers: Answers) -> torch.Tensor:
-            gaps = self.gaps(answers)
-            beta = self.adapted(gaps, state())
-            losses = beta_dpo(pairwise(answers.policy), pairwise(answers.reference), beta)
-            kept = drawn_without_replacement(
-                gap_filter(gaps, state()).cpu(), share=self.keep, generator=memory.generator
-            ).to(losses.device)
-            # The mean over those that are kept, as what every pair adds to the batch's mean.
-            return losses.new_zeros(len(losses)).index_copy(
-                0, kept, losses[kept] * (len(losses) / len(kept))
-            )
-
-        def remember(answers: Answers) -> dict[str, float]:
-            gaps, was = self.gaps(answers), state()
-            now = tracked_gap(was, gaps, momentum=self.momentum)
-            memory.values = {"mean": now.mean, "std": now.std}
-            return {"beta": float(self.adapted(gaps, was)), "gap": float(now.mean)}
-
+        memory = Memory(mean=0.0, std=1.0, beta=self.beta)
         return Method(
-            loss,
+            partial(self._loss, memory),
             lambda a: self.beta * a.log_ratio,
             has_reference=True,
             is_coupled=True,
             memory=memory,
-            remember=remember,
+            remember=partial(self._remember, memory),
             **self.likelihood.options(),
         )
+
+    def _loss(self, memory: Memory, answers: Answers) -> torch.Tensor:
+        """Return what each pair that the filter keeps adds to the mean over them."""
+        from melior.losses.weights import beta_dpo, drawn_without_replacement, gap_filter
+        from melior.stages.method import pairwise
+
+        gaps = self.gaps(answers)
+        state = self.seen(_tracked(memory, gaps), gaps)
+        chances = gap_filter(gaps, state).cpu()  # the generator's device, whatever the model's
+        kept = drawn_without_replacement(chances, share=self.keep, generator=memory.generator)
+        kept = kept.to(gaps.device)
+        beta = memory.values["beta"] = self.adapted(gaps, kept, state)
+        losses = beta_dpo(pairwise(answers.policy), pairwise(answers.reference), beta)
+        shares = losses[kept] * (len(losses) / len(kept))
+        return losses.new_zeros(len(losses)).index_copy(0, kept, shares)
+
+    def _remember(self, memory: Memory, answers: Answers) -> dict[str, float]:
+        from melior.losses.weights import tracked_gap
+
+        gaps = self.gaps(answers)
+        now = tracked_gap(_tracked(memory, gaps), gaps, momentum=self.momentum)
+        memory.values |= {"mean": now.mean, "std": now.std}
+        return {"beta": float(memory.values["beta"]), "gap": float(now.mean)}
 
 
 @dataclass(frozen=True)
 class BetaDpoClamped(BetaDpo):
-    """Beta-DPO as its released code has it: gaps without beta, and beta at least 0.001."""
+    """Beta-DPO as its released code has it: of raw gaps of the pairs kept, at least 0.001."""
 
     def gaps(self, answers: Answers) -> torch.Tensor:
         """Return what is tracked of each pair: the raw margins."""
         return (answers.log_ratio[:, 0] - answers.log_ratio[:, 1]).detach()
 
-    def adapted(self, gaps: torch.Tensor, state: Any) -> torch.Tensor:
+    def seen(self, state: GapState, gaps: torch.Tensor) -> GapState:
+        """Return what the batch is held against: what is tracked with it."""
+        from melior.losses.weights import tracked_gap
+
+        return tracked_gap(state, gaps, momentum=self.momentum)
+
+    def adapted(self, gaps: torch.Tensor, kept: torch.Tensor, state: GapState) -> torch.Tensor:
         """Return the batch's beta."""
         from melior.losses.weights import clamped_adaptive_beta
 
-        return clamped_adaptive_beta(gaps, state, beta=self.beta, alpha=self.alpha)
+        return clamped_adaptive_beta(gaps[kept], state, beta=self.beta, alpha=self.alpha)
+
+
+def _tracked(memory: Memory, like: torch.Tensor) -> GapState:
+    """Return the running mean and spread, where the gaps are."""
+    from melior.losses.weights import GapState
+
+    return GapState(memory.values["mean"].to(like), memory.values["std"].to(like))
 
 
 @dataclass(frozen=True)

@@ -93,16 +93,18 @@ class Bco(Alone):
 
         memory = Memory(shift=0.0)
 
+        def shift(answers: Answers) -> Any:
+            return memory.values["shift"].to(answers.log_ratio)
+
         def remember(answers: Answers) -> dict[str, float]:
             memory.values["shift"] = bco_shift(
-                memory.values["shift"], answers.log_ratio[:, 0], answers.scores[:, 0] > 0,
+                shift(answers), answers.log_ratio[:, 0], answers.scores[:, 0] > 0,
                 beta=self.beta, decay=self.decay,
             )  # fmt: skip
             return {"shift": float(memory.values["shift"])}
 
         return self.on_log_ratios(
-            bco, lambda answers: memory.values["shift"],
-            is_coupled=True, memory=memory, remember=remember,
+            bco, shift, is_coupled=True, memory=memory, remember=remember,
         )  # fmt: skip
 
 

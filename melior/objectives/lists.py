@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -70,21 +71,28 @@ class Tpo(Listwise):
 
     def method(self) -> Method:
         """Return the ranking loss and DPO's reward."""
+        import torch
+
         from melior.losses import listwise
 
         over_pairs = {"sum": listwise.sum_over_pairs, "mean": listwise.mean_over_pairs}
 
         def loss(answers: Answers, rewards: torch.Tensor) -> torch.Tensor:
             margins = listwise.margins(rewards)
-            if self.adaptive_steps and bool(answers.steps.any()):
-                margins = _step_margins(answers, self.beta)
+            if self.adaptive_steps:
+                has_steps = answers.step_sums(torch.ones_like(answers.tokens))[..., 1:].any(-1)
+                in_steps = _step_margins(answers, self.beta)
+                margins = in_steps.where(has_steps.any(-1)[:, None, None], margins)
             return listwise.lambda_rank_of_margins(
                 margins, rewards, self._normalised(answers), answers.is_there,
                 over_pairs=over_pairs[self.pair_reduction],
             )  # fmt: skip
 
+        low, high = self.score_low, self.score_high
         return self.on_rewards(
-            loss, extras=frozenset({"states"}) if self.adaptive_steps else frozenset()
+            loss,
+            extras=frozenset({"states"}) if self.adaptive_steps else frozenset(),
+            score_range=(-math.inf, math.inf) if low is None or high is None else (low, high),
         )
 
     def _normalised(self, answers: Answers) -> torch.Tensor:
@@ -94,12 +102,6 @@ class Tpo(Listwise):
         low, high = self.score_low, self.score_high
         if low is None or high is None:
             return per_list_scores(answers.scores, answers.is_there)
-        present = answers.scores[answers.is_there]
-        if bool((present < low).any() or (present > high).any()):
-            found = f"{float(present.min()):g} to {float(present.max()):g}"
-            raise ValueError(
-                f"scores must lie from score_low {low:g} to score_high {high:g}; found {found}"
-            )
         return global_scores(answers.scores, low=low, high=high).where(answers.is_there, 0.0)
 
 

@@ -35,6 +35,20 @@ class _Answer:
     mask: tuple[bool, ...]
 
 
+def refuse_unranked(groups: Sequence[TokenGroup], sources: Sequence[str]) -> None:
+    """Refuse held-out rows of which nobody can say which answers are the better ones.
+
+    Raises:
+        ValueError: no row has answers of different scores, and no two have a good and a bad one.
+    """
+    kinds = {group.scores[0] > 0 for group in groups if len(group.scores) == 1}
+    if len(kinds) < 2 and not any(len(set(group.scores)) > 1 for group in groups):
+        raise ValueError(
+            f"{', '.join(sources)}: held-out rows need better and worse answers, to be told apart;"
+            f" found {len(groups)} rows without"
+        )
+
+
 def held_out_answers(
     groups: Sequence[TokenGroup], policy: TokenValues, reference: TokenValues
 ) -> Answers:
@@ -62,7 +76,8 @@ def held_out_metrics(answers: Answers, method: Method, data: Data) -> Metrics:
     """Score held-out rows with a model; the metrics are named `eval_...`."""
     found: Metrics = {}
     with torch.no_grad():
-        if method.data == data and not method.extras and not method.memory:
+        is_alone = not (method.extras or method.memory or method.has_strangers)
+        if method.data == data and is_alone:
             found["eval_loss"] = float(method.loss(answers).mean())
         rewards = method.reward(answers)
     better, worse = _ends(answers)
@@ -81,7 +96,7 @@ def ranked_right(answers: Answers, values: Float[Tensor, "n k"]) -> Float[Tensor
     Answers that are judged alone have no group: of each good one it is the share of all bad ones
     that it is above.
     """
-    found = ordered_share(answers.scores, values)
+    found = ordered_share(answers.known_scores, values)
     if found.isfinite().any():
         return found[found.isfinite()]
     better, worse = _ends(answers)

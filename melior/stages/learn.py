@@ -14,18 +14,25 @@ from typing import Any
 import torch
 
 from melior.config import config_to_dict, read_config
-from melior.data.batches import GroupBatch, GroupBatches, TokenValues
+from melior.data.batches import GroupBatch, GroupBatches, TokenGroup, TokenValues
 from melior.data.files import turn_rows
 from melior.models.card import Card
 from melior.models.generation import Completion
 from melior.models.language import LanguageModel
-from melior.models.loading import load, load_chat, save_model
+from melior.models.loading import load, load_chat, n_positions, save_model
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics, Turns
 from melior.stages.data import Prepared, prepare
 from melior.stages.health import of_answers, of_data, start_loss, watch
 from melior.stages.inputs import held_out_data
-from melior.stages.judge import answers, compare_held_out, held_out_answers, held_out_metrics, kl
+from melior.stages.judge import (
+    answers,
+    compare_held_out,
+    held_out_answers,
+    held_out_metrics,
+    kl,
+    refuse_unranked,
+)
 from melior.stages.method import Method
 from melior.stages.preference import couple, coupled_objective, group_objective
 from melior.stages.reference import reference_log_probs, token_log_probs
@@ -59,7 +66,7 @@ def learn(plan: Plan) -> Path:
     """Learn and prove what came of it; return the run's folder, which holds it all."""
     loop = plan.loop
     train, held_out = _prepare(plan)
-    _refuse_no_margins(plan, train)
+    _refuse_unfit(plan, train)
     if loop.overwrite:  # before the old run is deleted
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
     with Run.create(
@@ -172,26 +179,50 @@ class Bench:
 def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
     """Read and check the data before any weights are loaded."""
     chat, data, seed = load_chat(plan.model), plan.data, plan.loop.seed
+    positions = n_positions(plan.model)
+    room = positions - SAMPLE_TOKENS
     with counted("tokenising rows") as progress:
         train = prepare(
             data.data, chat, data, data=plan.method.data, has_strangers=plan.method.has_strangers,
-            seed=seed, held_out=data.eval_data, on_progress=progress,
+            seed=seed, held_out=data.eval_data, longest_prompt=room, on_progress=progress,
         )  # fmt: skip
         held_out = None
         if data.eval_data:
             apart = held_out_data(plan.method.data, data.eval_data)
             held_out = prepare(
-                data.eval_data, chat, data, data=apart, seed=seed, on_progress=progress
-            )
+                data.eval_data, chat, data, data=apart, seed=seed, longest_prompt=room,
+                on_progress=progress,
+            )  # fmt: skip
+            refuse_unranked(held_out.groups, data.eval_data)
+    for part in (train, held_out):
+        _refuse_beyond(positions, part.groups if part else [])
     return train, held_out
 
 
-def _refuse_no_margins(plan: Plan, train: Prepared) -> None:
+def _refuse_beyond(positions: int, groups: Sequence[TokenGroup]) -> None:
+    """Refuse rows that the model has no positions for."""
+    for group in groups:
+        if len(group) > positions:
+            raise ValueError(
+                f"{group.origin}: max_length must be at most the {positions} positions that the"
+                f" model has; found a row of {len(group)} tokens"
+            )
+
+
+def _refuse_unfit(plan: Plan, train: Prepared) -> None:
+    """Refuse rows without what the method reads of them."""
+    sources, (low, high) = ", ".join(plan.data.data), plan.method.score_range
     if plan.method.needs_margins and not any(group.margin for group in train.groups):
         raise ValueError(
-            f"{', '.join(plan.data.data)}: {plan.recipe} needs a 'margin' in its rows; found none"
-            " but 0; `melior margins` adds those of a reward model"
+            f"{sources}: {plan.recipe} needs a 'margin' in its rows; found none but 0;"
+            " `melior margins` adds those of a reward model"
         )
+    for group in train.groups:
+        if any(score < low or score > high for score in group.scores):
+            raise ValueError(
+                f"{group.origin}: scores must lie from score_low {low:g} to score_high {high:g};"
+                f" found {min(group.scores):g} to {max(group.scores):g}"
+            )
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,6 +42,11 @@ class Answers:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """By token `m`, where a method asks for it: `collision`, `log sum_v p(v)^2`; `states`, `[m d]`,
     the model's last hidden state."""
+
+    @property
+    def known_scores(self) -> Float[Tensor, "n k"]:
+        """The scores, nan also where no answer is."""
+        return self.scores.masked_fill(~self.is_there, math.nan)
 
     @cached_property
     def policy(self) -> Float[Tensor, "n k"]:
@@ -153,6 +159,8 @@ class Method:
     to be measured of it. The numbers have no history."""
     needs_margins: bool = False
     """Rows must have margins of their own."""
+    score_range: tuple[float, float] = (-math.inf, math.inf)
+    """Within which the rows' scores must lie."""
     has_strangers: bool = False
     """Beside each answer judged alone stands another prompt's, whose score is nan (KTO)."""
 

@@ -160,7 +160,7 @@ def _metrics(
     if totals.better and totals.worse:
         found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
     if totals.ordered:
-        right = ordered_share(answers.scores, method.direction * rewards)
+        right = ordered_share(answers.known_scores, method.direction * rewards)
         found["rewards/accuracies"] = float(right.nansum()) / totals.ordered
     if totals.better:
         found["nll_loss"] = float(nll)
