@@ -31,8 +31,10 @@ FALL, STEEP_FALL = 0.1, 0.5
 SATURATED, FLAT_MARGIN = 0.99, 10.0
 """Accuracy from which there is nothing left to rank; margin at which sigmoid leaves a gradient
 of 5e-5."""
-CLIPPED_SHARE, CLIPPED_BY = 0.9, 10.0
-"""Adam makes up for clipping that is always the same; so only tenfold, steady clipping counts."""
+CLIPPED_SHARE, CLIPPED_BY = 0.9, 30.0
+"""Adam makes up for clipping that is always the same, and a norm of 10 is usual for SimPO."""
+NO_MARGIN = 0.1
+"""Nats; a rise of less is no gain, where the noise lets one say so much."""
 LENGTH_LINK, LENGTH_DRIFT = 0.5, 1.25
 """Correlation of margin and length difference; factor by which answers may grow or shrink."""
 DUPLICATES = 0.1
@@ -90,12 +92,14 @@ def wrong_start(rows: Sequence[Row], start_loss: float | None) -> Finding | None
 def no_gain(rows: Sequence[Row], total_steps: int) -> Finding | None:
     """Find a run that ends without having learned to tell chosen from rejected.
 
-    Rule: at the last step, neither did the reward margin rise nor the loss fall beyond noise.
+    Rule: at the last step, neither did the reward margin rise nor the loss fall beyond noise, and
+    the margin's rise plus three standard errors is below 0.1: it is known to be next to nothing.
     """
     margin, loss = (change(curve(rows, key)) for key in ("rewards/margins", "loss"))
     if margin is None or loss is None or rows[-1]["step"] < total_steps:
         return None
-    if margin.rises or loss.falls:
+    most = margin.after - margin.before + SURE * margin.error
+    if margin.rises or loss.falls or most >= NO_MARGIN:
         return None
     return Finding(
         "no-gain", "warning",
@@ -109,7 +113,7 @@ def no_gain(rows: Sequence[Row], total_steps: int) -> Finding | None:
 def always_clipped(rows: Sequence[Row], max_grad_norm: float) -> Finding | None:
     """Find gradients that are cut down in nearly every step, and by much.
 
-    Rule: in nine of ten of the last 20 steps or more, the norm is above ten times the maximum.
+    Rule: in nine of ten of the last 20 steps or more, the norm is above 30 times the maximum.
     """
     norms = curve(rows, "grad_norm")
     window = max(FEWEST, len(norms) // 5)

@@ -154,6 +154,11 @@ def test_rewards_and_gradients_that_stand_still_are_found():
     assert not {"constant-rewards", "no-gradient"} & set(found(rows))
 
 
+def test_noise_that_could_hide_a_gain_is_not_called_none():
+    rows = run_of(noise=4.0, **{"rewards/margins": 0.0, "loss": 0.6931})
+    assert "no-gain" not in found(rows)
+
+
 def test_no_gain_is_only_said_at_the_end():
     rows = run_of(**{"rewards/margins": 0.0, "loss": 0.6931})
     assert "no-gain" not in found(rows[:150])
