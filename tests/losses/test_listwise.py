@@ -307,7 +307,7 @@ def test_lambda_rank_of_unrelated_steps_is_lambda_rank():
 
 def test_ranks_and_weights_get_no_gradient():
     rewards, scores, mask = tensors(REWARDS, SCORES, [True] * 4)
-    assert not lambda_weights(rewards.requires_grad_(), scores, mask).requires_grad
+    assert not lambda_weights(rewards.requires_grad_(), scores.requires_grad_(), mask).requires_grad
     fixed = margins(rewards).detach()
     assert not lambda_rank_of_margins(fixed, rewards, scores, mask).requires_grad
 
