@@ -65,7 +65,7 @@ def _finding(row: Facts) -> Html:
         tag(
             "div",
             tag("b", words.finding(row)),
-            f" {row.get('text') or ''} ",
+            f": {row.get('text') or ''} ",
             tag("small", at) if first and last else None,
             tag("p", tag("b", "What helps: "), str(row.get("remedy") or words.DASH)),
         ),

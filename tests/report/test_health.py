@@ -13,7 +13,7 @@ def test_findings_stand_on_the_page_with_steps_and_remedy(tmp_path):
     whole = page([read_run(runs.finished(tmp_path / "r"))])
     part = re.search(r'<section id="health">.*?</section>', whole).group()
     for said in (
-        "<b>Displacement</b> chosen answers, too, become less likely",
+        "<b>Displacement</b>: chosen answers, too, become less likely",
         "steps 60 to 180",
         "lower --learning-rate, or --sft-weight 0.1",
         "<b>Wrong start</b>",
