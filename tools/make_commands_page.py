@@ -60,12 +60,15 @@ def _command(name: str) -> str:
     lines = [f"## melior {name}\n", f"{inspect.getdoc(kind)}\n"]
     hints = get_type_hints(kind, include_extras=True)
     groups = [field for field in fields(kind) if is_dataclass(_bare(hints[field.name])[0])]
-    lines.append(_table(kind, [field for field in fields(kind) if field not in groups]))
+    own = [field for field in fields(kind) if field not in groups]
+    tables = [_table(kind, own)] if own else []
     shared = [(field, _bare(hints[field.name])[0]) for field in groups]
     for field, group in [pair for pair in shared if pair[1] not in SHARED]:
-        lines[-1], nested = _own(group)
+        table, nested = _own(group)
+        tables.append(table)
         shared.remove((field, group))
         shared += nested
+    lines += tables or [_table(kind, own)]
     if shared:
         lines.append("And these shared options:\n")
         lines += [_group(field, group) for field, group in shared]

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from melior.options import in_range
-from melior.records import Metrics, Pair
+from melior.records import Metrics
+from melior.stages.margins import fitted_temperature, metrics, rewards, spread, write_margins
 
 if TYPE_CHECKING:
     from melior.rewards.scalar import ScalarScorer
-
-BINS = 10
-WIDTH = 40
-"""Of the longest bar."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Config:
 
 def run(config: Config) -> Metrics:
     """Score, calibrate, write; say on standard error how the margins are spread."""
-    from melior.data.files import read_pairs, write_pairs
+    from melior.data.files import read_pairs
     from melior.models.names import find
 
     find(config.reward_model)
@@ -58,97 +54,26 @@ def run(config: Config) -> Metrics:
             raise ValueError(f"{source}: needs at least one pair; found no row")
     from melior.options import ModelOptions
     from melior.rewards.scalar import load_scorer
+    from melior.training.hooks import counted
 
     options = ModelOptions(model=config.reward_model, dtype=config.dtype, device=config.device)
     scorer = load_scorer(options, max_tokens=config.max_tokens, max_length=config.max_length)
     temperature = _temperature(config.calibrate, scorer) if config.calibrate else 1.0
-    about = scorer.about(config.reward_model, temperature=temperature)
-    margins: list[float] = []
-    write_pairs(config.out, _scored(config.file, scorer, about, margins))
+    with counted("scoring pairs") as progress:
+        margins = write_margins(
+            config.out, read_pairs(config.file), scorer, config.reward_model,
+            temperature=temperature, on_progress=progress,
+        )  # fmt: skip
     for line in [*scorer.remarks(), *spread(margins)]:
         print(line, file=sys.stderr)
     return metrics(margins) | {"margins/temperature": temperature}
 
 
-def metrics(margins: Sequence[float]) -> Metrics:
-    """Return what MADPO's options are chosen from: its tau is by default the 90th percentile."""
-    sizes = sorted(map(abs, margins))
-    return {
-        "margins/pairs": float(len(margins)),
-        "margins/share_negative": sum(margin < 0 for margin in margins) / len(margins),
-        "margins/mean": sum(margins) / len(margins),
-        "margins/p90": _quantile(sizes, 0.9),
-    }
-
-
-def spread(margins: Sequence[float]) -> list[str]:
-    """Return the histogram of the sizes of margins, and what else there is to know of them."""
-    sizes, found = [abs(margin) for margin in margins], metrics(margins)
-    step = max(sizes) / BINS or 1.0
-    counts = [0] * BINS
-    for size in sizes:
-        counts[min(int(size / step), BINS - 1)] += 1
-    bars = ["█" * -(-WIDTH * n // max(counts)) for n in counts]
-    rows = [
-        f"{i * step:8.3g} to {(i + 1) * step:<8.3g} {bars[i]:<{WIDTH}} {counts[i]}"
-        for i in range(BINS)
-    ]
-    return [
-        "size of the margin |h|, and how many pairs have it",
-        *rows,
-        f"{len(margins)} pairs; mean margin {found['margins/mean']:.3g}; in"
-        f" {found['margins/share_negative']:.1%} h < 0: the reward model disagrees with the label",
-        f"90th percentile of |h|, the suggested tau: {found['margins/p90']:.4g}",
-    ]
-
-
 def _temperature(source: str, scorer: ScalarScorer) -> float:
     """Fit the temperature on pairs held out, and say what it changed."""
     from melior.data.files import read_pairs
-    from melior.evaluation.calibration import fit_temperature, pair_loss
 
-    margins = [chosen - rejected for _, chosen, rejected in _rewards(scorer, read_pairs(source))]
-    temperature = fit_temperature(margins)
-    after = pair_loss([margin / temperature for margin in margins])
-    print(
-        f"temperature {temperature:.4g}, from {len(margins)} held-out pairs: their loss falls from"
-        f" {pair_loss(margins):.4f} to {after:.4f}",
-        file=sys.stderr,
-    )
+    margins = [chosen - rejected for _, chosen, rejected in rewards(scorer, read_pairs(source))]
+    temperature, said = fitted_temperature(margins)
+    print(said, file=sys.stderr)
     return temperature
-
-
-def _scored(
-    source: str, scorer: ScalarScorer, about: dict[str, Any], margins: list[float]
-) -> Iterator[Pair]:
-    from melior.data.files import read_pairs
-    from melior.rewards.scalar import with_margin
-    from melior.training.hooks import counted
-
-    with counted("scoring pairs") as progress:
-        for pair, chosen, rejected in _rewards(scorer, read_pairs(source)):
-            chosen, rejected = (one / about["temperature"] for one in (chosen, rejected))
-            scored = with_margin(pair, chosen, rejected, about)
-            margins.append(scored.margin)
-            yield scored
-            progress(len(margins))
-
-
-def _rewards(scorer: ScalarScorer, pairs: Iterator[Pair]) -> Iterator[tuple[Pair, float, float]]:
-    """Pass on pairs with both rewards; refuse one that has not."""
-    for pair, chosen, rejected in scorer.pairs(pairs):
-        if chosen is None or rejected is None:
-            raise ValueError(
-                f"{pair.origin}: a margin needs both answers within the {scorer.max_length} tokens"
-                " that are read; found a longer one; leave the pair out, or raise --max-length as"
-                " far as the reward model goes"
-            )
-        yield pair, chosen, rejected
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Return a quantile of sorted numbers, between two of them where it lies there."""
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

@@ -186,6 +186,7 @@ def _part(part: Facts) -> Html:
             else None,
             _left_out(part),
             _lengths(mapping(part.get("lengths"))),
+            _weights(part),
             _truncation(mappings(part.get("truncation"))),
         ]
     )
@@ -241,6 +242,13 @@ def _lengths(lengths: Facts) -> list[Html]:
     if any(len(own) >= FEW for *_, own in answers):
         parts.append(charts.histogram("Length of answers", answers, "tokens"))
     return parts
+
+
+def _weights(part: Facts) -> list[Html]:
+    """Draw margins that a reward model gave the pairs, and the weights made of them."""
+    titles = {"margins": "Margin of the pairs", "weights": "Weight of the pairs"}
+    found = {title: numbers(part.get(key)) for key, title in titles.items()}
+    return [charts.histogram(title, [("pairs", 0, own)]) for title, own in found.items() if own]
 
 
 def _truncation(rows: Sequence[Facts]) -> Html | None:

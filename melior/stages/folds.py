@@ -54,7 +54,7 @@ def cross_fit(
         has_begun = (folder / "run.json").exists()
         own = replace(loop, out=str(folder), resume=loop.resume and has_begun)
         train_reward(plan(replace(data, data=(str(others),), eval_data=()), own))
-        held = replace(model, model=str(folder / "model"), lora_r=0, chat_template="auto")
+        held = ModelOptions(model=str(folder / "model"), dtype=model.dtype, device=model.device)
         found = _scored(held, [pairs[i] for i in members], max_tokens=loop.max_tokens)
         scored |= {i: pair for i, pair in zip(members, found, strict=True) if pair}
     place = Path(loop.out) / CROSS_FITTED
