@@ -13,6 +13,7 @@ from melior.training.health import Health, change, curve, since
 from melior.training.run import Run, read_rows
 from melior.training.symptoms import Setting, detectors
 
+CURVES = Path(__file__).parent / "curves"
 SETTING = Setting(total_steps=200, max_grad_norm=1.0, start_loss=math.log(2))
 FALLING = {"logps/chosen": -200.0, "logps/rejected": -260.0, "rewards/chosen": -5.0}
 SICK = FALLING | {"logps/chosen": -300.0, "logps/rejected": -400.0, "rewards/margins": 40.0}
@@ -281,6 +282,20 @@ def test_a_resumed_run_does_not_repeat_its_notes(tmp_path):
         assert isinstance(run, Run)
     assert record(tmp_path)["notes"] == ["chosen answers fall"]
     assert [row.get("loss") for row in read_rows(tmp_path)] == [0.5, None]
+
+
+def real(name):
+    """Rows of a real run, and what they are held against; the file says which command made them."""
+    content = json.loads((CURVES / f"{name}.json").read_text(encoding="utf-8"))
+    rows = content["rows"]
+    return rows, Setting(len(rows), SETTING.max_grad_norm, content["start_loss"])
+
+
+def test_the_demos_own_run_is_left_in_peace():
+    """The training of `melior demo --fast`: batches of 8, as noisy as they come."""
+    rows, setting = real("demo_fast")
+    for look in range(1, len(rows) + 1):
+        assert found(rows[:look], setting) == {}
 
 
 def test_the_page_names_every_symptom():
