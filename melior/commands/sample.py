@@ -98,7 +98,8 @@ def _source(config: Config, prompts: list[Group], start: int) -> Iterator[Group]
     if start == len(prompts):
         return iter(())
     if config.server:
-        from melior.sampling.server import Server, server_candidates
+        from melior.models.endpoint import Server
+        from melior.sampling.server import server_candidates
 
         server = Server(
             config.server,

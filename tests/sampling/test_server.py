@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from melior.models import endpoint
+from melior.models.endpoint import Server
 from melior.options import Sampling
 from melior.records import Group, Turn
-from melior.sampling import server as module
-from melior.sampling.server import Server, server_candidates
+from melior.sampling.server import server_candidates
 
 PROMPTS = [
     Group((Turn("user", text),), (), {"id": i}, f"p.jsonl:{i}")
@@ -22,7 +23,7 @@ PROMPTS = [
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
 
 
 def draw(server, prompts=PROMPTS, sampling=None, **options):
