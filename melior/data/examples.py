@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Literal
 
 from melior.data.files import as_group, read_any, read_groups, read_pairs
+from melior.data.layouts import number
 from melior.data.steps import step_starts
 from melior.records import Candidate, Group, Pair, Turns
 
@@ -77,7 +78,9 @@ def of_list(group: Group, draw: random.Random) -> Example:
     answers = tuple(candidate.response for candidate in candidates)
     steps = tuple(candidate.steps for candidate in candidates)
     cut = steps if any(steps) else ()
-    return Example(group.prompt, answers, scores, cut, 0.0, 1.0, _subset(group), group.origin)
+    return Example(
+        group.prompt, answers, scores, cut, 0.0, _weight(group), _subset(group), group.origin
+    )
 
 
 def _check_steps(candidate: Candidate, where: str) -> None:
@@ -101,7 +104,7 @@ def alone(record: Pair | Group) -> Iterator[Example]:
                 f"{group.origin}: an answer judged alone needs 'label', true or false;"
                 f" found {found}"
             )
-        weight = record.weight if isinstance(record, Pair) else 1.0
+        weight = record.weight if isinstance(record, Pair) else _weight(record)
         yield Example(
             group.prompt, (candidate.response,), (label,), (), 0.0, weight, _subset(group),
             group.origin,
@@ -137,6 +140,13 @@ def with_strangers(examples: Iterable[Example]) -> Iterator[Example]:
 def _beside(example: Example, stranger: Example) -> Example:
     answers = (example.answers[0], stranger.answers[0])
     return replace(example, answers=answers, scores=(example.scores[0], math.nan))
+
+
+def _weight(group: Group) -> float:
+    weight = number(group.facts.get("weight"), f"{group.origin}: 'weight'")
+    if weight is not None and weight < 0:
+        raise ValueError(f"{group.origin}: 'weight' must be at least 0; found {weight:g}")
+    return 1.0 if weight is None else weight
 
 
 def _subset(group: Group) -> str:

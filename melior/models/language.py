@@ -149,7 +149,7 @@ def fingerprint(model: nn.Module, config: PreTrainedConfig) -> str:
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if "lora_" not in name:
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            bits = weight.detach().cpu().contiguous().view(torch.uint8)
+            bits = weight.detach().cpu().reshape(-1).view(torch.uint8)
             digest.update(bits.numpy().tobytes())
     return digest.hexdigest()
 
