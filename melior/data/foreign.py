@@ -154,6 +154,8 @@ def _in_steps(row: Row) -> tuple[str, tuple[str, ...]]:
 def _step_dpo(row: Row) -> Group:
     """`initial_reason_steps` and how they go on, right and wrong, in `full_chosen`, `_rejected`."""
     prompt, start = row.turns("prompt", "user"), row.text("initial_reason_steps")
+    for name in ("chosen", "rejected"):  # the first step after these: the whole answers hold it
+        row.optional(name)
     found = []
     for name, score in (("full_chosen", 1.0), ("full_rejected", 0.0)):
         end = str(row.get(name))
