@@ -9,7 +9,7 @@ import pytest
 from melior import cli
 from melior.objectives.objective import ChosenLikelihood
 from melior.objectives.table import OBJECTIVES
-from tests.objectives.rows import kind_of, written
+from tests.objectives.rows import kind_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -89,25 +89,3 @@ def test_options_out_of_range_are_refused(name, options, said):
 def test_a_negative_weight_of_the_likelihood_is_refused():
     with pytest.raises(ValueError, match="sft_weight must be at least 0"):
         ChosenLikelihood(sft_weight=-1.0)
-
-
-@pytest.fixture
-def refused(capsys, tmp_path, llama):
-    """Give a command rows that it cannot use, and return its one sentence."""
-
-    def run(name, rows, *words):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([name, "--model", str(llama), "--data", str(rows),
-                      "--out", str(tmp_path / "run"), *map(str, words)])  # fmt: skip
-        assert stopped.value.code == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert lines[-1].startswith("melior: ")
-        return lines[-1]
-
-    return run
-
-
-def test_a_wrong_range_is_told_on_the_command_line(refused, tmp_path):
-    rows = written(tmp_path / "pairs.jsonl", "pairs", 0, 8)
-    assert "score_low and score_high are given together" in refused("tpo", rows, "--score-low", 0)
-    assert "lam must be at least 0; found -1" in refused("orpo", rows, "--lambda", -1)
