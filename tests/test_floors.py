@@ -27,6 +27,7 @@ FLOORS = {
     "types": 1,
     "ops": 1,
     "intervals": 1,
+    "correlation": 1,
     "options": 1,
     "config": 1,
 }

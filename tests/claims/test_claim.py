@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from melior import cli
-from melior.claims import madpo, reward_augmented, simpo, tpo
+from melior.claims import armorm, gpm, madpo, reward_augmented, simpo, tpo
 from melior.claims.claim import (
     Aside,
     Claim,
@@ -29,7 +29,7 @@ from melior.claims.worlds import drawn_batches, fitted
 from melior.commands.reproduce import CLAIMS, Config, run
 from melior.report.claims import lines, page, write_page
 
-ALL = (simpo.CLAIM, tpo.CLAIM, madpo.CLAIM, reward_augmented.CLAIM)
+ALL = (simpo.CLAIM, tpo.CLAIM, madpo.CLAIM, reward_augmented.CLAIM, armorm.CLAIM, gpm.CLAIM)
 
 
 def made_up(seeds, steps) -> dict:
@@ -178,7 +178,7 @@ def test_the_command_knows_every_claim():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["simp"], "name must be one of simpo, tpo, madpo, reward-augmented; found 'simp'"),
+        (["simp"], f"name must be one of {', '.join(CLAIMS)}; found 'simp'"),
         (["tpo", "--seeds", "0"], "seeds must be at least 1"),
         (["tpo", "--first-seed", "-1"], "first_seed must be at least 0"),
         (["tpo", "--out", __file__], "out: a folder is needed; found a file"),

@@ -1,0 +1,245 @@
+"""Rewards by several objectives and their mixture: regression, decorrelation, and the gated score.
+
+Wang, Xiong, Xie, Zhao, Zhang 2024, arXiv 2406.12845 (ArmoRM). `m` are the objectives, such as
+helpfulness and verbosity. A rating that is missing is nan. First a linear model of each objective
+is fitted to the ratings that there are; then its rewards lose what they share with verbosity; then
+a gate, which sees the prompt alone, says how they are mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from melior.correlation import spearman
+from melior.losses.reward import bradley_terry
+from melior.types import Pairwise
+
+ALPHAS = tuple(10.0**power for power in range(-4, 5))
+"""Strengths of the ridge that are tried; of the authors' released code."""
+LEAST_RATINGS = 50
+"""Of one objective: fewer say too little to choose a strength by a fifth of them."""
+PENALTIES = (0.0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, *(i / 20 for i in range(4, 31)))
+"""Shares of verbosity that are tried; the released code stops at 0.95, which can be too little."""
+
+Correlation = Callable[[Tensor, Tensor], Tensor]
+"""From columns `[n m]` and one more `[n]` to one number a column."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map between an objective's own ratings and the unit interval."""
+
+    start: float
+    width: float
+
+    def unit(self, ratings: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """Bring ratings to the unit interval."""
+        return (ratings - self.start) / self.width
+
+    def ratings(self, unit: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """Bring them back."""
+        return unit * self.width + self.start
+
+
+def bin_centres(low: float, levels: int) -> Scale:
+    """Return the scale of whole ratings: `(rating - low + 1/2) / levels`, the centres of its bins.
+
+    So that 0 to 4 become 0.1, 0.3, ..., 0.9: the inverse of what ArmoRM's model card prints.
+    """
+    return Scale(start=low - 0.5, width=float(levels))
+
+
+IN_UNIT = Scale(start=0.0, width=1.0)
+"""Of what lies in the unit interval already, such as False and True."""
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Linear models of the objectives, and how they were chosen."""
+
+    weights: Float[Tensor, "m d"]
+    alphas: Float[Tensor, " m"]
+    errors: Float[Tensor, " m"]
+    """Mean squared error on the held-out ratings of each."""
+
+    def rewards(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+        """Return what the models say of answers."""
+        return features.to(self.weights) @ self.weights.T
+
+
+def masked_ridge(
+    features: Float[Tensor, "n d"],
+    ratings: Float[Tensor, "n m"],
+    *,
+    names: Sequence[str],
+    generator: torch.Generator,
+    alphas: Sequence[float] = ALPHAS,
+    held_out: float = 0.2,
+) -> Regression:
+    """Fit a ridge regression without intercept to the ratings of each objective, in float64.
+
+    arXiv 2406.12845, sec. 3.1, with the penalty of the released code: `sum over the rated i of
+    (w_j . h_i - r_ij)^2 + alpha_j |w_j|^2`. It separates: each objective has its own closed form
+    and its own `alpha`, the one with the least error on ratings held out (of equal ones the
+    largest). The weights are those of the ratings that were not held out, as in the released code.
+
+    Args:
+        features: of answers; one of them should be constant, or rewards cannot have a mean.
+        ratings: on the unit scale; nan where there is none.
+        names: of the objectives, for what is said of them.
+        generator: draws which ratings are held out.
+        alphas: strengths to choose from, above 0.
+        held_out: share of each objective's ratings that choose.
+
+    Raises:
+        ValueError: an objective with too few ratings, or with the same everywhere.
+    """
+    order = torch.randperm(len(features), generator=generator)
+    design, rated = features.double()[order], ratings.double()[order]
+    if not design.isfinite().all():
+        raise ValueError("features must be finite; found nan or inf")
+    fits = [
+        _chosen_ridge(design, rated[:, place], name, sorted(alphas), held_out)
+        for place, name in enumerate(names)
+    ]
+    weights, strengths, errors = zip(*fits, strict=True)
+    found = (torch.tensor(own, dtype=torch.float64) for own in (strengths, errors))
+    return Regression(torch.stack(weights), *found)
+
+
+def ridge(
+    features: Float[Tensor, "n d"], ratings: Float[Tensor, " n"], alpha: float
+) -> Float[Tensor, " d"]:
+    """Return `(H^T H + alpha I)^-1 H^T r`, the least of `|H w - r|^2 + alpha |w|^2`."""
+    penalty = alpha * torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)
+    factor = torch.linalg.cholesky(features.T @ features + penalty)
+    return torch.cholesky_solve((features.T @ ratings)[:, None], factor)[:, 0]
+
+
+def _chosen_ridge(
+    features: Float[Tensor, "n d"],
+    ratings: Float[Tensor, " n"],
+    name: str,
+    alphas: Sequence[float],
+    held_out: float,
+) -> tuple[Float[Tensor, " d"], float, float]:
+    """Return one objective's weights, their alpha and the error that chose it."""
+    is_rated = ~ratings.isnan()
+    design, rated = features[is_rated], ratings[is_rated]
+    if len(rated) < LEAST_RATINGS:
+        raise ValueError(f"{name}: at least {LEAST_RATINGS} ratings are needed; found {len(rated)}")
+    if not rated.isfinite().all():
+        raise ValueError(f"{name}: ratings must be finite, or nan where missing; found inf")
+    if rated.amin() == rated.amax():
+        raise ValueError(f"{name}: ratings must differ; found {rated[0]:g} in all {len(rated)}")
+    n_fitted = len(rated) - max(1, round(held_out * len(rated)))
+    fits = [(ridge(design[:n_fitted], rated[:n_fitted], alpha), alpha) for alpha in alphas]
+    errors = [
+        float((design[n_fitted:] @ weights - rated[n_fitted:]).square().mean())
+        for weights, _ in fits
+    ]
+    place = min(range(len(fits)), key=lambda i: (errors[i], -alphas[i]))
+    return *fits[place], errors[place]
+
+
+@dataclass(frozen=True)
+class Decorrelation:
+    """How much of the reward for verbosity each objective loses."""
+
+    penalties: Float[Tensor, " m"]
+    reached: Bool[Tensor, " m"]
+    """Whether what is left keeps to the target; where no penalty did, it is 1."""
+    verbosity: int
+    """The place of the objective that is taken off the others."""
+
+    @property
+    def transform(self) -> Float[Tensor, "m m"]:
+        """The matrix `T` of `r' = r T`: the identity less the penalties in verbosity's row."""
+        whole = torch.diag(torch.ones_like(self.penalties))
+        whole[self.verbosity] -= self.penalties
+        return whole
+
+
+def decorrelation(
+    rewards: Float[Tensor, "n m"],
+    verbosity: int,
+    *,
+    target: float = 0.03,
+    correlation: Correlation = spearman,
+    grid: Sequence[float] = PENALTIES,
+) -> Decorrelation:
+    """Find the least penalties that leave no objective correlated with verbosity.
+
+    arXiv 2406.12845, sec. 3.2: `r'_j = r_j - lambda_j r_v` with the least `lambda_j` for which
+    the correlation of `r'_j` and `r_v` is at most `target` (the paper: 0; the released code 0.03,
+    on a grid). Only a positive correlation is taken away. Verbosity's own penalty is 1, so that
+    `r'_v` is 0. A constant objective correlates with nothing and keeps its reward.
+
+    Args:
+        rewards: of many answers, chosen and rejected alike, of prompts that judge nothing later.
+        verbosity: the place of that objective.
+        target: the highest correlation that may be left.
+        correlation: `spearman`, the authors' and the default, or `pearson`.
+        grid: rising penalties to choose from.
+
+    Raises:
+        ValueError: all answers are equally verbose, so that there is nothing to go by.
+    """
+    verbose = rewards[:, verbosity]
+    if verbose.amin() == verbose.amax():
+        raise ValueError(f"rewards for verbosity must differ; found {verbose[0]:g} everywhere")
+    penalties = torch.ones_like(rewards[0])
+    is_open = torch.ones_like(penalties, dtype=torch.bool)
+    is_open[verbosity] = False
+    for penalty in grid:
+        left = correlation(rewards - penalty * verbose[:, None], verbose)
+        is_met = is_open & (left <= target)
+        penalties = penalties.masked_fill(is_met, penalty)
+        is_open = is_open & ~is_met
+    return Decorrelation(penalties, ~is_open, verbosity)
+
+
+def gated_score(
+    rewards: Float[Tensor, "n m"], gate: Float[Tensor, "n m"], transform: Float[Tensor, "m m"]
+) -> Float[Tensor, " n"]:
+    """The score of an answer: its decorrelated rewards, mixed as its prompt asks.
+
+    arXiv 2406.12845, sec. 3.2: `g(x)^T r'` with `r' = r T`.
+
+    Args:
+        rewards: of the answer, by objective.
+        gate: of its prompt, by objective.
+        transform: of `Decorrelation`; the identity leaves rewards as they are.
+    """
+    return (rewards @ transform * gate).sum(-1)
+
+
+def coefficients(
+    gate: Float[Tensor, "n m"], transform: Float[Tensor, "m m"]
+) -> Float[Tensor, "n m"]:
+    """What each raw reward counts in the score: `T g`, so that `sum of r c` is the score.
+
+    Verbosity's is negative wherever the gate looks at an objective that was penalised.
+    """
+    return gate @ transform.T
+
+
+def gated_bradley_terry(
+    chosen: Float[Tensor, "n m"],
+    rejected: Float[Tensor, "n m"],
+    gate: Float[Tensor, "n m"],
+    transform: Float[Tensor, "m m"],
+) -> Float[Tensor, " n"]:
+    """Bradley-Terry's loss of the gated scores of two answers to one prompt.
+
+    arXiv 2406.12845, sec. 3.2. There is one gate to a pair, as there is one prompt: the released
+    training code keeps it twice and takes the softmax over the two copies, which makes every weight
+    one half and teaches nothing.
+    """
+    sides = (gated_score(side, gate, transform) for side in (chosen, rejected))
+    return bradley_terry(Pairwise(*sides))

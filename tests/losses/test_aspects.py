@@ -1,0 +1,317 @@
+"""ArmoRM's parts: the equations in float64 NumPy, refusals, laws, gradients, known optima."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melior import ops
+from melior.correlation import pearson, spearman
+from melior.losses.aspects import (
+    IN_UNIT,
+    PENALTIES,
+    Decorrelation,
+    bin_centres,
+    coefficients,
+    decorrelation,
+    gated_bradley_terry,
+    gated_score,
+    masked_ridge,
+    ridge,
+)
+
+NAMES = ("clarity", "honesty", "length")
+seeds = st.integers(0, 10_000)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=ops.generator(seed), dtype=torch.float64)
+
+
+def rated(n: int = 300, *, seed: int = 0, noise: float = 0.1):
+    """Answers of 6 features, rated by three linear rules."""
+    features, rules = normal(n, 6, seed=seed), normal(3, 6, seed=seed + 1)
+    return features, features @ rules.T + noise * normal(n, 3, seed=seed + 2), rules
+
+
+def fit(features, ratings, **options):
+    return masked_ridge(features, ratings, names=NAMES, generator=ops.generator(42), **options)
+
+
+# Scales
+
+
+def test_helpsteers_ratings_become_the_centres_of_five_bins():
+    unit = bin_centres(0, 5).unit(torch.arange(5, dtype=torch.float64))
+    assert torch.allclose(unit, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64))
+    assert torch.allclose(bin_centres(0, 5).ratings(unit), 5 * unit - 0.5)  # the model card's
+
+
+@given(st.integers(-5, 5), st.integers(1, 10), st.floats(-20, 20))
+def test_a_scale_and_back_is_nothing(low, levels, rating):
+    scale, given_ = bin_centres(low, levels), torch.tensor([rating], dtype=torch.float64)
+    assert scale.ratings(scale.unit(given_)).item() == pytest.approx(rating, abs=1e-12)
+
+
+def test_what_is_in_the_unit_interval_stays():
+    assert IN_UNIT.unit(torch.tensor([0.0, 1.0])).tolist() == [0.0, 1.0]
+
+
+# Regression
+
+
+@pytest.mark.parametrize("alpha", [1e-4, 1.0, 1e4])
+def test_ridge_is_least_squares_on_rows_that_hold_the_penalty(alpha):
+    """`|H w - r|^2 + alpha |w|^2` is plain least squares with the rows `sqrt(alpha) I` below."""
+    features, ratings, _ = rated()
+    stacked = np.concatenate([features.numpy(), alpha**0.5 * np.eye(6)])
+    target = np.concatenate([ratings[:, 0].numpy(), np.zeros(6)])
+    wanted = np.linalg.lstsq(stacked, target, rcond=None)[0]
+    assert np.allclose(ridge(features, ratings[:, 0], alpha).numpy(), wanted, rtol=1e-10)
+
+
+def test_more_features_than_ratings_are_fitted_too():
+    features, ratings = normal(10, 40), normal(10, seed=1)
+    found = ridge(features, ratings, 1e-4)
+    assert (features @ found - ratings).abs().max() < 1e-3
+
+
+def test_each_objective_is_fitted_as_if_it_were_alone_on_the_rows_that_have_it():
+    features, ratings, _ = rated()
+    ratings[:150, 0] = torch.nan
+    ratings[150:, 1] = torch.nan
+    together = fit(features, ratings)
+    order = torch.randperm(300, generator=ops.generator(42))
+    for place in range(3):
+        own = ratings[order, place]
+        rows = order[~own.isnan()]
+        train = rows[: round(0.8 * len(rows))]
+        alpha = together.alphas[place].item()
+        wanted = ridge(features[train], ratings[train, place], alpha)
+        assert torch.allclose(together.weights[place], wanted, rtol=1e-12)
+        held = rows[round(0.8 * len(rows)) :]
+        errors = features[held] @ wanted - ratings[held, place]
+        assert together.errors[place].item() == pytest.approx(errors.square().mean().item())
+
+
+def test_missing_ratings_do_not_move_what_is_learned():
+    features, ratings, rules = rated(600)
+    ratings[::2, 0] = torch.nan
+    found = fit(features, ratings)
+    assert (found.weights - rules).abs().max() < 0.05
+    zeros = fit(features, ratings.nan_to_num(0.0))
+    assert (zeros.weights[0] - rules[0]).abs().max() > 0.3  # the classic mistake
+    assert torch.allclose(found.rewards(features), features @ found.weights.T)
+
+
+def test_the_alpha_has_the_least_error_on_held_out_ratings():
+    """Of many features and few, noisy ratings: a strong penalty; of clean ones: a weak one."""
+    features = normal(80, 60)
+    truth = features @ normal(60, seed=1)
+    noisy = torch.stack([truth, 5 * normal(80, seed=2), truth], -1)
+    found = fit(features, noisy)
+    assert found.alphas[0] <= 0.01
+    assert found.alphas[1] >= 100
+    for place in range(3):
+        for alpha in (1e-4, 1.0, 1e4):
+            assert found.errors[place] <= fit(features, noisy, alphas=[alpha]).errors[place]
+
+
+def test_of_equal_errors_the_largest_alpha_is_taken():
+    features, ratings, _ = rated()
+    assert fit(features * 0, ratings).alphas.tolist() == [1e4] * 3
+
+
+def test_the_same_seed_gives_the_same_bits():
+    features, ratings, _ = rated()
+    assert torch.equal(fit(features, ratings).weights, fit(features, ratings).weights)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (torch.nan, "honesty: at least 50 ratings are needed; found 0"),
+        (0.5, "honesty: ratings must differ; found 0.5 in all 300"),
+        (torch.inf, "honesty: ratings must be finite, or nan where missing; found inf"),
+    ],
+)
+def test_ratings_that_teach_nothing_are_refused_by_name(values, said):
+    features, ratings, _ = rated()
+    ratings[:, 1] = values
+    with pytest.raises(ValueError, match=said):
+        fit(features, ratings)
+
+
+def test_too_few_ratings_are_refused():
+    features, ratings, _ = rated()
+    ratings[49:, 2] = torch.nan
+    with pytest.raises(ValueError, match="length: at least 50 ratings are needed; found 49"):
+        fit(features, ratings)
+    features, ratings, _ = rated()
+    ratings[50:, 2] = torch.nan
+    assert fit(features, ratings).weights.isfinite().all()
+
+
+def test_features_that_are_not_finite_are_refused():
+    features, ratings, _ = rated()
+    features[3, 2] = torch.nan
+    with pytest.raises(ValueError, match="features must be finite"):
+        fit(features, ratings)
+
+
+# Decorrelation
+
+
+def leaking(seed: int = 0, n: int = 2000):
+    """Three objectives, of which the last is verbosity and leaks 0.5 and -0.3 into the others."""
+    own = normal(n, 3, seed=seed)
+    return torch.stack([own[:, 0] + 0.5 * own[:, 2], own[:, 1] - 0.3 * own[:, 2], own[:, 2]], -1)
+
+
+def test_penalties_take_away_the_leak_and_the_transform_has_them_in_one_row():
+    rewards = leaking()
+    found = decorrelation(rewards, 2)
+    assert found.penalties[0].item() == pytest.approx(0.5, abs=0.051)
+    assert found.penalties[1] == 0  # a negative correlation stays
+    assert found.reached.all()
+    assert found.transform.tolist() == [[1, 0, 0], [0, 1, 0], [-found.penalties[0], 0, 0]]
+    left = rewards @ found.transform
+    assert spearman(left, rewards[:, 2])[:2].max() <= 0.03
+    assert (left[:, 2] == 0).all()
+
+
+@given(seeds)
+def test_the_transform_is_taking_verbosity_off_each(seed):
+    rewards = leaking(seed, 40)
+    found = decorrelation(rewards, 2)
+    for j in range(3):
+        wanted = rewards[:, j] - found.penalties[j] * rewards[:, 2]
+        assert torch.allclose((rewards @ found.transform)[:, j], wanted, atol=1e-12)
+
+
+def test_the_least_penalty_of_the_grid_is_taken():
+    rewards = leaking()
+    for correlation in (spearman, pearson):
+        found = decorrelation(rewards, 2, correlation=correlation, target=0.1)
+        for j in (0, 1):
+            meeting = [
+                penalty
+                for penalty in PENALTIES
+                if correlation((rewards[:, j] - penalty * rewards[:, 2])[:, None], rewards[:, 2])
+                <= 0.1
+            ]
+            assert found.penalties[j].item() == pytest.approx(meeting[0])
+
+
+def test_pearsons_penalty_of_a_target_of_nothing_is_the_slope():
+    """`Cov(r_j - lambda r_v, r_v) = 0` at the regression's slope."""
+    rewards = leaking()
+    slope = np.polyfit(rewards[:, 2].numpy(), rewards[:, 0].numpy(), 1)[0]
+    fine = [step / 1000 for step in range(1000)]
+    found = decorrelation(rewards, 2, correlation=pearson, target=0.0, grid=fine)
+    assert found.penalties[0].item() == pytest.approx(slope, abs=0.001)
+
+
+def test_an_objective_that_no_penalty_frees_is_told_and_loses_all_of_verbosity():
+    rewards = leaking()
+    rewards[:, 0] += 5 * rewards[:, 2]
+    found = decorrelation(rewards, 2)
+    assert found.reached.tolist() == [False, True, True]
+    assert found.penalties[0] == 1
+
+
+def test_a_constant_objective_keeps_its_reward_and_constant_verbosity_is_refused():
+    rewards = leaking()
+    rewards[:, 0] = 0.1
+    assert decorrelation(rewards, 2).penalties[0] == 0
+    rewards[:, 2] = 0.25
+    with pytest.raises(ValueError, match=r"verbosity must differ; found 0\.25 everywhere"):
+        decorrelation(rewards, 2)
+
+
+def test_the_grid_begins_as_the_released_one():
+    released = [0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45]
+    released += [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
+    assert list(PENALTIES[:24]) == released
+    assert PENALTIES[-1] == 1.5
+    assert list(PENALTIES) == sorted(PENALTIES)
+
+
+# The gated score
+
+
+def mixed(seed: int):
+    rewards, gate = normal(5, 3, seed=seed), normal(5, 3, seed=seed + 1).softmax(-1)
+    found = Decorrelation(normal(3, seed=seed + 2).abs(), torch.ones(3).bool(), 2)
+    return rewards, gate, found.transform
+
+
+@given(seeds)
+def test_coefficients_of_raw_rewards_add_up_to_the_score(seed):
+    rewards, gate, transform = mixed(seed)
+    score = gated_score(rewards, gate, transform)
+    counted = coefficients(gate, transform)
+    assert torch.allclose((rewards * counted).sum(-1), score, atol=1e-12)
+    penalties = -transform[2, :2]
+    assert torch.allclose(counted[:, :2], gate[:, :2])
+    assert torch.allclose(counted[:, 2], gate[:, 2] * transform[2, 2] - gate[:, :2] @ penalties)
+
+
+@given(seeds)
+def test_the_score_is_the_sum_over_objectives_in_numpy(seed):
+    rewards, gate, transform = (own.numpy() for own in mixed(seed))
+    wanted = [
+        sum(gate[i, j] * sum(rewards[i, a] * transform[a, j] for a in range(3)) for j in range(3))
+        for i in range(5)
+    ]
+    found = gated_score(*map(torch.tensor, (rewards, gate, transform)))
+    assert np.allclose(found.numpy(), wanted, rtol=1e-12)
+
+
+@given(seeds)
+def test_gated_bradley_terry_is_the_likelihood_of_the_label(seed):
+    chosen, gate, transform = mixed(seed)
+    rejected = normal(5, 3, seed=seed + 3)
+    win, lose = (gated_score(side, gate, transform).numpy() for side in (chosen, rejected))
+    wanted = np.logaddexp(win, lose) - win
+    found = gated_bradley_terry(chosen, rejected, gate, transform)
+    assert np.allclose(found.numpy(), wanted, rtol=1e-11, atol=1e-12)
+
+
+def test_the_gate_is_taught():
+    """As the softmax over the pair would not: one gate to a pair, and a gradient that is not 0."""
+    chosen, _, transform = mixed(0)
+    logits = normal(5, 3, seed=9).requires_grad_()
+    loss = gated_bradley_terry(chosen, normal(5, 3, seed=3), logits.softmax(-1), transform)
+    (slope,) = torch.autograd.grad(loss.sum(), logits)
+    assert slope.abs().max() > 0.01
+    assert slope.sum(-1).abs().max() < 1e-12  # a constant added to all logits does nothing
+
+
+def test_gradients_agree_with_finite_differences():
+    chosen, gate, transform = mixed(4)
+    inputs = [own.requires_grad_() for own in (chosen, normal(5, 3, seed=8), gate)]
+    assert torch.autograd.gradcheck(lambda *own: gated_bradley_terry(*own, transform), inputs)
+
+
+def test_a_gate_finds_the_objective_that_labels_follow():
+    """Labels in Bradley-Terry's own shares under weights 2 and 0: the optimum is those weights."""
+    left, right = normal(400, 2, seed=1), normal(400, 2, seed=2)
+    share = (2 * (left - right)[:, 0]).sigmoid()
+    weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    plain = torch.eye(2, dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_change=1e-18)
+
+    def closure():
+        optimizer.zero_grad()
+        gate = weights.expand(400, 2)
+        won, lost = (
+            gated_bradley_terry(*own, gate, plain) for own in ((left, right), (right, left))
+        )
+        value = (share * won + (1 - share) * lost).mean()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    assert weights.tolist() == pytest.approx([2, 0], abs=1e-5)
