@@ -27,6 +27,7 @@ COMMANDS = {
     **{name: ("recipes.preference", "", about) for name, (_, _, about) in OBJECTIVES.items()},
     "madpo": ("recipes.madpo", "", MARGIN_WEIGHTED["madpo"][2]),
     "train-reward": ("recipes.reward", "", "train a reward model on pairs"),
+    "compare": ("recipes.compare", "", "tune, train and judge objectives alike: which to use"),
     "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),
     "data check": ("commands.data", "check", "find what is wrong with preferences"),
     "data stats": ("commands.data", "stats", "count and draw what a file holds"),

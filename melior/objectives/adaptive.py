@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ class Madpo(Relative):
     """DPO on pairs weighted by a reward model's margins, which the data holds."""
 
     paper = "Rho 2025, arXiv 2510.05342"
+    reads_margins = True
 
     c_max: float = 2.0
     """How far narrow margins are amplified; the paper's best is 4."""
@@ -37,6 +39,12 @@ class Madpo(Relative):
         in_range("tau", self.tau, 0, above=True)
         in_range("lam", self.lam, 0, above=True)
 
+    def fitted(self, margins: Sequence[float]) -> Madpo:
+        """Take tau from the margins: the 90th percentile of their sizes, as its page suggests."""
+        sizes = sorted(map(abs, margins))
+        tau = sizes[round(0.9 * (len(sizes) - 1))] if sizes else 0.0
+        return replace(self, tau=tau) if tau > 0 else self
+
     def method(self) -> Method:
         """Return the weighted loss and DPO's reward."""
         from melior.losses.weights import madpo, madpo_weight
@@ -49,7 +57,7 @@ class Madpo(Relative):
             ),
             lambda a: self.beta * a.log_ratio,
             has_reference=True,
-            needs_margins=True,
+            needs_margins=self.reads_margins,
             **self.likelihood.options(),
         )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from melior.objectives.objective import Objective
 from melior.options import in_range
@@ -18,6 +18,7 @@ class Alone(Objective):
     """What losses on single answers share."""
 
     data = "answers"
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"beta": (0.01, 0.1)}
 
     beta: float = 0.1
     """How strongly the model is held to its start."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from melior.objectives.objective import ChosenLikelihood, Objective
 from melior.options import in_range
@@ -22,6 +22,7 @@ class Listwise(Objective):
     """What losses on lists share."""
 
     data = "lists"
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"beta": (0.01, 0.1)}
 
     beta: float = 0.1
     """Scale of the implicit rewards: how strongly the model is held to its start."""

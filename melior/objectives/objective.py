@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -40,6 +41,14 @@ class Objective:
     """What its rows must hold."""
     learning_rate: ClassVar[float] = 1e-6
     """Where none is given."""
+    reads_margins: ClassVar[bool] = False
+    """Rows must have margins of their own, such as a reward model's."""
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {}
+    """The option that says how strong it is, and the values that `melior compare` tries."""
+
+    def fitted(self, margins: Sequence[float]) -> Objective:
+        """Return the options with those taken from the data that have no meaning without it."""
+        return self
 
     def method(self) -> Method:
         """Return the loss and the reward that it compares."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
@@ -20,6 +21,7 @@ class Simpo(Objective):
     """Learn from pairs with SimPO: no reference model, length-normalised reward."""
 
     paper = "Meng et al. 2024, arXiv 2405.14734"
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"beta": (2.0, 10.0)}
     learning_rate = 5e-7
 
     beta: float = 2.0
@@ -71,6 +73,7 @@ class Slic(Objective):
     """Sequence likelihood calibration: a hinge on summed log-probabilities, and the likelihood."""
 
     paper = "Zhao et al. 2023 (SLiC-HF), arXiv 2305.10425"
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"delta": (1.0, 10.0)}
 
     delta: float = 1.0
     """Margin of the log-probabilities, in nats per answer."""
@@ -114,6 +117,7 @@ class Cpo(Objective):
     """DPO with a uniform reference, and the likelihood of the better answers."""
 
     paper = "Xu et al. 2024, arXiv 2401.08417"
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"beta": (0.01, 0.1)}
 
     beta: float = 0.1
     """Scale of the log-probabilities."""
@@ -145,6 +149,7 @@ class Orpo(Objective):
     """Likelihood of the better answers, and the odds of better against worse, in one stage."""
 
     paper = "Hong et al. 2024, arXiv 2403.07691"
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"lam": (0.1, 1.0)}
 
     lam: Annotated[float, tyro.conf.arg(aliases=["--lambda"])] = 0.1
     """Weight of the odds ratio (TRL calls it beta); the paper uses 0.1 to 0.25."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from melior.objectives.objective import ChosenLikelihood, Objective
 from melior.options import in_range
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Relative(Objective):
     """What losses on log-ratios to the start model share."""
+
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"beta": (0.01, 0.1)}
+    """Of 0.01, 0.05 and 0.1, which SimPO's authors search for DPO and its kin."""
 
     beta: float = 0.1
     """How strongly the model is held to its start."""
@@ -83,6 +86,7 @@ class Ipo(Objective):
     """Regress the margin of summed log-ratios on a target: identity preference optimisation."""
 
     paper = "Azar et al. 2023, arXiv 2310.12036"
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"tau": (0.01, 0.1)}
 
     tau: float = 0.1
     """Strength of the regularisation; the target margin is 1 / (2 tau), in nats per answer."""
@@ -104,6 +108,8 @@ class Ipo(Objective):
 @dataclass(frozen=True)
 class IpoMean(Ipo):
     """IPO on log-ratios averaged over tokens: the form of TRL and of LLaMA-Factory."""
+
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"tau": (0.1, 1.0)}
 
     tau: float = 0.1
     """As in `ipo`; the target margin 1 / (2 tau) is in nats per token."""
@@ -201,6 +207,7 @@ class Sppo(Relative):
     """Self-play preference optimisation with win rates of 1 and 0, on stored pairs."""
 
     paper = "Wu et al. 2024, arXiv 2405.00675"
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"beta": (1e-3, 1e-2)}
 
     beta: float = 1e-3
     """One over the paper's eta: log-ratios go to 1 / (2 beta) and its negative."""
@@ -346,6 +353,8 @@ class GpoOffline(Relative):
     """Regress log-ratios on preference scores that the data holds as margins."""
 
     paper = "Zhang et al. 2024, arXiv 2410.02197"
+    reads_margins = True
+    sweep: ClassVar[Mapping[str, tuple[float, ...]]] = {"beta": (1e-3, 0.1)}
 
     beta: float = 0.1
     """Log-ratios go to the answers' scores over beta; the paper's released runs have 0.001."""
@@ -366,6 +375,6 @@ class GpoOffline(Relative):
             ),
             lambda a: self.beta * a.log_ratio,
             has_reference=True,
-            needs_margins=True,
+            needs_margins=self.reads_margins,
             **self.likelihood.options(),
         )

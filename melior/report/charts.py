@@ -38,6 +38,16 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Cloud:
+    """Several measures of one thing in the plane, and their mean."""
+
+    name: str
+    points: list[Point]
+    hue: int
+    mean: Point
+
+
+@dataclass(frozen=True)
 class Band:
     """Steps to look at, shaded behind the lines."""
 
@@ -136,6 +146,48 @@ def histogram(title: str, groups: Sequence[tuple[str, int, list[float]]], unit: 
     keys = [_key(f"{name}, median {figure(median(v))}", hue) for name, hue, v in groups]
     label = f"{title} ({unit})" if unit else title
     return tag("figure", tag("figcaption", tag("b", label), tag("span", keys, class_="legend")),
+               svg, class_="chart still")  # fmt: skip
+
+
+def plane(
+    title: str,
+    clouds: Sequence[Cloud],
+    *,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    as_percent: bool = False,
+    level: float | None = None,
+) -> Html:
+    """Draw clouds in the plane: points as rings, means as dots, and a dotted line at a level."""
+    across, up = Scale(*x, LEFT, RIGHT), Scale(*y, BOTTOM, TOP)
+    write = _percent if as_percent else figure
+    line = None
+    if level is not None:
+        line = tag("line", x1=LEFT, x2=RIGHT, y1=up(level), y2=up(level), class_="level")
+    drawn = [
+        tag(
+            "g",
+            [tag("circle", cx=across(a), cy=up(b), r=3.2, class_="ring") for a, b in own.points],
+            tag("circle", cx=across(own.mean[0]), cy=up(own.mean[1]), r=5),
+            class_=f"cloud hue{own.hue}",
+        )
+        for own in clouds
+    ]
+    said = "; ".join(f"{o.name} at {figure(o.mean[0])}, {write(o.mean[1])}" for o in clouds)
+    svg = tag(
+        "svg",
+        _grid(across, up, write),
+        line,
+        drawn,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=f"{title}: {said}.",
+    )
+    keys = [
+        tag("span", tag("i", class_=f"chip hue{own.hue}", aria_hidden="true"), own.name)
+        for own in clouds
+    ]
+    return tag("figure", tag("figcaption", tag("b", title), tag("span", keys, class_="legend")),
                svg, class_="chart still")  # fmt: skip
 
 

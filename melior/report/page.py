@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, variance
@@ -38,10 +38,15 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     if out is None:
         out = (folders[0] if len(folders) == 1 else Path()) / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    half = out.with_name(f".{out.name}.part")
-    half.write_text(page(runs), encoding="utf-8")
-    half.replace(out)
+    write_page(out, page(runs))
     return out
+
+
+def write_page(out: Path, content: Html) -> None:
+    """Write a page, whole or not at all."""
+    half = out.with_name(f".{out.name}.part")
+    half.write_text(content, encoding="utf-8")
+    half.replace(out)
 
 
 def page(runs: Sequence[Run]) -> Html:
@@ -57,6 +62,11 @@ def page(runs: Sequence[Run]) -> Html:
         "Data": sections.data(runs),
         "How it was made": sections.origins(runs),
     }
+    return document(title, _one(runs[0]) if len(runs) == 1 else _several(runs), parts)
+
+
+def document(title: str, header: Html, parts: Mapping[str, Html | None]) -> Html:
+    """Return a whole page: a bar of links, what is said first, and the sections that there are."""
     found = {name: part for name, part in parts.items() if part is not None}
     head = tag(
         "head",
@@ -71,7 +81,7 @@ def page(runs: Sequence[Run]) -> Html:
     body = tag(
         "body",
         _bar(found),
-        tag("main", _one(runs[0]) if len(runs) == 1 else _several(runs), found.values()),
+        tag("main", header, found.values()),
         tag("footer", "Written by melior. This page needs no network; it can be sent as it is."),
         tag("script", _asset("page.js")),
     )
@@ -174,6 +184,8 @@ def _bar(parts: dict[str, Html]) -> Html:
         "Before and after": "evaluation",
         "What differs": "differences",
         "How it was made": "origin",
+        "Which differences are real": "duels",
+        "Settings tried": "sweeps",
     }
     links: list[Child] = [
         tag("a", name, href=f"#{anchors.get(name, name.lower())}") for name in parts
