@@ -248,7 +248,7 @@ antisymmetric matrix, in K / 2 planes.""",
 the world's by construction: whether human preferences hold many is another question, and the
 paper's own cyclic sets are judged on the triples that were trained on. 2 dimensions of length
 1 are a circle, on which training can wind the wrong way round and stay there: such an arm
-ends near one half or near 1, and its mean says little. On 3-cycles no reward can have more
+ends anywhere from one half to 1, and its mean says little. On 3-cycles no reward can have more
 than 2 of 3 pairs right. That passes are so few follows from the form of the score; a judge that
 reads both answers together may be right where embeddings are not. Whether policies trained on
 such scores are better is not a part of this claim. Where circles begin, and what the gate
