@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
-from melior.data.files import as_group, read_any, read_groups, read_pairs
-from melior.data.layouts import number
+from melior.data.files import as_group, read_any, read_groups, read_pairs, weight_of
 from melior.data.steps import step_starts
 from melior.records import Candidate, Group, Pair, Turns
 
@@ -63,8 +62,8 @@ def of_pair(pair: Pair) -> Example:
 
 def of_list(group: Group, draw: random.Random) -> Example:
     """Return a group of scored candidates, shuffled."""
-    for number, candidate in enumerate(group.candidates, 1):
-        _check_steps(candidate, f"{group.origin}: candidate {number}")
+    for place, candidate in enumerate(group.candidates, 1):
+        _check_steps(candidate, f"{group.origin}: candidate {place}")
     # Before the first step all are equally likely, and what a ranking loss then takes for their
     # ranks must not be the file's order.
     candidates = draw.sample(group.candidates, len(group.candidates))
@@ -79,7 +78,7 @@ def of_list(group: Group, draw: random.Random) -> Example:
     steps = tuple(candidate.steps for candidate in candidates)
     cut = steps if any(steps) else ()
     return Example(
-        group.prompt, answers, scores, cut, 0.0, _weight(group), _subset(group), group.origin
+        group.prompt, answers, scores, cut, 0.0, weight_of(group), _subset(group), group.origin
     )
 
 
@@ -104,10 +103,9 @@ def alone(record: Pair | Group) -> Iterator[Example]:
                 f"{group.origin}: an answer judged alone needs 'label', true or false;"
                 f" found {found}"
             )
-        weight = record.weight if isinstance(record, Pair) else _weight(record)
         yield Example(
-            group.prompt, (candidate.response,), (label,), (), 0.0, weight, _subset(group),
-            group.origin,
+            group.prompt, (candidate.response,), (label,), (), 0.0, weight_of(group),
+            _subset(group), group.origin,
         )  # fmt: skip
     if not group.candidates:
         raise ValueError(f"{group.origin}: an answer needs 'completion'; found a prompt alone")
@@ -140,13 +138,6 @@ def with_strangers(examples: Iterable[Example]) -> Iterator[Example]:
 def _beside(example: Example, stranger: Example) -> Example:
     answers = (example.answers[0], stranger.answers[0])
     return replace(example, answers=answers, scores=(example.scores[0], math.nan))
-
-
-def _weight(group: Group) -> float:
-    weight = number(group.facts.get("weight"), f"{group.origin}: 'weight'")
-    if weight is not None and weight < 0:
-        raise ValueError(f"{group.origin}: 'weight' must be at least 0; found {weight:g}")
-    return 1.0 if weight is None else weight
 
 
 def _subset(group: Group) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "read_prompts",
     "read_records",
     "turn_rows",
+    "weight_of",
     "write_groups",
     "write_pairs",
     "write_records",
@@ -117,7 +118,9 @@ def as_pair(record: Pair | Group) -> Pair:
             "choose pairs with `melior select`"
         )
     best, worst = (one.response for one in ranked)
-    return Pair(record.prompt, best, worst, facts=record.facts, origin=record.origin)
+    facts = {name: value for name, value in record.facts.items() if name != "weight"}
+    weight = weight_of(record)
+    return Pair(record.prompt, best, worst, weight=weight, facts=facts, origin=record.origin)
 
 
 def as_group(record: Pair | Group) -> Group:
@@ -126,7 +129,16 @@ def as_group(record: Pair | Group) -> Group:
         return record
     above = record.margin if record.margin > 0 else 1.0
     both = Candidate(record.chosen, above), Candidate(record.rejected, 0.0)
-    return Group(record.prompt, both, record.facts, record.origin)
+    weight = {} if record.weight == 1 else {"weight": record.weight}
+    return Group(record.prompt, both, {**record.facts, **weight}, record.origin)
+
+
+def weight_of(group: Group) -> float:
+    """Return how much a group counts in the loss, which is one of its facts; 1 where it is not."""
+    weight = layouts.number(group.facts.get("weight"), f"{group.origin}: 'weight'")
+    if weight is not None and weight < 0:  # would train against the scores
+        raise ValueError(f"{group.origin}: 'weight' must be at least 0; found {weight:g}")
+    return 1.0 if weight is None else weight
 
 
 def as_row(record: Pair | Group) -> dict[str, Any]:

@@ -226,6 +226,23 @@ def test_rows_of_any_kind_have_weights(tmp_path, data):
     assert sorted(set(found)) == [0.25, 1.0]
 
 
+@pytest.mark.parametrize("data", ["pairs", "lists", "answers"])
+def test_a_pair_keeps_its_weight_whatever_it_is_read_as(tmp_path, data):
+    row = {"prompt": ask(), "chosen": "a", "rejected": "b", "weight": 0.5}
+    path = written(tmp_path, row)
+    assert {example.weight for example in read_examples(data, [path])} == {0.5}
+
+
+def test_two_candidates_keep_their_weight_as_a_pair(tmp_path):
+    path = written(tmp_path, candidates(3, 1, weight=0.25))
+    (pair,) = read_pairs([path])
+    assert pair.weight == 0.25
+    assert "weight" not in pair.facts
+    bad = written(tmp_path, candidates(3, 1, weight=-1), name="b.jsonl")
+    with pytest.raises(ValueError, match=r"b\.jsonl:1: 'weight' must be at least 0; found -1"):
+        list(read_pairs([bad]))
+
+
 def answers(*prompts: int) -> list[Example]:
     return [
         Example((Turn("user", ask(p)),), ((Turn("assistant", f"{i}"),),), (1.0,), origin=f"f:{i}")
