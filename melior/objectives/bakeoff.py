@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,16 +164,17 @@ class Experiment:
                     f" {ended.reason}; see {_log(ended.job)}"
                 )
         n_done = len(cells) - len(todo)
-        with counted(what, len(cells)) as progress:
+        running = self._in_processes(train_and_judge, todo)
+        with counted(what, len(cells)) as progress, closing(running):
             progress(n_done)
-            for ended in self._in_processes(train_and_judge, todo):
+            for ended in running:
                 self._ended(ended.job, ended.reason, cells)
                 n_done += 1
                 progress(n_done)
 
     def _in_processes(
         self, act: Callable[[Cell], None], cells: Sequence[Cell]
-    ) -> Iterator[Ended[Cell]]:
+    ) -> Generator[Ended[Cell], None, None]:
         return in_processes(act, cells, at_once=self.plan.jobs, log=_log)
 
     def _ended(self, cell: Cell, reason: str, beside: Sequence[Cell]) -> None:

@@ -93,7 +93,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _all_others(arms: Sequence[str]) -> str:
-    return arms[1] if len(arms) == 2 else f"all {len(arms) - 1} others"
+    return {2: arms[1], 3: "both others"}.get(len(arms), f"all {len(arms) - 1} others")
 
 
 def _lacking(duel: Duel, n_duels: int) -> str:

@@ -12,7 +12,7 @@ import resource
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -43,8 +43,10 @@ class _Running(Generic[T]):
 
 def in_processes(
     act: Callable[[T], object], jobs: Sequence[T], *, at_once: int, log: Callable[[T], Path]
-) -> Iterator[Ended[T]]:
+) -> Generator[Ended[T], None, None]:
     """Do each job in a process of its own and yield it when it has ended, in that order.
+
+    Closing the generator kills what still runs.
 
     Args:
         act: what is done; a function of a module, since another process must find it.
