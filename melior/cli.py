@@ -26,6 +26,7 @@ from melior.objectives.table import MARGIN_WEIGHTED, OBJECTIVES
 COMMANDS = {
     **{name: ("recipes.preference", "", about) for name, (_, _, about) in OBJECTIVES.items()},
     "madpo": ("recipes.madpo", "", MARGIN_WEIGHTED["madpo"][2]),
+    "reward-augmented": ("recipes.reward_augmented", "", "learn from rated pairs, under goals"),
     "train-reward": ("recipes.reward", "", "train a reward model on pairs"),
     "compare": ("recipes.compare", "", "tune, train and judge objectives alike: which to use"),
     "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),
@@ -35,6 +36,11 @@ COMMANDS = {
     "data show": ("commands.show", "", "print rows as the tokens that are trained"),
     "sample": ("commands.sample", "", "draw k answers to each prompt"),
     "margins": ("commands.margins", "", "store a reward model's margins with pairs"),
+    "relabel reward-augmented": (
+        "commands.relabel",
+        "reward_augmented",
+        "rated pairs to pairs under goals, two for each",
+    ),
     "score": ("commands.score", "", "say how good the candidates are"),
     "select best-and-worst": ("commands.select", "best_and_worst", "best against worst: pairs"),
     "select best-and-random": ("commands.select", "best_and_random", "best against a worse one"),

@@ -213,3 +213,33 @@ class Sampling:
         in_range("top_p", self.top_p, 0, 1, above=True)
         in_range("top_k", self.top_k, 0)
         in_range("max_new_tokens", self.max_new_tokens, 1)
+
+
+@dataclass(frozen=True)
+class GoalOptions:
+    """How rated pairs become pairs under goals."""
+
+    scores: str = "auto"
+    """Columns of the two scores, by their stem: `overall_score` is `overall_score_chosen` and
+    `overall_score_rejected`, numbers or objects of several attributes; `auto` looks for them. Of
+    groups of two candidates it is their score, or `aspects`."""
+    scale: Literal["none", "affine", "quantile"] = "none"
+    """How scores become goals: as they are, stretched to the scale, or by their ranks. What this
+    takes of the data is that of the pairs trained on, and is stored."""
+    goal_low: float = 1.0
+    goal_high: float = 10.0
+    """The top goal, which is asked for at inference."""
+    min_gap: float = 0.0
+    """Leave out pairs whose goals are closer than this."""
+    trust: Literal["label", "score"] = "label"
+    """Where scores contradict the label: leave the pair out, or swap it first."""
+    placement: Literal["auto", "system", "user_prefix"] = "auto"
+    """Where the goal stands; `auto` is the system turn where the chat template writes one."""
+    goal_template: str = ""
+    """A text file with `{g}` in the line of a goal, and `{name}` where there are several."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        in_range("goal_low", self.goal_low)
+        in_range("goal_high", self.goal_high, self.goal_low, above=True)
+        in_range("min_gap", self.min_gap, 0)

@@ -16,10 +16,18 @@ from tyro.conf import Positional
 
 from melior.cli import COMMANDS, command
 from melior.objectives.objective import ChosenLikelihood
-from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, Sampling
+from melior.options import (
+    DataOptions,
+    GoalOptions,
+    LoopOptions,
+    ModelOptions,
+    OptimConfig,
+    Sampling,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
-SHARED = (ModelOptions, DataOptions, LoopOptions, OptimConfig, Sampling, ChosenLikelihood)
+SHARED = (ModelOptions, DataOptions, LoopOptions, OptimConfig, Sampling, GoalOptions,
+          ChosenLikelihood)  # fmt: skip
 POSITIONAL = get_args(Positional[str])[1]
 HEAD = """# Commands
 

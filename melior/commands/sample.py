@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +26,9 @@ class Config:
     """A folder, a name such as `org/model`, or `smollm2`; the name at the server where one is
     given (empty where it serves one model)."""
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8))
+    goal: float | None = None
+    """Ask for answers of this quality, as `melior_goal.json` in the model's folder says how; what
+    is written holds the prompts without it."""
     out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = "-"
     """A .jsonl file, or `-` for standard output."""
     resume: bool = False
@@ -79,11 +82,13 @@ def run(config: Config) -> Metrics:
     if not prompts:
         raise ValueError(f"{', '.join(config.prompts)}: needs at least one prompt; found none")
     start = _answered(config, prompts)
+    asked = _under_goal(config, prompts)
     tally = _Tally()
     with _output(config, start) as put, _progress(len(prompts), start) as show:
         try:
-            for group in _source(config, prompts, start):
-                put(group)
+            drawn = zip(prompts[start:], _source(config, asked, start), strict=True)
+            for given, group in drawn:
+                put(replace(group, prompt=given.prompt))
                 tally.add(group)
                 show(tally)
         except KeyboardInterrupt as error:
@@ -92,6 +97,23 @@ def run(config: Config) -> Metrics:
             raise KeyboardInterrupt(f"{done} of {len(prompts)} prompts are done{way}") from error
     print(tally.sentence(config.out), file=sys.stderr)
     return tally.metrics()
+
+
+def _under_goal(config: Config, prompts: list[Group]) -> list[Group]:
+    """Return the prompts as they are asked: under the goal, where one is given."""
+    if config.goal is None:
+        return prompts
+    from melior.stages.relabel import beyond, read_goals
+
+    goals = read_goals(config.model)
+    goal = goals.level(config.goal)
+    if remark := beyond(goals, config.goal):
+        print(remark, file=sys.stderr)
+    fact = {"goal": config.goal}
+    return [
+        replace(one, prompt=goals.ask(one.prompt, goal), facts={**one.facts, **fact})
+        for one in prompts
+    ]
 
 
 def _source(config: Config, prompts: list[Group], start: int) -> Iterator[Group]:
@@ -149,8 +171,11 @@ def _answered(config: Config, prompts: list[Group]) -> int:
     for number, row in enumerate(rows, 1):
         group = prompts[number - 1] if number <= len(prompts) else None
         n = len(row.get("candidates") or ())
-        if group is None or row.get("prompt") != turn_rows(group.prompt) or n != config.sampling.k:
+        is_other_goal = config.goal is not None and row.get("goal") != config.goal
+        is_other = group is None or row.get("prompt") != turn_rows(group.prompt) or is_other_goal
+        if is_other or n != config.sampling.k:
             wanted = f"{config.sampling.k} answers to {group.origin}" if group else "no more rows"
+            wanted += f" under the goal {config.goal:g}" if is_other_goal else ""
             raise ValueError(
                 f"{path}:{number}: --resume needs {wanted}; found {n} answers to "
                 f"{str(row.get('prompt'))[:80]}; give the prompts and k of that run, or another"

@@ -150,8 +150,10 @@ def _write_pairs(config: BestAndWorstConfig | BestAndRandomConfig, choose: Choic
             if margin < config.min_margin:
                 left_out[CLOSE] += 1
                 continue
-            chosen, rejected = (group.candidates[i].response for i in (best, worst))
-            yield Pair(group.prompt, chosen, rejected, margin, facts=group.facts)
+            chosen, rejected = (group.candidates[i] for i in (best, worst))
+            scored = {"score_chosen": chosen.score, "score_rejected": rejected.score}
+            facts = {**group.facts, **scored}
+            yield Pair(group.prompt, chosen.response, rejected.response, margin, facts=facts)
 
     return _said("pairs", write_pairs(config.out, _some(pairs(), config.file, left_out)), left_out)
 

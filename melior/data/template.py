@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from melior.records import Turn, Turns
 
@@ -44,6 +44,7 @@ class Tokens:
     """The tokenizer's own end token, or nothing."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Writes a conversation as text."""
 

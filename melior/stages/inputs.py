@@ -30,6 +30,7 @@ def check_inputs(
     _spare(Path(loop.out), [model.model, *data.data, *data.eval_data], overwrite=loop.overwrite)
     for source in data.data:
         _look(source, holds)
+        _keep_goal(source, data)
     for source in data.eval_data:
         _look(source, held_out_data(holds, [source]))
     if loop.kl_budget and not data.n_samples:
@@ -49,6 +50,16 @@ def held_out_data(data: Data, sources: Sequence[str]) -> Data:
 def _look(source: str, data: Data) -> None:
     if next(read_examples(data, [source]), None) is None:
         raise ValueError(f"{source}: needs at least one row; found no row")
+
+
+def _keep_goal(source: str, data: DataOptions) -> None:
+    """Refuse to cut the start of prompts that begin with a goal."""
+    first = next(read_any([source]), None)
+    if data.truncation_mode == "keep_end" and first and "goal_source" in first.facts:
+        raise ValueError(
+            f"{source}: truncation_mode must be drop or keep_start for pairs under goals, which"
+            " stand at the prompt's start; found keep_end, which cuts them first"
+        )
 
 
 def _spare(out: Path, names: Sequence[str], *, overwrite: bool) -> None:
