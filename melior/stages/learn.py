@@ -287,7 +287,10 @@ def _step(
         descend, parameters=model.trainable(), config=plan.optim, total_steps=total,
         masters=model.masters,
     )  # fmt: skip
-    memory = {"method": plan.method.memory} if plan.method.memory else {}
+    memory: dict[str, Stateful] = {}
+    if plan.method.memory:
+        plan.method.memory.generator.manual_seed(plan.loop.seed)
+        memory["method"] = plan.method.memory
     if not plan.method.is_coupled:
         alone = taking(group_objective(model, plan.method))
         return alone, {"step": alone, **memory}

@@ -9,11 +9,11 @@ from melior.training.checkpoint import State
 
 
 class Memory:
-    """Named numbers and a generator, which a checkpoint keeps."""
+    """Named numbers and a generator, which a checkpoint keeps; the run seeds it."""
 
-    def __init__(self, seed: int = 0, **values: float) -> None:
+    def __init__(self, **values: float) -> None:
         self.values = {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator()
 
     def state(self) -> State:
         """Return the numbers and the generator's place."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from melior.data.examples import Data
 from melior.records import Metrics
-from melior.training.checkpoint import Stateful
+from melior.stages.memory import Memory
 from melior.types import Pairwise
 
 
@@ -99,10 +99,6 @@ class Answers:
         summed = zeros.index_add(0, self.places * n_steps + self.steps, wide)
         return summed.view(*self.is_there.shape, n_steps)
 
-    def detach(self) -> Answers:
-        """Return the same numbers without their history."""
-        return replace(self, tokens=self.tokens.detach())
-
 
 def pairwise(values: Float[Tensor, "n k"]) -> Pairwise:
     """Return the two columns of pairs."""
@@ -152,7 +148,7 @@ class Method:
     """Of `Answers.extras`, those that are read."""
     is_coupled: bool = False
     """The loss of one group depends on others in its optimizer batch."""
-    memory: Stateful | None = None
+    memory: Memory | None = None
     """What is carried from one batch to the next, kept in checkpoints."""
     remember: Callable[[Answers], Metrics] = lambda answers: {}
     """Of a coupled method: take note of a whole optimizer batch after its loss, and return what is

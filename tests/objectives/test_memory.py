@@ -51,6 +51,17 @@ def test_a_resumed_run_remembers(name, llama, tmp_path):
         assert {**a, "time": 0} == {**b, "time": 0}
 
 
+def test_the_seed_of_the_run_decides_what_the_filter_draws(llama, tmp_path):
+    def dice(seed: str) -> torch.Tensor:
+        run = train("beta-dpo", tmp_path, llama, "--seed", seed, "--max-steps", "1")
+        (state,) = run.glob("checkpoints/*/state.safetensors")
+        return load_file(state)["method/generator"]
+
+    first, other = dice("1"), dice("2")
+    assert torch.equal(first, dice("1"))
+    assert not torch.equal(first, other)
+
+
 def answers(margins: list[float]) -> Answers:
     """Pairs whose log-ratios differ by these margins, one token an answer."""
     n = len(margins)
