@@ -46,6 +46,7 @@ COMMANDS = {
     "select best-and-random": ("commands.select", "best_and_random", "best against a worse one"),
     "select top": ("commands.select", "top", "keep the best m of each group"),
     "select boltzmann": ("commands.select", "boltzmann", "draw by exp(score / temperature)"),
+    "evaluate reward": ("commands.evaluate_reward", "", "scorers on labelled preferences"),
     "evaluate win-rate": ("commands.win_rate", "", "a judge's file as win rates"),
     "convert-config": ("commands.convert_config", "", "turn a config of TRL's into one of ours"),
     "merge": ("commands.merge", "", "fold an adapter into its base model"),

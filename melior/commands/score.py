@@ -52,11 +52,15 @@ def run(config: Config) -> Metrics:
     from melior.data.files import read_groups, write_groups
 
     tally = _Tally()
-    score = SCORERS.get(config.scorer, _by_reward_model)
-    scored = score(read_groups(config.file), config)
-    write_groups(config.out, tally.watch(scored, config.file))
+    groups = scored(read_groups(config.file), config)
+    write_groups(config.out, tally.watch(groups, config.file))
     print(tally.sentence(), file=sys.stderr)
     return tally.metrics()
+
+
+def scored(groups: Iterable[Group], config: Config) -> Iterator[Group]:
+    """Yield groups with the scores of the scorer that the config names."""
+    return SCORERS.get(config.scorer, _by_reward_model)(groups, config)
 
 
 def _by_rules(groups: Iterable[Group], config: Config) -> Iterator[Group]:

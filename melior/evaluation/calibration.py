@@ -1,10 +1,46 @@
-"""Do margins mean what they say: the temperature at which their probabilities are honest."""
+"""Do margins mean what they say: reliability, and the temperature at which they are honest."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from melior.evaluation.compare import Array, Numbers, vector
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pairs of like confidence: how sure the model was, and how often it was right."""
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(margins: Numbers, *, n_bins: int = 10) -> tuple[Bin, ...]:
+    """Return the reliability diagram of preferences: bins that hold pairs, of equal width.
+
+    Guo et al. 2017, arXiv 1706.04599, sec. 2: the confidence is the probability `sigmoid(|h|)` of
+    the answer that is preferred, from 0.5 to 1; a margin of 0 is half right.
+    """
+    h = vector(margins, "margins")
+    confidence = np.exp(-np.logaddexp(0.0, -np.abs(h)))
+    right = (np.sign(h) + 1) / 2
+    place = np.minimum((2 * (confidence - 0.5) * n_bins).astype(int), n_bins - 1)
+    parts = [place == i for i in range(n_bins)]
+    return tuple(
+        Bin(int(own.sum()), float(confidence[own].mean()), float(right[own].mean()))
+        for own in parts
+        if own.any()
+    )
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Return the expected calibration error: how far the bins are off, by their sizes (eq. 3)."""
+    total = sum(one.n for one in bins)
+    return sum(one.n * abs(one.accuracy - one.confidence) for one in bins) / total
 
 
 def fit_temperature(margins: Numbers) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Union
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-VOID = {"input", "link", "meta"}
+VOID = {"img", "input", "link", "meta"}
 
 Child = Union["str", "Iterable[Child]", None]
 

@@ -1,0 +1,193 @@
+"""What there is to know of a scorer from labelled answers: right, calibrated, fooled by length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from melior.correlation import spearman
+from melior.evaluation.agreement import agreement, cycles, majority
+from melior.evaluation.calibration import Bin, calibration_error, fit_temperature, reliability
+from melior.evaluation.compare import Array, Comparison, Numbers, compare
+from melior.evaluation.preferences import LengthBias, PairScores, length_bias, pair_scores
+from melior.evaluation.reward_bench import Accuracies, Item, accuracies, best_share, margins
+
+Scores = Sequence[float | None]
+"""Of a prompt's answers; None where the scorer gave none."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far `sigmoid(margin)` may be taken for the chance that the better answer is preferred."""
+
+    bins: tuple[Bin, ...]
+    error: float
+    """Expected calibration error."""
+    temperature: float | None
+    """That makes these margins most likely; None where none does."""
+    error_at_temperature: float | None
+    """Of each half of the pairs at the temperature of the other half."""
+    why_not: str
+    """Why there is no temperature."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What length has to do with the scores."""
+
+    bias: LengthBias
+    """Right where the better answer is the shorter, as long, or the longer one."""
+    of_scores: float
+    """Spearman's correlation of an answer's score with its length."""
+    of_margins: float
+    """And of a pair's margin with its difference of lengths, within prompts."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is said of one scorer."""
+
+    name: str
+    n_missing: int
+    """Prompts left out everywhere, since an answer of theirs has no score."""
+    accuracies: Accuracies
+    pairs: PairScores
+    """Over all pairs of a better and a worse answer."""
+    calibration: Calibration
+    lengths: Lengths
+    answers_per_second: float | None
+    """None for scores that came from a file."""
+
+
+@dataclass(frozen=True)
+class Between:
+    """Two scorers on the prompts that both have scored."""
+
+    first: str
+    second: str
+    agreement: float
+    """Share of pairs ranked alike."""
+    correlation: float
+    """Spearman's, of the margins."""
+    accuracy: Comparison
+    """Best answers put first: the second against the first, paired by prompt."""
+
+
+@dataclass(frozen=True)
+class Circles:
+    """Triples of answers that the majority of the scorers ranks in a circle."""
+
+    cyclic: int
+    decided: int
+    """Triples in which the majority ranks all three pairs."""
+
+
+def findings(
+    name: str, items: Sequence[Item], scores: Sequence[Scores], *, seconds: float | None
+) -> Findings:
+    """Judge one scorer.
+
+    Raises:
+        ValueError: it has scored no prompt wholly.
+    """
+    kept = [(item, own) for item, own in zip(items, scores, strict=True) if None not in own]
+    if not kept:
+        raise ValueError(
+            f"{name}: needs a score for every answer of at least one prompt; found"
+            f" {len(items)} prompts with answers that have none"
+        )
+    judged, own = [item for item, _ in kept], [_numbers(one) for _, one in kept]
+    found = margins(judged, own)
+    return Findings(
+        name,
+        len(items) - len(kept),
+        accuracies(judged, own),
+        pair_scores(found),
+        calibrated(found),
+        _lengths(judged, own, found),
+        answers_per_second=sum(map(len, scores)) / seconds if seconds else None,
+    )
+
+
+def calibrated(found: Numbers) -> Calibration:
+    """Bin margins by confidence, fit a temperature, and judge it across halves."""
+    h = np.asarray(found, dtype=np.float64)
+    bins = reliability(h)
+    try:
+        temperature, across = fit_temperature(h), _across_halves(h)
+    except ValueError as error:
+        return Calibration(bins, calibration_error(bins), None, None, str(error))
+    return Calibration(bins, calibration_error(bins), temperature, across, "")
+
+
+def between(
+    first: tuple[str, Sequence[Scores]],
+    second: tuple[str, Sequence[Scores]],
+    items: Sequence[Item],
+    *,
+    generator: torch.Generator,
+) -> Between | None:
+    """Compare two scorers on what both have scored; None where there is no such prompt."""
+    rows = [
+        (item, _numbers(one), _numbers(two))
+        for item, one, two in zip(items, first[1], second[1], strict=True)
+        if None not in one and None not in two
+    ]
+    if not rows:
+        return None
+    own, left, right = ([*column] for column in zip(*rows, strict=True))
+    h, g = margins(own, left), margins(own, right)
+    correct = [
+        [best_share(s, item.is_best) for item, s in zip(own, side, strict=True)]
+        for side in (left, right)
+    ]
+    gain = compare(*correct, name="best answer first", unit="share", generator=generator)
+    return Between(first[0], second[0], agreement(h, g), _spearman(h, g), gain)
+
+
+def circles(scores: Sequence[Sequence[Scores]]) -> Circles | None:
+    """Look for circles in the majority of three or more scorers; None where no triple is decided.
+
+    What one scorer says, or two together, has no circles.
+    """
+    if len(scores) < 3:
+        return None
+    cyclic = decided = 0
+    for own in zip(*scores, strict=True):
+        if all(None not in one for one in own):
+            around, known = cycles(majority([_numbers(one) for one in own]))
+            cyclic, decided = cyclic + around, decided + known
+    return Circles(cyclic, decided) if decided else None
+
+
+def _across_halves(h: Array) -> float:
+    """Return the calibration error of each half at the other half's temperature, together."""
+    halves = h[::2], h[1::2]
+    cooled = [
+        half / fit_temperature(other) for half, other in zip(halves, halves[::-1], strict=True)
+    ]
+    return calibration_error(reliability(np.concatenate(cooled)))
+
+
+def _lengths(items: Sequence[Item], scores: Sequence[Sequence[float]], found: Numbers) -> Lengths:
+    better = [item.lengths[i] for item in items for i, _ in item.pairs]
+    worse = [item.lengths[j] for item in items for _, j in item.pairs]
+    flat = [score for own in scores for score in own]
+    longer = [a - b for a, b in zip(better, worse, strict=True)]
+    return Lengths(
+        length_bias(found, better, worse),
+        _spearman(flat, [length for item in items for length in item.lengths]),
+        _spearman(found, longer),
+    )
+
+
+def _spearman(first: Numbers, second: Numbers) -> float:
+    left, right = (torch.as_tensor(values, dtype=torch.float64) for values in (first, second))
+    return float(spearman(left[:, None], right))
+
+
+def _numbers(scores: Scores) -> list[float]:
+    return [score for score in scores if score is not None]

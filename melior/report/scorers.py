@@ -1,0 +1,204 @@
+"""What became of scorers on labelled answers, as lines for the terminal and one page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from melior.evaluation.compare import Interval
+from melior.evaluation.preferences import PairScores
+from melior.evaluation.reward_bench import Share
+from melior.evaluation.scorers import Between, Circles, Findings
+from melior.report import pictures, words
+from melior.report.markup import Child, Html, table, tag
+from melior.report.page import document, write_page
+
+
+def lines(
+    found: Sequence[Findings], pairs: Sequence[Between], around: Circles | None
+) -> Iterator[str]:
+    """Yield what matters of each scorer, of each two, and of all."""
+    for one in found:
+        yield f"{one.name}: best answer first in {_said(one.accuracies.everything)}"
+        for name, share in _shown(one).items():
+            yield f"  {name}: {_said(share)}"
+        if one.accuracies.overall is not None:
+            yield f"  mean of the sections: {one.accuracies.overall:.1%}"
+        yield f"  {_calibration(one)}"
+        yield f"  {_lengths(one)}"
+        if one.n_missing:
+            yield f"  left out: {words.count(one.n_missing, 'prompt')} with an answer not scored"
+        if one.answers_per_second is not None:
+            yield f"  {words.figure(one.answers_per_second)} answers a second, loading included"
+    for pair in pairs:
+        yield f"{pair.first} and {pair.second}: {_agreement(pair)}"
+    if around is not None:
+        yield _circles(around)
+
+
+def write_scorers(
+    place: Path,
+    data: str,
+    found: Sequence[Findings],
+    pairs: Sequence[Between],
+    around: Circles | None,
+) -> Path:
+    """Write the page and return where it lies."""
+    best = max(found, key=lambda one: one.accuracies.everything.accuracy)
+    share = best.accuracies.everything
+    sentence = f"{best.name} puts the best answer first in {share.accuracy:.1%} of prompts"
+    ends = f"{100 * (share.low or 0):.1f} to {100 * (share.high or 0):.1f} %"
+    lead = f"95 % interval {ends}, n = {words.figure(share.n)}; ties share the first place."
+    header = tag(
+        "header",
+        tag("p", tag("b", data), class_="eyebrow"),
+        tag("h1", sentence),
+        tag("p", lead, class_="lead"),
+        class_="hero",
+    )
+    parts = {
+        "Accuracy": _accuracy(found),
+        "Calibration": _reliability(found),
+        "Length": _bias(found),
+        "Agreement": _between(pairs, around),
+    }
+    write_page(place, document(", ".join(one.name for one in found), header, parts))
+    return place
+
+
+def _shown(one: Findings) -> dict[str, Share]:
+    """Return sections where there are some, and else the subsets."""
+    return one.accuracies.sections or one.accuracies.subsets
+
+
+def _said(share: Share) -> str:
+    ends = "" if share.low is None else f" ({share.low:.1%} to {share.high:.1%})"
+    return f"{share.accuracy:.1%}{ends}, n = {words.figure(share.n)}"
+
+
+def _calibration(one: Findings) -> str:
+    own = one.calibration
+    said = f"calibration error {own.error:.3f}"
+    if own.temperature is None or own.error_at_temperature is None:
+        return f"{said}; no temperature: {own.why_not}"
+    return (
+        f"{said}; at temperature {words.figure(own.temperature)}, fitted on the other half,"
+        f" {own.error_at_temperature:.3f}"
+    )
+
+
+def _lengths(one: Findings) -> str:
+    bias = one.lengths.bias
+    parts = [
+        f"right in {share.accuracy:.1%} of {share.n} pairs whose better answer is {name}"
+        for name, share in (("shorter", bias.chosen_shorter), ("longer", bias.chosen_longer))
+        if share is not None
+    ]
+    return "; ".join([*parts, f"Spearman of score and length {one.lengths.of_scores:+.2f}"])
+
+
+def _agreement(pair: Between) -> str:
+    gain = pair.accuracy
+    ends = words.interval(gain.low, gain.high, "share")
+    return (
+        f"{pair.agreement:.1%} of pairs ranked alike, Spearman of margins {pair.correlation:+.2f};"
+        f" best answer first: {words.change(gain.difference, 'share')} for {pair.second} ({ends}),"
+        f" {words.p_value(gain.p_value)}"
+    )
+
+
+def _circles(around: Circles) -> str:
+    return (
+        f"the majority ranks {around.cyclic} of {words.count(around.decided, 'decided triple')}"
+        " of answers in a circle"
+    )
+
+
+def _accuracy(found: Sequence[Findings]) -> Html:
+    rows = [_dot(one.name, one.accuracies.everything) for one in found]
+    chance = pictures.Row("two answers by chance", (), Interval(0.5, None, None, 0.95, 1))
+    drawn = pictures.dots("Best answer first", "share of prompts", rows, level=chance)
+    names = list(dict.fromkeys(name for one in found for name in one.accuracies.subsets))
+    sections = list(dict.fromkeys(name for one in found for name in one.accuracies.sections))
+    parts = [_picture(drawn)]
+    if sections and sections != names:
+        shares = [[one.accuracies.sections.get(name) for one in found] for name in sections]
+        means = [one.accuracies.overall for one in found]
+        last = [["Mean of the sections", *(f"{m:.1%}" if m is not None else "" for m in means)]]
+        parts.append(_table("Section", found, sections, shares, last))
+    subsets = [[one.accuracies.subsets.get(name) for one in found] for name in names]
+    parts.append(_table("Subset", found, names, subsets, []))
+    return _section("Accuracy", parts)
+
+
+def _table(
+    head: str,
+    found: Sequence[Findings],
+    names: Sequence[str],
+    shares: Sequence[Sequence[Share | None]],
+    last: Sequence[Sequence[str]],
+) -> Html:
+    rows: list[Sequence[Child]] = [
+        [name, *(_said(share) if share else words.DASH for share in own)]
+        for name, own in zip(names, shares, strict=True)
+    ]
+    return tag("div", table([head, *(one.name for one in found)], [*rows, *last]),
+               class_="comparison")  # fmt: skip
+
+
+def _reliability(found: Sequence[Findings]) -> Html:
+    marks = {
+        "as sure as right": [pictures.Mark("equal", "", x, x) for x in (0.5, 1.0)],
+        **{
+            one.name: [
+                pictures.Mark(f"{one.name}, {b.n} pairs", "", b.confidence, b.accuracy)
+                for b in one.calibration.bins
+            ]
+            for one in found
+        },
+    }
+    drawn = pictures.plane("How sure, how right", "confidence", "share ranked right", marks)
+    said = [tag("li", f"{one.name}: {_calibration(one)}.") for one in found]
+    return _section("Calibration", [_picture(drawn), tag("ul", said)])
+
+
+def _bias(found: Sequence[Findings]) -> Html:
+    rows = [
+        _dot(f"{one.name}, {name}", share)
+        for one in found
+        for name, share in (
+            ("shorter", one.lengths.bias.chosen_shorter),
+            ("longer", one.lengths.bias.chosen_longer),
+        )
+        if share is not None
+    ]
+    said = tag("ul", [tag("li", f"{one.name}: {_lengths(one)}.") for one in found])
+    if not rows:
+        return _section("Length", [said])
+    title = "Pairs ranked right, by which answer is the better one"
+    return _section("Length", [_picture(pictures.dots(title, "share of pairs", rows)), said])
+
+
+def _between(pairs: Sequence[Between], around: Circles | None) -> Html | None:
+    if not pairs:
+        return None
+    said = [tag("li", f"{pair.first} and {pair.second}: {_agreement(pair)}.") for pair in pairs]
+    circle = tag("p", f"Of three or more scorers, {_circles(around)}.") if around else None
+    return _section("Agreement", [tag("ul", said), circle])
+
+
+def _dot(name: str, share: Share | PairScores) -> pictures.Row:
+    return pictures.Row(name, (), Interval(share.accuracy, share.low, share.high, 0.95, share.n))
+
+
+def _picture(drawn: Html) -> Html:
+    """Put a picture in as a file of its own, whose style touches nothing else on the page."""
+    said = html.unescape(drawn.partition("<title>")[2].partition("</title>")[0])
+    source = f"data:image/svg+xml,{quote(drawn)}"
+    return tag("p", tag("img", src=source, alt=said, style="max-width: 100%"))
+
+
+def _section(name: str, parts: Sequence[Child]) -> Html:
+    return tag("section", tag("h2", name), parts, id=name.lower())

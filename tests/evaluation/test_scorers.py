@@ -1,0 +1,139 @@
+"""Calibration, length, agreement and circles, on scorers whose faults are known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melior.evaluation.agreement import agreement, cycles, majority
+from melior.evaluation.calibration import calibration_error, reliability
+from melior.evaluation.reward_bench import Item
+from melior.evaluation.scorers import between, calibrated, circles, findings
+
+MARGINS = st.lists(st.floats(-50, 50), min_size=1, max_size=40)
+
+
+def honest_margins(n=4000, scale=1.0, seed=0):
+    """Margins h of which sigmoid(h / scale) are above 0: honest at that temperature."""
+    draws = np.random.default_rng(seed)
+    size = np.abs(draws.normal(0, 2, size=n))
+    is_right = draws.random(n) < 1 / (1 + np.exp(-size))
+    return scale * np.where(is_right, size, -size)
+
+
+def pairs(n):
+    return [Item(str(i), "all", (1.0, 0.0), (10 + i, 20)) for i in range(n)]
+
+
+def draw():
+    return torch.Generator().manual_seed(0)
+
+
+def test_honest_margins_have_no_calibration_error():
+    """With 4,000 pairs in ten bins, chance leaves an error of about 0.02."""
+    assert calibration_error(reliability(honest_margins())) < 0.03
+
+
+def test_margins_too_bold_are_found_out_and_the_temperature_brought_back():
+    found = calibrated(honest_margins(scale=3.0))
+    assert found.error > 0.1
+    assert found.temperature == pytest.approx(3.0, rel=0.1)
+    assert found.error_at_temperature < 0.03
+    assert all(one.confidence > one.accuracy for one in found.bins[3:])
+
+
+@given(MARGINS)
+def test_bins_hold_every_pair_once_and_the_error_is_written_again(margins):
+    bins = reliability(margins)
+    assert sum(one.n for one in bins) == len(margins)
+    total = 0.0
+    for i in range(10):
+        own = []
+        for h in margins:
+            p = 1 / (1 + math.exp(-abs(h)))
+            place = min(int((p - 0.5) * 20), 9)
+            if place == i:
+                own.append((p, 0.5 if h == 0 else float(h > 0)))
+        if own:
+            total += abs(sum(p for p, _ in own) - sum(right for _, right in own))
+    assert calibration_error(bins) == pytest.approx(total / len(margins), abs=1e-9)
+
+
+def test_pairs_that_are_all_right_have_no_temperature_and_say_why():
+    found = calibrated([1.0, 2.0, 3.0])
+    assert found.temperature is None
+    assert "all ranked right" in found.why_not
+
+
+def test_a_scorer_that_only_counts_letters_is_found_out():
+    draws = np.random.default_rng(0)
+    lengths = draws.integers(1, 500, size=(300, 2))
+    items = [Item(str(i), "all", (1.0, 0.0), tuple(map(int, own))) for i, own in enumerate(lengths)]
+    found = findings("letters", items, [tuple(map(float, own)) for own in lengths], seconds=2.0)
+    assert found.lengths.of_scores == pytest.approx(1.0)
+    assert found.lengths.of_margins == pytest.approx(1.0)
+    assert found.lengths.bias.chosen_longer.accuracy == 1.0
+    assert found.lengths.bias.chosen_shorter.accuracy == 0.0
+    assert found.answers_per_second == 300.0
+
+
+def test_a_prompt_with_an_answer_not_scored_is_counted_and_left_out():
+    found = findings("a", pairs(3), [(1.0, 0.0), (None, 0.0), (0.0, 1.0)], seconds=None)
+    assert (found.n_missing, found.accuracies.everything.n, found.pairs.n) == (1, 2, 2)
+    assert found.answers_per_second is None
+    with pytest.raises(ValueError, match="a: needs a score for every answer of at least one"):
+        findings("a", pairs(2), [(None, 1.0)] * 2, seconds=None)
+
+
+def test_agreement_counts_a_tie_of_one_half_and_of_both_wholly():
+    assert agreement([1, 1, 0, 0, -2], [2, -1, 0, 3, -1]) == pytest.approx(
+        (1 + 0 + 1 + 0.5 + 1) / 5
+    )
+    with pytest.raises(ValueError, match="needs the same pairs; found 1 and 2"):
+        agreement([1.0], [1.0, 2.0])
+
+
+def test_two_scorers_are_compared_on_what_both_have_scored():
+    left = [(1.0, 0.0)] * 8 + [(0.0, 1.0)] * 2 + [(None, 0.0)]
+    right = [(0.0, 1.0)] * 8 + [(1.0, 0.0)] * 2 + [(1.0, 0.0)]
+    found = between(("l", left), ("r", right), pairs(11), generator=draw())
+    assert found.agreement == 0.0
+    assert found.accuracy.n == 10
+    assert found.accuracy.difference == pytest.approx(-0.6)
+    assert found.correlation == pytest.approx(-1.0)
+    assert between(("l", [(None, 1.0)]), ("r", [(1.0, 0.0)]), pairs(1), generator=draw()) is None
+
+
+def test_rock_paper_scissors_is_one_circle():
+    logits = np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]]) * 0.3
+    assert cycles(logits) == (1, 1)
+    assert cycles(np.zeros((3, 3))) == (0, 0)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=7))
+def test_a_scalar_never_goes_round_in_circles(scores):
+    values = np.array(scores)
+    assert cycles(values[:, None] - values[None, :])[0] == 0
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_circles_are_counted_as_wins_say_they_must_be(seed):
+    """Without ties, all triples less those with one winner of two: Kendall and Babington Smith."""
+    k = 7
+    upper = np.triu(np.random.default_rng(seed).choice([-1.0, 1.0], size=(k, k)), 1)
+    logits = upper - upper.T
+    wins = (logits > 0).sum(1)
+    cyclic = math.comb(k, 3) - sum(math.comb(int(w), 2) for w in wins)
+    assert cycles(logits) == (cyclic, math.comb(k, 3))
+
+
+def test_three_scorers_may_have_a_majority_in_a_circle():
+    opinions = [(3.0, 2.0, 1.0), (1.0, 3.0, 2.0), (2.0, 1.0, 3.0)]
+    assert cycles(majority(opinions)) == (1, 1)
+    found = circles([[own] for own in opinions])
+    assert (found.cyclic, found.decided) == (1, 1)
+    assert circles([[own] for own in opinions[:2]]) is None
+    assert circles([[(1.0, 0.0)]] * 3) is None
