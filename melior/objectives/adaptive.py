@@ -41,8 +41,9 @@ class Madpo(Relative):
 
     def fitted(self, margins: Sequence[float]) -> Madpo:
         """Take tau from the margins: the 90th percentile of their sizes, as its page suggests."""
-        sizes = sorted(map(abs, margins))
-        tau = sizes[round(0.9 * (len(sizes) - 1))] if sizes else 0.0
+        from melior.stages.margins import quantile
+
+        tau = quantile(list(map(abs, margins)), 0.9) if margins else 0.0
         return replace(self, tau=tau) if tau > 0 else self
 
     def method(self) -> Method:

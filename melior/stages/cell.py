@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from melior.config import config_to_dict
+from melior.data.files import content_hash, read_pairs
 from melior.evaluation.bakeoff import QUANTITIES
 from melior.evaluation.compare import compare
 from melior.models.language import LanguageModel
@@ -181,14 +182,14 @@ class Scoring:
 
     @property
     def out(self) -> str:
-        """Where the pairs go, with their margins: beside those without."""
+        """Where the pairs go, with their margins: beside those without, named after their rows."""
         place = Path(self.data)
-        return str(place.with_name(f"{place.stem}-{digest([self.reward_model])}.jsonl"))
+        made_of = [content_hash(self.data), self.reward_model, self.max_length]
+        return str(place.with_name(f"{place.stem}-{digest(made_of)}.jsonl"))
 
 
 def store_margins(job: Scoring) -> None:
     """Write pairs with the margins of a reward model."""
-    from melior.data.files import read_pairs
     from melior.rewards.scalar import load_scorer
     from melior.stages.margins import write_margins
 

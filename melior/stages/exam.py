@@ -178,10 +178,19 @@ def _scored(exam: Exam, groups: Sequence[Group]) -> Numbers:
 
         scorer = load_scorer(ModelOptions(model=exam.scorer), max_tokens=16384)
         numbers["score"] = [
-            _mean([float(one.score or 0.0) for one in group.candidates])
+            _mean([_known(one.score, group.origin, scorer.max_length) for one in group.candidates])
             for group in scorer.groups(groups)
         ]
     return numbers
+
+
+def _known(score: float | None, origin: str, longest: int) -> float:
+    if score is None:
+        raise ValueError(
+            f"{origin}: the scorer reads {longest} tokens at most; found an answer that is longer;"
+            " lower --max-new-tokens"
+        )
+    return score
 
 
 def _samples(groups: Sequence[Group], numbers: Numbers) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 from melior.data.files import read_pairs, write_pairs
 from melior.options import DataOptions, LoopOptions, ModelOptions
 from melior.records import Pair
-from melior.rewards.scalar import load_scorer, with_margin
+from melior.rewards.scalar import ScalarScorer, load_scorer, with_margin
 from melior.stages.reward import RewardPlan, train_reward
 
 CROSS_FITTED = "cross_fitted.jsonl"
@@ -55,7 +55,8 @@ def cross_fit(
         own = replace(loop, out=str(folder), resume=loop.resume and has_begun)
         train_reward(plan(replace(data, data=(str(others),), eval_data=()), own))
         held = ModelOptions(model=str(folder / "model"), dtype=model.dtype, device=model.device)
-        found = _scored(held, [pairs[i] for i in members], max_tokens=loop.max_tokens)
+        scorer = load_scorer(held, max_tokens=loop.max_tokens, max_length=data.max_length)
+        found = _scored(scorer, held.model, [pairs[i] for i in members])
         scored |= {i: pair for i, pair in zip(members, found, strict=True) if pair}
     place = Path(loop.out) / CROSS_FITTED
     write_pairs(place, (scored[i] for i in sorted(scored)))
@@ -80,12 +81,9 @@ def in_folds(data: DataOptions, loop: LoopOptions, folds: int) -> tuple[list[Pai
     return pairs, [fold[pair.prompt] for pair in pairs]
 
 
-def _scored(
-    model: ModelOptions, pairs: Sequence[Pair], *, max_tokens: int
-) -> Iterator[Pair | None]:
-    """Yield pairs with their margins, None for one that is too long for the model."""
-    scorer = load_scorer(model, max_tokens=max_tokens)
-    about = scorer.about(model.model)
+def _scored(scorer: ScalarScorer, name: str, pairs: Sequence[Pair]) -> Iterator[Pair | None]:
+    """Yield pairs with their margins, None for one that is too long."""
+    about = scorer.about(name)
     for pair, chosen, rejected in scorer.pairs(pairs):
         if chosen is None or rejected is None:
             yield None
