@@ -72,18 +72,13 @@ class Tpo(Listwise):
 
     def method(self) -> Method:
         """Return the ranking loss and DPO's reward."""
-        import torch
-
         from melior.losses import listwise
 
         over_pairs = {"sum": listwise.sum_over_pairs, "mean": listwise.mean_over_pairs}
 
         def loss(answers: Answers, rewards: torch.Tensor) -> torch.Tensor:
-            margins = listwise.margins(rewards)
-            if self.adaptive_steps:
-                has_steps = answers.step_sums(torch.ones_like(answers.tokens))[..., 1:].any(-1)
-                in_steps = _step_margins(answers, self.beta)
-                margins = in_steps.where(has_steps.any(-1)[:, None, None], margins)
+            is_plain = not self.adaptive_steps
+            margins = listwise.margins(rewards) if is_plain else _step_margins(answers, self.beta)
             return listwise.lambda_rank_of_margins(
                 margins, rewards, self._normalised(answers), answers.is_there,
                 over_pairs=over_pairs[self.pair_reduction],
@@ -170,18 +165,23 @@ class BestWorstDpo(Listwise):
 def _step_margins(answers: Answers, beta: float) -> torch.Tensor:
     """Return margins of lists whose steps count by how unlike they are.
 
-    A step is embedded as the mean of the model's last hidden states over its tokens.
+    A step is embedded as the mean of the model's last hidden states over its tokens, less the mean
+    over the steps of its list. A list in which no answer has a second step keeps plain margins.
     """
     import torch
 
-    from melior.losses.listwise import adaptive_step_margin
+    from melior.losses.listwise import adaptive_step_margin, margins
 
     rewards = beta * answers.step_sums(answers.tokens - answers.reference_tokens)
     counts = answers.step_sums(torch.ones_like(answers.tokens))
+    is_step, n_steps = counts > 0, counts.shape[-1]
     states = answers.extras["states"].to(rewards.dtype)
-    n_steps = counts.shape[-1]
     summed = states.new_zeros(counts.numel(), states.shape[-1]).index_add(
         0, answers.places * n_steps + answers.steps, states
     )
     means = summed.view(*counts.shape, -1) / counts.clamp(min=1)[..., None]
-    return adaptive_step_margin(rewards, means, counts > 0)
+    # A model's states lie in a narrow cone, in which all steps would look alike.
+    common = means.sum((1, 2)) / is_step.sum((1, 2)).clamp(min=1)[:, None]
+    in_steps = adaptive_step_margin(rewards, means - common[:, None, None], is_step)
+    is_cut = is_step[..., 1:].flatten(1).any(-1)
+    return in_steps.where(is_cut[:, None, None], margins(rewards.sum(-1)))

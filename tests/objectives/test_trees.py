@@ -105,6 +105,8 @@ def by_the_paper(model, group, reference, *, adaptive: bool):
         at = [torch.tensor([step == k for step in steps]) for k in range(max(steps) + 1)]
         rewards.append([BETA * (policy - start)[own].sum() for own in at])
         states.append([hidden[own].mean(0).detach() for own in at])
+    common = torch.stack([state for own in states for state in own]).mean(0)
+    states = [[state - common for state in own] for own in states]
     totals = [sum(own) for own in rewards]
     order = sorted(range(len(totals)), key=lambda i: (-float(totals[i].detach()), i))
     rank = {i: place for place, i in enumerate(order, 1)}
