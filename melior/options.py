@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -243,3 +244,35 @@ class GoalOptions:
         in_range("goal_low", self.goal_low)
         in_range("goal_high", self.goal_high, self.goal_low, above=True)
         in_range("min_gap", self.min_gap, 0)
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How a language model judges, and what that may cost."""
+
+    judge_by: Literal["pairs", "ratings"] = "pairs"
+    """Compare every two answers of a group (the score is the mean probability to win), or give each
+    a rating from 1 to 9."""
+    judge_model: str = ""
+    """The model's name at a server; empty where it serves one only."""
+    judge_calls: int = 0
+    """Questions that may be put to the judge; 0 sets no bound. A known reply costs nothing."""
+    judge_tokens: int = 0
+    """Tokens that the judge may read and write; 0 sets no bound."""
+    api_key_env: str = ""
+    """Environment variable that holds a server's key."""
+    concurrency: int = 8
+    """Questions in flight at a server."""
+    timeout: float = 600.0
+    """Seconds to wait for a server's reply."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that there is a key."""
+        in_range("judge_calls", self.judge_calls, 0)
+        in_range("judge_tokens", self.judge_tokens, 0)
+        in_range("concurrency", self.concurrency, 1)
+        in_range("timeout", self.timeout, 0, above=True)
+        if self.api_key_env and not os.environ.get(self.api_key_env):
+            raise ValueError(
+                f"--api-key-env: {self.api_key_env} must hold the server's key; found nothing in it"
+            )

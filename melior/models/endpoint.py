@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from melior.options import in_range
 
-Q, A = TypeVar("Q"), TypeVar("A")
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 FIRST_WAIT = 0.5
 """Seconds before the second try; each further wait is twice as long, up to 30."""
@@ -145,7 +146,7 @@ class Endpoint:
         for tries_left in reversed(range(retries + 1)):
             try:
                 with urllib.request.urlopen(request, timeout=self.server.timeout) as reply:
-                    return json.loads(reply.read())
+                    return _object(reply.read())
             except urllib.error.HTTPError as error:
                 trouble = self._trouble(error)
                 pause = error.headers.get("Retry-After", "")
@@ -173,6 +174,13 @@ class Endpoint:
         if error.code in (408, 409, 425, 429) or error.code >= 500:
             return f"HTTP {error.code}: {message}"
         raise ValueError(f"{self.base}: HTTP {error.code}: {message}") from error
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    found = json.loads(body)
+    if not isinstance(found, dict):
+        raise ValueError(f"a reply must be a JSON object; found {str(found)[:60]}")
+    return found
 
 
 def _named(message: str, asked: Collection[str]) -> set[str]:

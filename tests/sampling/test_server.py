@@ -1,11 +1,7 @@
 """The client against a real local llama.cpp server, and against one that misbehaves on purpose."""
 
 import importlib.util
-import json
-import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -14,6 +10,7 @@ from melior.models.endpoint import Server
 from melior.options import Sampling
 from melior.records import Group, Turn
 from melior.sampling.server import server_candidates
+from tests.servers import serving
 
 PROMPTS = [
     Group((Turn("user", text),), (), {"id": i}, f"p.jsonl:{i}")
@@ -29,41 +26,6 @@ def quick(monkeypatch):
 def draw(server, prompts=PROMPTS, sampling=None, **options):
     sampling = sampling or Sampling(k=2, max_new_tokens=8)
     return list(server_candidates(server, prompts, sampling, **{"seed": 0, **options}))
-
-
-@contextmanager
-def serving(answer, models=("tiny",)):
-    """A server that answers chat completions by a function of the request: (status, body)."""
-    seen = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.reply(200, {"data": [{"id": name} for name in models]})
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append(body | {"key": self.headers.get("Authorization")})
-            self.reply(*answer(body, len(seen)))
-
-        def reply(self, status, body):
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data) + (status == 299)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_port}", seen
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 def choices(*texts, reason="stop"):
