@@ -43,6 +43,24 @@ def adapter_base(folder: Path | str) -> str:
     return str(named or "")
 
 
+def policy_and_reference(names: str) -> tuple[str, str]:
+    """Return the two models of `POLICY,REFERENCE`; an adapter's reference is its base model.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+        ValueError: no reference is named, and none is known.
+    """
+    policy, _, reference = (part.strip() for part in names.partition(","))
+    reference = reference or adapter_base(find(policy))
+    if not reference:
+        raise ValueError(
+            f"{names}: needs two models, POLICY,REFERENCE, as a model without an adapter does not"
+            " say what it was trained from; found one"
+        )
+    find(reference)
+    return policy, reference
+
+
 def find(name: str) -> Path | str:
     """Return the folder of a model, or its name where it is to be fetched from a hub.
 
