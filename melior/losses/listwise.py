@@ -3,7 +3,8 @@
 `rewards` are what the policy says of each answer, such as `beta` times its log-ratio to the
 reference; `scores` say how good each one is, and only they order a list; `mask` says which answers
 are there. Absent answers give nothing, whatever they hold. Pairs `[n k k]` are read "row over
-column", and a list in which no pair is ordered gives 0, with a graph and a gradient of 0.
+column", and a list in which no pair is ordered gives 0, with a graph and a gradient of 0 (but for
+`softmax_cross_entropy`, for which equal scores are a target, too).
 """
 
 from __future__ import annotations
