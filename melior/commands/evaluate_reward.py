@@ -17,6 +17,8 @@ from melior.options import in_range
 from melior.records import Group, text
 
 if TYPE_CHECKING:
+    from melior.data.layouts import Row
+    from melior.evaluation.compare import Array
     from melior.evaluation.reward_bench import Item
     from melior.evaluation.scorers import Between, Circles, Findings
 
@@ -155,17 +157,16 @@ def _judged(name: str, groups: Sequence[Group], items: Sequence[Item], config: C
     from melior.evaluation.scorers import findings
 
     started = time.perf_counter()
-    scores = list(_scores(name, groups, config))
-    seconds = time.perf_counter() - started
-    known = name.startswith(SCORED)
-    found = findings(label(name), items, scores, seconds=None if known else seconds)
+    scored = list(_scored(name, groups, config))
+    seconds = None if name.startswith(SCORED) else time.perf_counter() - started
+    scores = [tuple(one.score for one in group.candidates) for group in scored]
+    compared = [logits for group in scored if (logits := _comparisons(group)) is not None]
+    found = findings(label(name), items, scores, comparisons=compared, seconds=seconds)
     return Judged(name, label(name), scores, found)
 
 
-def _scores(
-    name: str, groups: Sequence[Group], config: Config
-) -> Iterator[tuple[float | None, ...]]:
-    """Yield the scores of each group's answers; the labels are not shown to the scorer."""
+def _scored(name: str, groups: Sequence[Group], config: Config) -> Iterator[Group]:
+    """Yield the groups with a scorer's scores; the labels are not shown to it."""
     from melior.data.files import read_groups
 
     scoring = config.scoring(name)
@@ -177,20 +178,17 @@ def _scores(
         replace(g, candidates=tuple(replace(one, score=None) for one in g.candidates))
         for g in groups
     )
-    for group in score.scored(bare, scoring):
-        yield tuple(one.score for one in group.candidates)
+    yield from score.scored(bare, scoring)
 
 
-def _matched(
-    groups: Sequence[Group], scored: Iterable[Group], file: str
-) -> Iterator[tuple[float | None, ...]]:
+def _matched(groups: Sequence[Group], scored: Iterable[Group], file: str) -> Iterator[Group]:
     """Find each group among scored ones in the same order; rows between them may be others."""
     rest = iter(scored)
     for group in groups:
         said = [one.response for one in group.candidates]
         for other in rest:
             if other.prompt == group.prompt and [c.response for c in other.candidates] == said:
-                yield tuple(one.score for one in other.candidates)
+                yield other
                 break
         else:
             raise ValueError(
@@ -199,10 +197,32 @@ def _matched(
             )
 
 
+def _comparisons(group: Group) -> Array | None:
+    """Return what a judge that compares has stored with a group of its verdicts."""
+    from melior.data.layouts import Row
+    from melior.evaluation.agreement import preferred
+
+    judge, k = group.facts.get("judge"), len(group.candidates)
+    if not isinstance(judge, dict) or not judge.get("verdicts"):
+        return None
+    rows = Row(f"{group.origin}: 'judge'", judge).objects("verdicts", "verdict")
+    wins = [(_place(row, "left", k), _place(row, "right", k), row.number("win")) for row in rows]
+    return preferred(k, wins)
+
+
+def _place(row: Row, name: str, k: int) -> int:
+    found = row.number(name)
+    if found not in range(k):
+        raise ValueError(
+            f"{row.origin}: {name!r} needs the place of an answer, from 0 to {k - 1}; found {found}"
+        )
+    return int(found)
+
+
 def _compared(
     judged: Sequence[Judged], items: Sequence[Item], seed: int
 ) -> tuple[list[Between], Circles | None]:
-    from melior.evaluation.scorers import between, circles
+    from melior.evaluation.scorers import between, majority_circles
     from melior.ops import generator
 
     draw = generator(seed)
@@ -210,7 +230,7 @@ def _compared(
         between((one.name, one.scores), (two.name, two.scores), items, generator=draw)
         for one, two in itertools.combinations(judged, 2)
     ]
-    return [pair for pair in pairs if pair], circles([one.scores for one in judged])
+    return [pair for pair in pairs if pair], majority_circles([one.scores for one in judged])
 
 
 def _write_reward_bench(
@@ -266,6 +286,6 @@ def _write_evaluation(
             "data_hash": content_hash(config.data),
             "scorers": [asdict(one) for one in found],
             "between": [asdict(pair) for pair in pairs],
-            "circles": asdict(around) if around else None,
+            "majority_circles": asdict(around) if around else None,
         },
     )

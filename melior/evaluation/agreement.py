@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -29,6 +29,20 @@ def majority(scores: Sequence[Sequence[float]]) -> Float[np.ndarray, "k k"]:
     """
     stacked = np.asarray(scores, dtype=np.float64)
     return np.sign(stacked[:, :, None] - stacked[:, None, :]).sum(0)
+
+
+def preferred(k: int, wins: Iterable[tuple[int, int, float | None]]) -> Float[np.ndarray, "k k"]:
+    """Return a comparator's verdicts on k answers, antisymmetric; 0 where there is none, or a tie.
+
+    Args:
+        k: how many answers.
+        wins: of two places the probability that the first beats the second, or None.
+    """
+    logits = np.zeros((k, k))
+    for left, right, win in wins:
+        logits[left, right] = 0.0 if win is None else win - 0.5
+        logits[right, left] = -logits[left, right]
+    return logits
 
 
 def cycles(logits: Float[np.ndarray, "k k"]) -> tuple[int, int]:

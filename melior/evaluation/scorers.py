@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,15 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Circles:
+    """Triples of answers that comparisons rank in a circle."""
+
+    cyclic: int
+    decided: int
+    """Triples without a tie or a missing comparison."""
+
+
+@dataclass(frozen=True)
 class Findings:
     """All that is said of one scorer."""
 
@@ -60,6 +69,8 @@ class Findings:
     lengths: Lengths
     answers_per_second: float | None
     """None for scores that came from a file."""
+    circles: Circles | None
+    """Of a scorer that compares answers two by two."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +87,23 @@ class Between:
     """Best answers put first: the second against the first, paired by prompt."""
 
 
-@dataclass(frozen=True)
-class Circles:
-    """Triples of answers that the majority of the scorers ranks in a circle."""
-
-    cyclic: int
-    decided: int
-    """Triples in which the majority ranks all three pairs."""
-
-
 def findings(
-    name: str, items: Sequence[Item], scores: Sequence[Scores], *, seconds: float | None
+    name: str,
+    items: Sequence[Item],
+    scores: Sequence[Scores],
+    *,
+    comparisons: Iterable[Array] = (),
+    seconds: float | None,
 ) -> Findings:
     """Judge one scorer.
+
+    Args:
+        name: what it is called.
+        items: labelled prompts.
+        scores: of the answers to each of them.
+        comparisons: of a scorer that compares: of a prompt's answers, above 0 where the row's beats
+            the column's.
+        seconds: that the scores took; None where they were known.
 
     Raises:
         ValueError: it has scored no prompt wholly.
@@ -109,6 +124,7 @@ def findings(
         calibrated(found),
         _lengths(judged, own, found),
         answers_per_second=sum(map(len, scores)) / seconds if seconds else None,
+        circles=circles(comparisons),
     )
 
 
@@ -148,19 +164,26 @@ def between(
     return Between(first[0], second[0], agreement(h, g), _spearman(h, g), gain)
 
 
-def circles(scores: Sequence[Sequence[Scores]]) -> Circles | None:
-    """Look for circles in the majority of three or more scorers; None where no triple is decided.
+def circles(comparisons: Iterable[Array]) -> Circles | None:
+    """Count circles in comparisons of the answers to each prompt; None where no triple is decided.
 
-    What one scorer says, or two together, has no circles.
+    Args:
+        comparisons: of each prompt, above 0 where the row's answer beats the column's.
+    """
+    counts = [cycles(logits) for logits in comparisons]
+    cyclic, decided = (sum(column) for column in zip((0, 0), *counts, strict=True))
+    return Circles(cyclic, decided) if decided else None
+
+
+def majority_circles(scores: Sequence[Sequence[Scores]]) -> Circles | None:
+    """Count circles in the majority of three or more scorers.
+
+    What one scorer says, or two together, has none.
     """
     if len(scores) < 3:
         return None
-    cyclic = decided = 0
-    for own in zip(*scores, strict=True):
-        if all(None not in one for one in own):
-            around, known = cycles(majority([_numbers(one) for one in own]))
-            cyclic, decided = cyclic + around, decided + known
-    return Circles(cyclic, decided) if decided else None
+    known = [own for own in zip(*scores, strict=True) if all(None not in one for one in own)]
+    return circles(majority([_numbers(one) for one in own]) for own in known)
 
 
 def _across_halves(h: Array) -> float:

@@ -28,6 +28,8 @@ def lines(
             yield f"  mean of the sections: {one.accuracies.overall:.1%}"
         yield f"  {_calibration(one)}"
         yield f"  {_lengths(one)}"
+        if one.circles is not None:
+            yield f"  its comparisons rank {_circles(one.circles)}"
         if one.n_missing:
             yield f"  left out: {words.count(one.n_missing, 'prompt')} with an answer not scored"
         if one.answers_per_second is not None:
@@ -35,7 +37,7 @@ def lines(
     for pair in pairs:
         yield f"{pair.first} and {pair.second}: {_agreement(pair)}"
     if around is not None:
-        yield _circles(around)
+        yield f"the majority ranks {_circles(around)}"
 
 
 def write_scorers(
@@ -62,7 +64,7 @@ def write_scorers(
         "Accuracy": _accuracy(found),
         "Calibration": _reliability(found),
         "Length": _bias(found),
-        "Agreement": _between(pairs, around),
+        "Agreement": _between(found, pairs, around),
     }
     write_page(place, document(", ".join(one.name for one in found), header, parts))
     return place
@@ -110,10 +112,8 @@ def _agreement(pair: Between) -> str:
 
 
 def _circles(around: Circles) -> str:
-    return (
-        f"the majority ranks {around.cyclic} of {words.count(around.decided, 'decided triple')}"
-        " of answers in a circle"
-    )
+    triples = words.count(around.decided, "decided triple")
+    return f"{around.cyclic} of {triples} of answers in a circle"
 
 
 def _accuracy(found: Sequence[Findings]) -> Html:
@@ -181,12 +181,14 @@ def _bias(found: Sequence[Findings]) -> Html:
     return _section("Length", [_picture(pictures.dots(title, "share of pairs", rows)), said])
 
 
-def _between(pairs: Sequence[Between], around: Circles | None) -> Html | None:
-    if not pairs:
-        return None
-    said = [tag("li", f"{pair.first} and {pair.second}: {_agreement(pair)}.") for pair in pairs]
-    circle = tag("p", f"Of three or more scorers, {_circles(around)}.") if around else None
-    return _section("Agreement", [tag("ul", said), circle])
+def _between(
+    found: Sequence[Findings], pairs: Sequence[Between], around: Circles | None
+) -> Html | None:
+    said = [f"{pair.first} and {pair.second}: {_agreement(pair)}." for pair in pairs]
+    said += [f"{one.name}'s comparisons rank {_circles(one.circles)}."
+             for one in found if one.circles]  # fmt: skip
+    said += [f"The majority ranks {_circles(around)}."] if around else []
+    return _section("Agreement", [tag("ul", [tag("li", one) for one in said])]) if said else None
 
 
 def _dot(name: str, share: Share | PairScores) -> pictures.Row:

@@ -130,10 +130,36 @@ def test_a_majority_that_goes_round_in_circles_is_told(tmp_path, capsys):
         file = put(tmp_path / f"s{place}.jsonl", [{"prompt": "say", "candidates": candidates}])
         scorers.append(f"scored:{file}")
     found = evaluate(data, tmp_path / "eval", "--with", *scorers)
-    assert found["circles"] == {"cyclic": 1, "decided": 1}
+    assert found["majority_circles"] == {"cyclic": 1, "decided": 1}
     assert "the majority ranks 1 of 1 decided triple of answers in a circle" in (
         capsys.readouterr().out
     )
+
+
+def test_a_judge_whose_comparisons_go_round_in_circles_is_told(tmp_path, capsys):
+    """As `melior score --with judge:...` stores its verdicts with each group."""
+    answers = [{"response": x, "score": s} for x, s in (("a", 3), ("b", 2), ("c", 1))]
+    data = put(tmp_path / "lists.jsonl", [{"prompt": f"say {i}", "candidates": answers}
+                                          for i in range(2)])  # fmt: skip
+    rows = []
+    for place, last in enumerate((0.1, 0.8)):
+        wins = ((0, 1, 0.9), (0, 2, last), (1, 2, 0.7))
+        verdicts = [{"left": a, "right": b, "win": win, "orders": [win, win]} for a, b, win in wins]
+        candidates = [{"response": x, "score": 0.5} for x in "abc"]
+        rows.append({"prompt": f"say {place}", "candidates": candidates,
+                     "judge": {"model": "j", "verdicts": verdicts}})  # fmt: skip
+    judged = put(tmp_path / "judged.jsonl", rows)
+    (found,) = evaluate(data, tmp_path / "eval", "--with", f"scored:{judged}")["scorers"]
+    assert found["circles"] == {"cyclic": 1, "decided": 2}
+    said = "comparisons rank 1 of 2 decided triples of answers in a circle"
+    assert f"its {said}" in capsys.readouterr().out
+    assert said in (tmp_path / "eval" / "report.html").read_text("utf-8")
+    rows[1]["judge"]["verdicts"][2]["right"] = 3
+    put(tmp_path / "judged.jsonl", rows)
+    with pytest.raises(SystemExit):
+        evaluate(data, tmp_path / "eval", "--with", f"scored:{judged}")
+    said = "judged.jsonl:2: 'judge': verdict 3: 'right' needs the place of an answer, from 0 to 2"
+    assert said in capsys.readouterr().err
 
 
 def test_answers_without_a_score_and_rows_without_a_better_one_are_counted(tmp_path, capsys):

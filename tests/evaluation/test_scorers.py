@@ -8,10 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melior.evaluation.agreement import agreement, cycles, majority
+from melior.evaluation.agreement import agreement, cycles, majority, preferred
 from melior.evaluation.calibration import calibration_error, reliability
 from melior.evaluation.reward_bench import Item
-from melior.evaluation.scorers import between, calibrated, circles, findings
+from melior.evaluation.scorers import (
+    between,
+    calibrated,
+    circles,
+    findings,
+    majority_circles,
+)
 
 MARGINS = st.lists(st.floats(-50, 50), min_size=1, max_size=40)
 
@@ -133,7 +139,17 @@ def test_circles_are_counted_as_wins_say_they_must_be(seed):
 def test_three_scorers_may_have_a_majority_in_a_circle():
     opinions = [(3.0, 2.0, 1.0), (1.0, 3.0, 2.0), (2.0, 1.0, 3.0)]
     assert cycles(majority(opinions)) == (1, 1)
-    found = circles([[own] for own in opinions])
+    found = majority_circles([[own] for own in opinions])
     assert (found.cyclic, found.decided) == (1, 1)
-    assert circles([[own] for own in opinions[:2]]) is None
-    assert circles([[(1.0, 0.0)]] * 3) is None
+    assert majority_circles([[own] for own in opinions[:2]]) is None
+    assert majority_circles([[(1.0, 0.0)]] * 3) is None
+
+
+def test_a_comparison_that_is_missing_or_tied_decides_no_triple():
+    around = [(0, 1, 0.9), (1, 2, 0.6), (0, 2, 0.2)]
+    assert cycles(preferred(3, around)) == (1, 1)
+    for gap in (None, 0.5):
+        assert cycles(preferred(3, [*around[:2], (0, 2, gap)])) == (0, 0)
+    found = circles([preferred(3, around), preferred(3, around[:2]), preferred(2, around[:1])])
+    assert (found.cyclic, found.decided) == (1, 1)
+    assert circles([]) is None
