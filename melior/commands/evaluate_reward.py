@@ -212,7 +212,7 @@ def _comparisons(group: Group) -> Array | None:
 
 def _place(row: Row, name: str, k: int) -> int:
     found = row.number(name)
-    if found not in range(k):
+    if found is None or found not in range(k):
         raise ValueError(
             f"{row.origin}: {name!r} needs the place of an answer, from 0 to {k - 1}; found {found}"
         )
