@@ -158,7 +158,9 @@ def _step_dpo(row: Row) -> Group:
         row.optional(name)
     found = []
     for name, score in (("full_chosen", 1.0), ("full_rejected", 0.0)):
-        end = str(row.get(name))
+        end = row.get(name)
+        if not isinstance(end, str) or not end.strip():
+            raise ValueError(f"{row.origin}: {name!r} needs text; found {end!r:.60}")
         gap = " " if start and not (start[-1].isspace() or end[:1].isspace()) else ""
         whole = start + gap + end
         found.append(Candidate((Turn("assistant", whole),), score, steps=marked_steps(whole)))

@@ -111,6 +111,7 @@ def lint_groups(groups: Iterable[Group], held_out: Iterable[Pair | Group] = ()) 
         tally.add("no-scores", group.origin, when=None in scores)
         is_flat = len(scores) > 1 and None not in scores and len(set(scores)) == 1
         tally.add("equal-scores", group.origin, when=is_flat)
+        tally.add("zero-weights", group.origin, when=group.facts.get("weight") == 0)
     return worst_first(tally.findings())
 
 

@@ -96,6 +96,12 @@ def test_step_dpos_records_are_two_answers_that_share_their_first_steps(tmp_path
     assert text(joined.candidates[0].response).endswith("Step 2: 20.")
 
 
+@pytest.mark.parametrize("end", [None, "", 20])
+def test_step_dpos_records_need_both_ways_to_go_on(tmp_path, end):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: 'full_rejected' needs text; found"):
+        list(read_groups(written(tmp_path, STEP_DPO | {"full_rejected": end})))
+
+
 @pytest.mark.parametrize(("row", "family"), [(TREE, "tpo"), (STEP_DPO, "step-dpo")])
 def test_steps_survive_conversion(tmp_path, row, family):
     source, out = written(tmp_path, row), str(tmp_path / "b.jsonl")

@@ -94,6 +94,13 @@ def test_what_all_rows_do_is_an_error(code):
     assert found.examples == tuple(f"a.jsonl:{i}" for i in range(1, 6))
 
 
+def test_a_group_of_weight_0_is_found_as_a_pair_is():
+    asked, said = turn("user", "do you hear me"), Candidate(turn("assistant", "yes"), 1.0)
+    groups = [Group(asked, (said,), {"weight": w}, f"a.jsonl:{w}") for w in (1, 0.0)]
+    found = by_code(lint_groups(groups))["zero-weights"]
+    assert (found.count, found.examples) == (1, ("a.jsonl:0.0",))
+
+
 @pytest.mark.parametrize(
     "text",
     ["Ã©tÃ©", "a\ufffdb", "donâ€™t", "ðŸ˜€", "a\x00b", "a\x08b", "\x1b[0m", "a\x9db", "Â£5"],
