@@ -159,10 +159,12 @@ def test_weights_that_are_no_numbers_are_told_before_training(refused, pairs, tm
     assert "probabilities must be finite; found nan" in said
 
 
-def test_rows_longer_than_the_model_has_positions_are_refused(refused, tmp_path):
+@pytest.mark.parametrize("command", ["dpo", "train-reward"])
+def test_rows_longer_than_the_model_has_positions_are_refused(refused, tmp_path, command):
     folder = tiny_folder(tmp_path / "gpt2", "gpt2")
     data = written(tmp_path / "pairs.jsonl", [row | {"prompt": "word " * 600} for row in GOOD])
-    said = refused(*dpo(folder, data, tmp_path, "--max-length", "5000", "--n-samples", "0"))
+    _, *words = dpo(folder, data, tmp_path, "--max-length", "5000", "--n-samples", "0")
+    said = refused(command, *words)
     assert "max_length must be at most the 1024 positions that the model has" in said
 
 

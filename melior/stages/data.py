@@ -52,6 +52,19 @@ class Prepared:
         )
         raise ValueError(f"data: {said}; mend the data, or add --allow-lint-errors")
 
+    def refuse_beyond(self, positions: int) -> None:
+        """Stop at rows that the model has no positions for.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        for group in self.groups:
+            if len(group) > positions:
+                raise ValueError(
+                    f"{group.origin}: max_length must be at most the {positions} positions that the"
+                    f" model has; found a row of {len(group)} tokens"
+                )
+
 
 def prepare(
     sources: Sequence[str],

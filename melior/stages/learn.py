@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from melior.config import config_to_dict, read_config
-from melior.data.batches import GroupBatch, GroupBatches, TokenGroup, TokenValues
+from melior.data.batches import GroupBatch, GroupBatches, TokenValues
 from melior.data.files import turn_rows
 from melior.models.card import Card
 from melior.models.generation import Completion
@@ -195,18 +195,9 @@ def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
             )  # fmt: skip
             refuse_unranked(held_out.groups, data.eval_data)
     for part in (train, held_out):
-        _refuse_beyond(positions, part.groups if part else [])
+        if part:
+            part.refuse_beyond(positions)
     return train, held_out
-
-
-def _refuse_beyond(positions: int, groups: Sequence[TokenGroup]) -> None:
-    """Refuse rows that the model has no positions for."""
-    for group in groups:
-        if len(group) > positions:
-            raise ValueError(
-                f"{group.origin}: max_length must be at most the {positions} positions that the"
-                f" model has; found a row of {len(group)} tokens"
-            )
 
 
 def _refuse_unfit(plan: Plan, train: Prepared) -> None:

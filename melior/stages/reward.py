@@ -24,6 +24,7 @@ from melior.models.heads import (
     rewards_of,
     save_reward_model,
 )
+from melior.models.loading import n_positions
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics
 from melior.stages.data import Prepared, prepare
@@ -286,6 +287,9 @@ def _prepare(plan: RewardPlan) -> tuple[Prepared, Prepared | None]:
         apart = None
         if data.eval_data:
             apart = prepare(data.eval_data, chat, data, seed=seed, on_progress=progress)
+    for part in (train, apart):
+        if part:
+            part.refuse_beyond(n_positions(plan.model))
     return train, apart
 
 
