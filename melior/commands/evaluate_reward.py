@@ -105,6 +105,7 @@ def run(config: Config) -> Path:
     """Score, judge, compare, write, and print what was found."""
     from melior.report.scorers import lines, write_scorers
 
+    _check_places(config)
     groups = _decided(config.data)
     items = [_item(group, place) for place, group in enumerate(groups, 1)]
     judged = [_judged(name, groups, items, config) for name in config.scorers]
@@ -118,6 +119,18 @@ def run(config: Config) -> Path:
     for line in lines(found, pairs, around):
         print(line)
     return write_scorers(out / "report.html", config.data, found, pairs, around)
+
+
+def _check_places(config: Config) -> None:
+    """Look for every model and file before the first scorer is asked."""
+    from melior.data.files import read_groups
+    from melior.models.names import find
+
+    for name in config.scorers:
+        if name.startswith(SCORED):
+            next(read_groups(name.removeprefix(SCORED)), None)
+        elif name not in score.SCORERS and ":" not in name:
+            find(name)
 
 
 def _decided(source: str) -> list[Group]:

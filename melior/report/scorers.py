@@ -71,8 +71,9 @@ def write_scorers(
 
 
 def _shown(one: Findings) -> dict[str, Share]:
-    """Return sections where there are some, and else the subsets."""
-    return one.accuracies.sections or one.accuracies.subsets
+    """Return sections where there are some, and else the subsets, where there are several."""
+    own = one.accuracies
+    return own.sections or (own.subsets if len(own.subsets) > 1 else {})
 
 
 def _said(share: Share) -> str:
@@ -128,8 +129,9 @@ def _accuracy(found: Sequence[Findings]) -> Html:
         means = [one.accuracies.overall for one in found]
         last = [["Mean of the sections", *(f"{m:.1%}" if m is not None else "" for m in means)]]
         parts.append(_table("Section", found, sections, shares, last))
-    subsets = [[one.accuracies.subsets.get(name) for one in found] for name in names]
-    parts.append(_table("Subset", found, names, subsets, []))
+    if len(names) > 1:
+        subsets = [[one.accuracies.subsets.get(name) for one in found] for name in names]
+        parts.append(_table("Subset", found, names, subsets, []))
     return _section("Accuracy", parts)
 
 

@@ -184,9 +184,9 @@ def test_answers_without_a_score_and_rows_without_a_better_one_are_counted(tmp_p
         (["--with", "rule"], "--with must be one of"),
         (["--with", "rules", "rules"], "each scorer is needed once; found 'rules' again"),
         (["--with", "rules"], "scoring by rules needs 'constraints'"),
-        (["--with", "scored:no.jsonl"], "no.jsonl"),
+        (["--with", "rules", "scored:no.jsonl"], "no.jsonl: no such file or folder"),
         (["--with", "scored:other.jsonl"], "needs the same prompts and answers as the data"),
-        (["--with", "no/such"], "no/such"),
+        (["--with", "rules", "./no/such"], "model './no/such': needs a folder"),
         (["--with", "rules", "--seed", "-1"], "seed must be at least 0; found -1"),
     ],
 )
