@@ -74,9 +74,9 @@ class Experiment:
         self.exam = _final(plan.exam, judged_on)
         arms = unlike({key: s[key] for key in s if key != "seed"} for s in settings)
         self.wanted = [({key: s[key] for key in s if key != "seed"}, s["seed"]) for s in settings]
-        shown = varied(arms)
         self.budget = plan.budget
-        self.arms = [self._arm(setting, shown) for setting in arms]
+        labels = named(arms)
+        self.arms = [self._arm(one, label) for one, label in zip(arms, labels, strict=True)]
         self.tried: list[tuple[Arm, Cell]] = []
         self.reasons: dict[Path, str] = {}
 
@@ -194,7 +194,7 @@ class Experiment:
     def _score(self, cell: Cell) -> float:
         return float(np.mean(_judged(cell)["numbers"][self.metric]))
 
-    def _arm(self, setting: Mapping[str, Value], shown: Sequence[str]) -> Arm:
+    def _arm(self, setting: Mapping[str, Value], label: str) -> Arm:
         name = str(setting["objective"])
         objective = objective_kind(name)()
         data, validation = self.splits[str(setting["data"])]
@@ -202,8 +202,6 @@ class Experiment:
             if setting["reward_model"]:
                 data = self._with_margins(data, str(setting["reward_model"]))
             objective = objective.fitted([pair.margin for pair in read_pairs(data)])
-        others = [Path(str(setting[key])).name for key in shown if key != "objective"]
-        label = "-".join([name, *filter(None, others)])
         steps = self.plan.max_steps or self._steps(data, name)
         rate = self.plan.learning_rates[0]
         return Arm(label, name, objective, rate, data, validation, steps, setting)
@@ -253,6 +251,18 @@ class Experiment:
         row |= {"over_kl_budget": over, "config_hash": cell.key()}
         row["status"] = "finished" if cell.is_done else "failed"
         return row | {"reason": "" if cell.is_done else self.reasons.get(cell.folder, "")}
+
+
+def named(arms: Sequence[Setting]) -> list[str]:
+    """Name each arm after its objective and the other factors that vary, no two alike."""
+    shown = [key for key in varied(arms) if key != "objective"]
+    names: list[str] = []
+    for arm in arms:
+        others = [Path(str(arm[key])).name for key in shown]
+        name = "-".join([str(arm["objective"]), *filter(None, others)])
+        n_alike = sum(one == name or one.startswith(f"{name} #") for one in names)
+        names.append(f"{name} #{n_alike + 1}" if n_alike else name)
+    return names
 
 
 def _final(exam: Exam, judged_on: Apart) -> Exam:

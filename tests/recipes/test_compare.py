@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from melior.cli import main
+from melior.objectives.bakeoff import named
 from tests.recipes.test_learning import write_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -221,6 +222,32 @@ def test_a_grid_varies_data_and_reward_models_for_those_that_read_them(
     }
     assert {row["reward_model"] for row in rows if row["objective"] == "dpo"} == {""}
     assert "By factor" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_arms_with_files_of_the_same_name_are_told_apart():
+    arms = [{"data": f"{folder}/train.jsonl", "objective": "dpo"} for folder in "abc"]
+    assert named(arms) == ["dpo-train.jsonl", "dpo-train.jsonl #2", "dpo-train.jsonl #3"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2"])
+def test_models_of_other_families_are_compared_alike(family, data, tmp_path):
+    from tests.tiny import tiny_folder
+
+    model = tiny_folder(tmp_path / family, family)
+    main(words(model, data, tmp_path / "out", "--sweep-share", "0", "--seeds", "1",
+               objectives="ipo,orpo,tpo"))  # fmt: skip
+    rows = table(tmp_path / "out")
+    assert [row["status"] for row in rows] == ["finished"] * 3
+    assert all(float(row["kl"]) > 0 for row in rows)
+
+
+def test_a_run_beyond_the_kl_budget_is_flagged_and_kept(model_folder, data, tmp_path):
+    main(words(model_folder, data, tmp_path / "out", "--sweep-share", "0", "--seeds", "1",
+               "--kl-budget", "1e-6"))  # fmt: skip
+    rows = table(tmp_path / "out")
+    assert {(row["status"], row["over_kl_budget"]) for row in rows} == {("finished", "True")}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Beyond the KL budget in some run: dpo and simpo." in page
 
 
 @pytest.mark.parametrize(
