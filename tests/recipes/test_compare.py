@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from melior.cli import main
 from melior.objectives.bakeoff import named
+from melior.objectives.table import MARGIN_WEIGHTED, OBJECTIVES, objective_kind
 from tests.recipes.test_learning import write_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +224,17 @@ def test_a_grid_varies_data_and_reward_models_for_those_that_read_them(
     }
     assert {row["reward_model"] for row in rows if row["objective"] == "dpo"} == {""}
     assert "By factor" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, *MARGIN_WEIGHTED])
+def test_every_objective_can_be_swept(name):
+    """Each value that is tried is a right one, and the default is among them: it is tried first."""
+    options = objective_kind(name)()
+    for option, values in options.sweep.items():
+        assert getattr(options, option) in values and 2 <= len(values) <= 3
+        assert {getattr(replace(options, **{option: v}), option) for v in values} == set(values)
+    assert len(options.sweep) <= 1
+    assert options.reads_margins == options.method().needs_margins
 
 
 def test_arms_with_files_of_the_same_name_are_told_apart():
