@@ -52,6 +52,16 @@ class Config:
         in_range("folds", self.folds, 0)
         if self.folds == 1:
             raise ValueError("folds must be 0, or 2 and more: one is trained on none; found 1")
+        if self.data.truncation_mode == "keep_start":
+            raise ValueError(
+                "truncation_mode must be drop or keep_end, as a reward is read at an answer's end;"
+                " found keep_start, which cuts it off"
+            )
+        if self.loop.kl_budget:
+            raise ValueError(
+                "kl_budget is for models that answer, which a reward model does not; leave it out;"
+                f" found {self.loop.kl_budget:g}"
+            )
 
     @classmethod
     def tiny(cls, model: str, data: str, out: str) -> Config:

@@ -226,6 +226,8 @@ def test_other_families_learn_too(family, data, tmp_path):
         (["--label-smoothing", "0.5"], "label_smoothing must be at least 0 and below 0.5"),
         (["--validation-share", "1"], "validation_share must be at least 0 and below 1"),
         (["--patience", "-1"], "patience must be at least 0"),
+        (["--truncation-mode", "keep_start"], "a reward is read at an answer's end"),
+        (["--kl-budget", "5"], "kl_budget is for models that answer"),
         (["--folds", "41", "--max-steps", "1"], "found 40 prompts for 41"),
     ],
 )
