@@ -8,7 +8,6 @@ Each stage leaves a file in the run folder, from which a run that was stopped go
 from __future__ import annotations
 
 import json
-import random
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -151,17 +150,6 @@ def weight_facts(objective: Madpo, margins: Sequence[float]) -> Metrics:
     }
 
 
-def held_out_prompts(
-    pairs: Sequence[Pair], share: float, *, seed: int
-) -> tuple[list[Pair], list[Pair]]:
-    """Hold out a share of the prompts with all their pairs; at least one is left to train on."""
-    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
-    count = min(ceil(share * len(prompts)), len(prompts) - 1)
-    apart = set(random.Random(seed).sample(prompts, count))
-    kept = [pair for pair in pairs if pair.prompt not in apart]
-    return kept, [pair for pair in pairs if pair.prompt in apart]
-
-
 def _resumes(config: Config) -> bool:
     """Say whether learning began before the run was stopped; else only its margins are kept."""
     place = Path(config.loop.out)
@@ -242,9 +230,7 @@ def _scored(config: Config) -> float:
     apart: list[Pair] = []
     name = config.margins.reward_model
     if not name:
-        kept, apart = held_out_prompts(
-            pairs, config.margins.validation_share, seed=config.loop.seed
-        )
+        kept, apart = _held_out(config, pairs)
         name = str(_trained(config, kept, apart) / "model")
     held = ModelOptions(model=name, dtype=config.model.dtype, device=config.model.device)
     scorer = load_scorer(held, max_tokens=config.loop.max_tokens, max_length=config.data.max_length)
@@ -261,6 +247,14 @@ def _scored(config: Config) -> float:
     for line in [*scorer.remarks(), *spread(margins)]:
         print(line, file=sys.stderr)
     return temperature
+
+
+def _held_out(config: Config, pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """Return the pairs that a reward model is trained on, and those that choose its best step."""
+    from melior.data.split import split_by_prompt
+
+    share = config.margins.validation_share
+    return split_by_prompt(pairs, share=share, seed=config.loop.seed) if share else (pairs, [])
 
 
 def _trained(config: Config, kept: Sequence[Pair], apart: Sequence[Pair]) -> Path:

@@ -8,7 +8,7 @@ goal is asked for at inference. Held-out pairs are judged under one goal for all
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -103,7 +103,8 @@ def run(config: Config) -> None:
     parts = (config.model, data, config.optim, config.loop)
     paper = f"{PAPER}; {objective.paper}"
     folder = learn(Plan("reward-augmented", paper, objective.method(), *parts, config))
-    _judge(config, folder, goals, remark)
+    _judge(config, folder, goals)
+    _note(folder, remark)
     write_card(folder, base=config.model.model)
     _leave_goals(folder, goals)
     present([folder])
@@ -130,14 +131,31 @@ def objective_of(config: Config) -> Objective:
 
 
 def _check(config: Config) -> None:
-    """Look at the first row's scores, and at the constraints of prompts that will be answered."""
+    """Look at the first row's scores, and at held-out rows as goals have not yet changed them."""
     from melior.rewards.rules import score_groups
     from melior.stages.relabel import read_rated
 
     next(read_rated(config.data.data, config.goals.scores))
-    prompts = _probed(_held_out(config), config.n_probes) if config.data.eval_data else []
+    if not config.data.eval_data:
+        return
+    prompts = _probed(_held_out(config), config.n_probes)
     if all(prompt.facts.get("constraints") for prompt in prompts):
         list(score_groups(prompts))
+    rows = read_rated(config.data.data, config.goals.scores, seed=config.loop.seed)
+    _refuse_overlap(config, (row.pair for row in rows))
+
+
+def _refuse_overlap(config: Config, pairs: Iterable[Pair]) -> None:
+    """Look for held-out prompts among those trained on, before goals make them different."""
+    from melior.data.lint import lint_pairs
+
+    found = [one for one in lint_pairs(pairs, _held_out(config)) if one.code == "overlap"]
+    if found and found[0].level == "error" and not config.data.allow_lint_errors:
+        raise ValueError(
+            f"data: {found[0].count} rows ({found[0].share:.1%}): {found[0].text} (first"
+            f" {found[0].examples[0]}); hold prompts apart before pairs are relabelled, or add"
+            " --allow-lint-errors"
+        )
 
 
 def _relabel(config: Config) -> tuple[GoalFormat, str]:
@@ -169,7 +187,7 @@ def _relabelled_data(config: Config, goals: GoalFormat) -> DataOptions:
     return replace(config.data, data=(str(out / RELABELLED),), eval_data=apart)
 
 
-def _judge(config: Config, folder: Path, goals: GoalFormat, remark: str) -> None:
+def _judge(config: Config, folder: Path, goals: GoalFormat) -> None:
     """Add to the run's verdict what goals change, and what was unlearned."""
     from melior.models.loading import load
     from melior.stages.goals import Asked, judge_answers, judge_pairs, unlearned
@@ -194,11 +212,21 @@ def _judge(config: Config, folder: Path, goals: GoalFormat, remark: str) -> None
     place = folder / "evaluation.json"
     found = json.loads(place.read_text(encoding="utf-8"))
     found["title"] += " under the top goal"
-    for part in [*parts, {"comparisons": [], "subsets": [], "facts": {"relabelled": remark}}]:
+    for part in parts:
         found["comparisons"] += part["comparisons"]
         found["subsets"] = [*found.get("subsets", []), *part["subsets"]]
         found["facts"] |= part["facts"]
     write_json(place, found)
+
+
+def _note(folder: Path, remark: str) -> None:
+    """Keep a sentence in the run's record, as `Run.note` does while a run goes on."""
+    from melior.training.run import write_json
+
+    place = folder / "run.json"
+    record = json.loads(place.read_text(encoding="utf-8"))
+    notes = [note for note in record.get("notes", []) if note != remark]
+    write_json(place, record | {"notes": [*notes, remark]})
 
 
 def levels_of(config: Config) -> list[float]:

@@ -107,7 +107,7 @@ def unlearned(asked: Asked, rows: Sequence[Rated]) -> Found:
         pairs = [_under(row.pair, asked.goals, asked.goals.high) for row in rows]
         (_, old), (_, new) = (_answers(one, pairs, asked) for one in (asked.start, asked.after))
         change = (new.policy - old.policy)[:, 1]
-        facts["their log-probability, change in nats"] = float(change.mean())
+        facts["log-probability of good rejected answers, change"] = float(change.mean())
         facts["standard error of that change"] = float(change.std(correction=0) / len(rows) ** 0.5)
     return {"comparisons": [], "subsets": [], "facts": facts}
 

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from melior.cli import main
 from melior.objectives.adaptive import Madpo
 from melior.recipes import madpo
-from melior.records import Pair, Turn
 from melior.training.folder import OWNED
 
 WORDS = ("fox", "dog", "capital", "Paris", "hello", "thank", "quick", "lazy", "today", "jumps")
@@ -78,7 +77,7 @@ def test_a_reward_model_is_trained_and_held_out_pairs_are_ranked_right(
     assert all(row["margin"] == row["reward_chosen"] - row["reward_rejected"] for row in scored)
     apart = {row["id"] for row in rows(out / "reward-held-out.jsonl")}
     kept = {row["id"] for row in rows(out / "reward-train.jsonl")}
-    assert len(apart) == 7
+    assert len(apart) == 6
     assert apart | kept == set(range(32))
     assert not apart & kept
     drawn = read(out / "data.json")["train"]
@@ -199,22 +198,6 @@ def test_resuming_on_margins_of_other_options_is_refused(model_folder, data, tmp
     with pytest.raises(SystemExit):
         main([*line, "--resume", "--reward-epochs", "1"])
     assert "reward_epochs was 3.0, is now 1.0" in capsys.readouterr().err
-
-
-@given(
-    st.lists(st.integers(0, 9), min_size=1, max_size=40),
-    st.floats(0, 0.99),
-    st.integers(0, 5),
-)
-def test_prompts_are_held_out_whole(prompts, share, seed):
-    turns = (Turn("assistant", "a"),), (Turn("assistant", "b"),)
-    pairs = [Pair((Turn("user", str(i)),), *turns) for i in prompts]
-    kept, apart = madpo.held_out_prompts(pairs, share, seed=seed)
-    sides = [{pair.prompt for pair in side} for side in (kept, apart)]
-    assert not sides[0] & sides[1]
-    assert len(kept) + len(apart) == len(pairs)
-    assert kept
-    assert len(sides[1]) == min(np.ceil(share * len(set(prompts))), len(set(prompts)) - 1)
 
 
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=50))

@@ -75,8 +75,10 @@ def test_the_goal_decides_which_answer_is_likelier(seed, model_folder, data, tmp
     assert last["name"] == "held-out pairs ranked right; before: without a goal"
     assert last["after"] == found["better answer first, goal 10"]["after"]
     assert evaluation["facts"]["good rejected answers"] == 2
-    assert "their log-probability, change in nats" in evaluation["facts"]
+    assert "log-probability of good rejected answers, change" in evaluation["facts"]
     assert evaluation["title"].endswith("under the top goal")
+    said = read(out / "run.json")["notes"][-1]
+    assert said == "96 pairs under goals, two for each of 48 pairs; left out 0"
     assert (out / "report.html").stat().st_size > 10_000
 
 
@@ -104,7 +106,7 @@ def test_what_was_unlearned_is_the_fall_of_good_losers(model_folder, data, tmp_p
             picked = logits.log_softmax(-1).gather(1, torch.tensor(said)[:, None])
             both.append(float(picked.sum()))
         change.append(both[1] - both[0])
-    assert facts["their log-probability, change in nats"] == pytest.approx(
+    assert facts["log-probability of good rejected answers, change"] == pytest.approx(
         sum(change) / 2, abs=2e-3
     )
 
@@ -198,7 +200,7 @@ def test_kill_9_and_resume_end_in_the_same_bits(kill_after, model_folder, data, 
             ["--objective", "kto"],
             "objective must learn from pairs, as goals make pairs; kto learns",
         ),
-        (["--objective", "dop"], "did you mean 'dpo'"),
+        (["--objective", "simp"], "did you mean 'simpo'"),
         (["--objective-options", "beta"], "objective_options must be name=value; found 'beta'"),
         (["--objective-options", "bata=1"], "'bata' is not an option; did you mean 'beta'?"),
         (["--objective-options", "beta=-1"], "beta must be above 0; found -1"),
