@@ -25,8 +25,6 @@ from melior.stages.exam import Exam
 from melior.training.hooks import counted
 from melior.training.jobs import Ended, in_processes
 
-PASSES = 2
-"""Over the training rows, where no budget is given."""
 SEVERAL = "\n"
 """Between the sources of one value of the factor `data`."""
 
@@ -209,7 +207,7 @@ class Experiment:
     def _steps(self, data: str, name: str) -> int:
         """Return how many optimizer steps the budget pays for."""
         tokens, n_steps = self.plan.training.cost(data, name)
-        self.budget = self.budget or PASSES * tokens
+        self.budget = self.budget or tokens
         in_a_batch = tokens / n_steps
         if self.budget < in_a_batch:
             raise ValueError(

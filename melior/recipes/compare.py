@@ -122,7 +122,7 @@ class Config:
     seed: int = 42
     """The first; the others count up from it."""
     budget: int = 0
-    """Tokens that each cell computes in training, a shared prefix once; 0 takes two passes over
+    """Tokens that each cell computes in training, a shared prefix once; 0 takes one pass over
     the rows as the first objective reads them."""
     max_steps: int = 0
     """Optimizer steps of each cell, instead of a budget."""
