@@ -63,6 +63,7 @@ def of_answers(
     facts: Facts,
     *,
     kl_budget: float,
+    options: frozenset[str],
 ) -> list[Finding | None]:
     """Return what the answers sampled at the end say: their length, and how far they went."""
     if not after:
@@ -71,4 +72,4 @@ def of_answers(
     chosen = [answers[place].n_scored for answers, place in best if place >= 0]
     old, new = ([len(answer.tokens) for answer in side] for side in (before, after))
     moved, error = facts["KL to the start, nats per answer"], facts["its standard error"]
-    return [answer_lengths(old, new, chosen), over_budget(moved, error, kl_budget)]
+    return [answer_lengths(old, new, chosen), over_budget(moved, error, kl_budget, options)]

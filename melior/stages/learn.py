@@ -76,6 +76,9 @@ def learn(plan: Plan) -> Path:
         record = {"train": train.record} | ({"held_out": held_out.record} if held_out else {})
         write_json(run.folder / "data.json", record)
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
+        ties = sum(group.margin == 0 for group in train.groups)
+        if plan.method.needs_margins and ties:
+            run.note(f"{ties} of {len(train.groups)} rows have no margin, or 0: they count as ties")
         _learn(plan, run, train, held_out)
     return run.folder
 
@@ -93,7 +96,7 @@ def _learn(plan: Plan, run: Run, train: Prepared, held_out: Prepared | None) -> 
     write_json(run.folder / "evaluation.json", evaluation)
     budget = plan.loop.kl_budget
     said = bench.before, bench.after, train.groups, evaluation["facts"]
-    health.add(*of_answers(*said, kl_budget=budget))
+    health.add(*of_answers(*said, kl_budget=budget, options=_options(plan)))
     write_json_lines(run.folder / "samples.jsonl", bench.side_by_side())
     write_card(run.folder, base=plan.model.model)
 
@@ -203,7 +206,7 @@ def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
 def _refuse_unfit(plan: Plan, train: Prepared) -> None:
     """Refuse rows without what the method reads of them."""
     sources, (low, high) = ", ".join(plan.data.data), plan.method.score_range
-    if plan.method.needs_margins and not any(group.margin for group in train.groups):
+    if plan.method.needs_margins and all(group.margin == 0 for group in train.groups):
         raise ValueError(
             f"{sources}: {plan.recipe} needs a 'margin' in its rows; found none but 0;"
             " `melior margins` adds those of a reward model"
@@ -226,17 +229,7 @@ def _train(
     about: dict[str, Any],
 ) -> Health:
     """Take all steps, or those still to come; return what watched them."""
-    loop = plan.loop
-    reference = TokenValues.zeros(train.groups)
-    if plan.method.has_reference:
-        with counted("log-probabilities of the reference", len(train.groups)) as progress:
-            reference = reference_log_probs(
-                model, train.groups, max_tokens=loop.max_tokens, on_progress=progress
-            )
-    batches = GroupBatches(
-        train.groups, reference,
-        batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
-    )  # fmt: skip
+    loop, batches = plan.loop, _batches(plan, model, train)
     total = loop.max_steps or ceil(loop.epochs * batches.steps_per_epoch)
     if loop.gradient_checkpointing:
         model.checkpoint_activations()
@@ -249,7 +242,9 @@ def _train(
         keep=loop.save_total_limit,
     )
     start = _resume(plan, run, kept) if loop.resume else 0
-    setting = Setting(total, plan.optim.max_grad_norm, start_loss(plan.method, train.groups))
+    setting = Setting(
+        total, plan.optim.max_grad_norm, start_loss(plan.method, train.groups), _options(plan)
+    )
     health = watch(run, setting, is_resumed=loop.resume)
     health.add(of_data(train.findings, loop.epochs))
 
@@ -268,6 +263,25 @@ def _train(
         todo = batches.iterate(total, start=start)
         fit(step, todo, hooks=hooks, start=start, save=kept.save)
     return health
+
+
+def _batches(plan: Plan, model: LanguageModel, train: Prepared) -> GroupBatches:
+    """Return the batches of the run, with what the reference says of them."""
+    loop = plan.loop
+    reference = TokenValues.zeros(train.groups)
+    if plan.method.has_reference:
+        with counted("log-probabilities of the reference", len(train.groups)) as progress:
+            reference = reference_log_probs(
+                model, train.groups, max_tokens=loop.max_tokens, on_progress=progress
+            )
+    return GroupBatches(
+        train.groups, reference,
+        batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
+    )  # fmt: skip
+
+
+def _options(plan: Plan) -> frozenset[str]:
+    return frozenset(config_to_dict(plan.config))
 
 
 def _step(

@@ -39,6 +39,8 @@ LENGTH_LINK, LENGTH_DRIFT = 0.5, 1.25
 """Correlation of margin and length difference; factor by which answers may grow or shrink."""
 DUPLICATES = 0.1
 """Share of repeated rows that is worth a word."""
+REMEDIES = frozenset({"beta", "sft_weight"})
+"""Options that a remedy may name and that not every objective has."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ class Setting:
     max_grad_norm: float
     start_loss: float | None = None
     """The loss of a model that is its own reference; None without a reference."""
+    options: frozenset[str] = REMEDIES
+    """Those of them that the run has, for only they can help."""
+
+
+def remedy(options: frozenset[str], *advice: str) -> str:
+    """Join what helps, less what names an option that the run does not have."""
+    missing = {f"--{name.replace('_', '-')}" for name in REMEDIES - options}
+    kept = [one for one in advice if missing.isdisjoint(one.split())]
+    return ", or ".join(part for part in (", ".join(kept[:-1]), kept[-1]) if part)
 
 
 def detectors(setting: Setting) -> tuple[Detector, ...]:
@@ -60,9 +71,9 @@ def detectors(setting: Setting) -> tuple[Detector, ...]:
         constant_rewards,
         no_gradient,
         wrong_way,
-        displacement,
+        lambda rows: displacement(rows, setting.options),
         saturation,
-        exploding_margin,
+        lambda rows: exploding_margin(rows, setting.options),
         length_reward,
         overfit,
     )
@@ -205,7 +216,7 @@ def wrong_way(rows: Sequence[Row]) -> Finding | None:
     )  # fmt: skip
 
 
-def displacement(rows: Sequence[Row]) -> Finding | None:
+def displacement(rows: Sequence[Row], options: frozenset[str]) -> Finding | None:
     """Find chosen answers that become less likely while the margin grows.
 
     Razin et al. 2024, arXiv 2410.08847: likelihood displacement. Rule: the margin rises; the
@@ -228,7 +239,10 @@ def displacement(rows: Sequence[Row]) -> Finding | None:
         f"chosen answers, too, become less likely: {level.before:.3g} to {level.after:.3g} nats a"
         f" token, while the margin went from {margin.before:.3g} to {margin.after:.3g}; the"
         " probability goes to other answers",
-        "lower --learning-rate, raise --beta, or hold the chosen answers with --sft-weight 0.1",
+        remedy(
+            options, "lower --learning-rate", "raise --beta",
+            "hold the chosen answers with --sft-weight 0.1",
+        ),
         first, points[-1][0], ("logps/chosen", "rewards/margins"),
     )  # fmt: skip
 
@@ -254,22 +268,29 @@ def saturation(rows: Sequence[Row]) -> Finding | None:
     )  # fmt: skip
 
 
-def exploding_margin(rows: Sequence[Row]) -> Finding | None:
+def exploding_margin(rows: Sequence[Row], options: frozenset[str]) -> Finding | None:
     """Find margins that grow on where the loss has long been satisfied.
 
-    Rule: the margin's last window is above 10, where the logistic loss has a slope of 5e-5, and
-    above the window in the middle of the run beyond noise.
+    Rule: the margin's last window is more than 10 above the run's first, where the logistic loss
+    has a slope of 5e-5, and above the window in the middle of the run beyond noise. Above the
+    first, since rewards that are plain log-probabilities differ by length from the start.
     """
     points = curve(rows, "rewards/margins")
-    late = change(points[len(points) // 2 :])
-    if late is None or late.after <= FLAT_MARGIN or not late.rises:
+    whole, late = change(points), change(points[len(points) // 2 :])
+    if whole is None or late is None or not late.rises:
         return None
-    first = since(points, lambda mean: mean > FLAT_MARGIN, 5)
+    limit = whole.before + FLAT_MARGIN
+    if late.after <= limit:
+        return None
+    first = since(points, lambda mean: mean > limit, 5)
     return Finding(
         "exploding-margin", "warning",
         f"the reward margin explodes: {late.before:.3g} in the middle, {late.after:.3g} now, where"
         " the loss hardly has a slope any more; the model runs away from its start",
-        "lower --learning-rate or train fewer --epochs; raise --beta to hold it to the start",
+        remedy(
+            options, "lower --learning-rate", "train fewer --epochs",
+            "raise --beta to hold it to the start",
+        ),
         first, points[-1][0], ("rewards/margins",),
     )  # fmt: skip
 
@@ -324,7 +345,9 @@ def overfit(rows: Sequence[Row]) -> Finding | None:
     )  # fmt: skip
 
 
-def over_budget(kl: float, error: float | None, budget: float) -> Finding | None:
+def over_budget(
+    kl: float, error: float | None, budget: float, options: frozenset[str] = REMEDIES
+) -> Finding | None:
     """Find a model that went further from its start than was allowed.
 
     Rule: the KL is above the budget; a note only, while the budget is within two standard errors.
@@ -337,7 +360,9 @@ def over_budget(kl: float, error: float | None, budget: float) -> Finding | None
         "kl-budget", "warning" if is_sure else "note",
         f"the model left its budget: KL to the start is {kl:.3g} nats an answer{spread}, allowed"
         f" were {budget:g}",
-        "raise --beta, lower --learning-rate, or stop earlier with --max-steps",
+        remedy(
+            options, "lower --learning-rate", "raise --beta", "stop earlier with --max-steps"
+        ),
     )  # fmt: skip
 
 

@@ -201,6 +201,22 @@ def test_a_budget_of_kl_is_a_warning_only_where_the_estimate_is_sure():
     assert symptoms.over_budget(6.0, None, 5.0).level == "note"
 
 
+def test_only_options_that_the_run_has_are_advised():
+    every = symptoms.remedy(
+        symptoms.REMEDIES, "lower --learning-rate", "raise --beta", "--sft-weight 0.1"
+    )
+    assert every == "lower --learning-rate, raise --beta, or --sft-weight 0.1"
+    few = symptoms.remedy(frozenset({"sft_weight"}), "lower --learning-rate", "raise --beta")
+    assert few == "lower --learning-rate"
+
+
+def test_rewards_that_differ_by_length_from_the_start_do_not_explode():
+    rows = [{"step": n, "rewards/margins": 40.0 + 0.01 * n} for n in range(1, 101)]
+    assert symptoms.exploding_margin(rows, symptoms.REMEDIES) is None
+    rows = [{"step": n, "rewards/margins": 40.0 + 0.3 * n} for n in range(1, 101)]
+    assert symptoms.exploding_margin(rows, symptoms.REMEDIES).code == "exploding-margin"
+
+
 def test_answers_that_leave_the_datas_length_are_found():
     before, data = [40, 44, 38, 42, 39, 41, 45, 40], [35, 45, 40]
     grown = symptoms.answer_lengths(before, [2 * n for n in before], data)
