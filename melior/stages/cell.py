@@ -97,8 +97,7 @@ def digest(value: object) -> str:
 def train_and_judge(cell: Cell) -> None:
     """Train, examine, and leave a run folder without more weights than `model/`."""
     began = time.monotonic()
-    if not cell.loop.resume:
-        shutil.rmtree(cell.folder, ignore_errors=True)
+    shutil.rmtree(cell.folder, ignore_errors=True)  # what a stopped one has left
     objective: Options = cell.objective
     method = objective.method()
     learn(

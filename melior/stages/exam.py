@@ -5,11 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from melior.data.batches import TokenGroup, Tokens, TokenValues
 from melior.data.examples import Data
@@ -52,7 +50,7 @@ class Exam:
     max_tokens: int = 2048
     """Tokens computed at once."""
     seed: int = 0
-    """Of the answers: the same for every model."""
+    """Of the answers' noise."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def sit(exam: Exam, model: LanguageModel, start: LanguageModel, method: Method |
         replace(group, candidates=tuple(map(candidate, drawn)))
         for group, drawn in zip(asked, answers, strict=True)
     ]
-    numbers["length"] = [_mean([len(one.tokens) for one in drawn]) for drawn in answers]
+    numbers["length"] = [_mean([float(len(one.tokens)) for one in drawn]) for drawn in answers]
     if method is not None:
         numbers["kl"] = _kl(exam, start, prompts, answers)
     numbers |= _scored(exam, groups)
@@ -108,9 +106,9 @@ def distinct_prompts(source: str, n: int) -> list[Group]:
     seen: dict[Turns, Group] = {}
     for group in read_prompts(source):
         seen.setdefault(group.prompt, group)
-        if len(seen) >= n:
+        if len(seen) == n:
             break
-    return list(islice(seen.values(), n))
+    return list(seen.values())
 
 
 def _ranked(
@@ -207,5 +205,5 @@ def _samples(groups: Sequence[Group], numbers: Numbers) -> list[dict[str, Any]]:
     ]
 
 
-def _mean(values: Sequence[float] | Tensor) -> float:
-    return float(sum(values)) / len(values)
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
