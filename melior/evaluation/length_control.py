@@ -7,6 +7,7 @@ is; the win rate is its mean prediction with the length difference set to 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -219,14 +220,22 @@ def _objective(w: Array, rows: Array, targets: Array, weights: Array, penalty: f
 
 
 def _quadratic_step(at: Array, slope: Array, curve: Array) -> Array:
-    """Minimise the second-order model plus the L1 norm by turns, one coordinate at a time."""
-    step = np.zeros_like(at)
+    """Minimise the second-order model plus the L1 norm by turns, one coordinate at a time.
+
+    In plain numbers: for three coordinates they are several times faster than arrays.
+    """
+    start, slopes, bends = at.tolist(), slope.tolist(), curve.tolist()
+    step = [0.0] * len(start)
     for _ in range(1000):
-        before = step.copy()
-        for j in np.flatnonzero(curve.diagonal() > 0):
-            bend = curve[j, j]
-            aim = at[j] + step[j] - (slope[j] + curve[j] @ step) / bend
-            step[j] = np.sign(aim) * max(abs(aim) - 1 / bend, 0.0) - at[j]
-        if np.abs(step - before).max() <= 1e-14 * (1 + np.abs(step).max()):
+        change = 0.0
+        for j, row in enumerate(bends):
+            if row[j] <= 0:
+                continue
+            pull = slopes[j] + sum(a * b for a, b in zip(row, step, strict=True))
+            aim = start[j] + step[j] - pull / row[j]
+            moved = math.copysign(max(abs(aim) - 1 / row[j], 0.0), aim) - start[j]
+            change = max(change, abs(moved - step[j]))
+            step[j] = moved
+        if change <= 1e-14 * (1 + max(map(abs, step))):
             break
-    return step
+    return np.array(step)
