@@ -175,12 +175,12 @@ def test_the_page_on_adding_a_loss_works_to_the_letter(model_folder, pairs, tmp_
     from melior.losses import preference
     from melior.objectives import relative, table
 
-    text = (ROOT / "docs" / "add_a_loss.md").read_text("utf-8")
+    text = (ROOT / "docs" / "add-a-loss.md").read_text("utf-8")
     tests, function, options = fenced(text, "python")
     (line,) = [block for block in fenced(text, "") if block.startswith('"')]
     space = {"__name__": "melior.objectives.relative"}
     for code in (function, tests, options):
-        exec(compile(code, "add_a_loss.md", "exec"), space)
+        exec(compile(code, "add-a-loss.md", "exec"), space)
     for name in [name for name in space if name.startswith("test_")]:
         space[name]()
     loss, kind = space["truncated_quadratic"], space["TruncatedQuadratic"]
@@ -198,7 +198,7 @@ def test_the_page_on_adding_a_loss_works_to_the_letter(model_folder, pairs, tmp_
 
 
 def test_the_page_on_adding_a_loss_counts_its_lines():
-    text = (ROOT / "docs" / "add_a_loss.md").read_text("utf-8")
+    text = (ROOT / "docs" / "add-a-loss.md").read_text("utf-8")
     _, function, options = fenced(text, "python")
     sizes = [len(code.rstrip().partition(start)[2].splitlines())
              for code, start in ((function, "def "), (options, "@dataclass"))]  # fmt: skip

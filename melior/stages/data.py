@@ -106,11 +106,22 @@ def prepare(
     findings = [*findings, *_too_long(lengths, options)]
     _check(sources, groups, lengths, options)
     sha256 = content_hash(list(sources))
-    record = {
+    record = _record(chat, lengths, findings) | {
         "sources": [_source(source, data, lengths, sha256, len(sources)) for source in sources],
-        "rows": len(lengths.longest),
         "rows_used": len(groups),
         "sha256": sha256,
+    }
+    short = (group.origin for group in groups if group.answers[0].n_prompt <= longest_prompt)
+    first = set(islice(short, 64))
+    rows = (one for one in read_examples(data, sources, seed=seed) if one.origin in first)
+    prompts = list(dict.fromkeys(row.prompt for row in islice(rows, len(first))))
+    return Prepared(data, groups, findings, prompts, sha256, record)
+
+
+def _record(chat: ChatFormat, lengths: Lengths, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return what is to be said of a data set, as in a run's `data.json`."""
+    return {
+        "rows": len(lengths.longest),
         "chat": {"template": chat.name, "hash": chat.hash, "notes": _notes(chat)},
         "findings": [asdict(finding) for finding in findings],
         "lengths": {
@@ -122,11 +133,6 @@ def prepare(
         "left_out": lengths.too_long,
         "cut": lengths.n_cut,
     }  # fmt: skip
-    short = (group.origin for group in groups if group.answers[0].n_prompt <= longest_prompt)
-    first = set(islice(short, 64))
-    rows = (one for one in read_examples(data, sources, seed=seed) if one.origin in first)
-    prompts = list(dict.fromkeys(row.prompt for row in islice(rows, len(first))))
-    return Prepared(data, groups, findings, prompts, sha256, record)
 
 
 def _lint(sources: Sequence[str], data: Data, held_out: Sequence[str], seed: int) -> list[Finding]:

@@ -21,8 +21,8 @@ def check_inputs(
 
     Raises:
         FileNotFoundError: the model, its template or a source is not there.
-        ValueError: the folder holds a run, a tracker is not installed, a source is empty, or its first row is not what it
-            should hold.
+        ValueError: the folder holds a run, a tracker is not installed, a source is empty, or its
+            first row is not what it should hold.
     """
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
     check_named(model)

@@ -2,13 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from melior.report.page import write_report
+from melior.report.bakeoff import page
+from melior.report.load import read_run
+from melior.report.page import write_page, write_report
 from tests.report import runs
+from tests.report.test_bakeoff import made
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}")
@@ -25,7 +29,16 @@ def pages(tmp_path_factory):
         "many": write_report([a, b, c], root / "many.html"),
         "failed": write_report([c], root / "failed.html"),
         "running": write_report([runs.running(root / "now")], root / "running.html"),
+        "bakeoff": bakeoff(root, {"simpo": a, "dpo": b}),
     }
+
+
+def bakeoff(root, folders):
+    """The page of a bake-off whose arms left these runs."""
+    outcome = replace(made({"simpo": 0.2, "dpo": 0.0}), folders=folders)
+    place = root / "bakeoff.html"
+    write_page(place, page(outcome, read_run(folders["simpo"], "bake-off")))
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +83,7 @@ def visible(page) -> int:
     return page.locator(".sample:visible").count()
 
 
-@pytest.mark.parametrize("name", ["one", "many", "failed", "running"])
+@pytest.mark.parametrize("name", ["one", "many", "failed", "running", "bakeoff"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_overflows(visit, name, width):
     page = visit(name, viewport={"width": width, "height": 800})
@@ -90,6 +103,16 @@ def test_the_verdict_comes_first(visit):
     assert many.inner_text("h1") == "3 runs side by side"
     verdicts = many.locator(".verdict").all_inner_texts()
     assert verdicts[1:] == ["No gain shown: +2 points (−4 to 8), n = 100", "Failed after 37 steps"]
+
+
+def test_a_bake_off_says_which_to_use_and_what_is_real(visit):
+    shown = visit("bakeoff")
+    assert shown.inner_text("h1") == "Use simpo: it is ahead of dpo"
+    assert shown.inner_text("#duels .duel").startswith("simpo is ahead of dpo: constraints met +")
+    assert shown.locator(".standings tbody tr").count() == 3, "two arms and the start model"
+    assert shown.locator(".planes figure").count() == 2
+    for link in shown.locator("nav .links a").all():
+        assert shown.locator(str(link.get_attribute("href"))).count() == 1
 
 
 def test_what_was_done_to_which_data_is_said(visit):
