@@ -76,9 +76,12 @@ def learn(plan: Plan) -> Path:
         record = {"train": train.record} | ({"held_out": held_out.record} if held_out else {})
         write_json(run.folder / "data.json", record)
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
-        ties = sum(group.margin == 0 for group in train.groups)
-        if plan.method.needs_margins and ties:
-            run.note(f"{ties} of {len(train.groups)} rows have no margin, or 0: they count as ties")
+        if plan.method.needs_margins:
+            ties = sum(group.margin == 0 for group in train.groups)
+            run.note(
+                "margins are those that the rows hold, of a reward model or differences of ratings;"
+                f" {ties} of {len(train.groups)} rows have none, or 0, and count as ties"
+            )
         _learn(plan, run, train, held_out)
     return run.folder
 
