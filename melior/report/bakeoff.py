@@ -104,9 +104,9 @@ def _columns(outcome: Outcome) -> list[str]:
 
 def _heads(outcome: Outcome) -> list[str]:
     return [
-        "setting", f"{QUANTITIES[outcome.metric].title} (by seed)", "against the start",
+        f"{QUANTITIES[outcome.metric].title} (by seed)", "against the start",
         "KL, nats", "tokens", *(RANKED[name] for name in _columns(outcome)),
-        "training", "memory",
+        "training", "memory", "setting",
     ]  # fmt: skip
 
 
@@ -114,12 +114,12 @@ def _cells(outcome: Outcome, arm: str) -> list[str]:
     """Return an arm's line of the table: what decides, how far it moved, and what it took."""
     found = outcome.standings[arm]
     return [
-        duels.setting(duels.of_arm(outcome, arm, "run")[0]),
         duels.levels(found[outcome.metric]),
         _change(found[outcome.metric]),
         _with_error(found, "kl"),
         *(_mean(found, name) for name in ("length", *_columns(outcome))),
         *duels.cost(outcome, arm),
+        duels.setting(duels.of_arm(outcome, arm, "run")[0]),
     ]
 
 
@@ -130,7 +130,7 @@ def _start_cells(outcome: Outcome) -> list[str]:
     others = [words.amount(start.get(name), QUANTITIES[name].unit) for name in _columns(outcome)]
     length = words.figure(start.get("length"))
     return [
-        words.DASH, level, words.DASH, words.DASH, length, *others, words.DASH, words.DASH,
+        level, words.DASH, words.DASH, length, *others, words.DASH, words.DASH, words.DASH,
     ]  # fmt: skip
 
 

@@ -25,9 +25,11 @@ def headline(outcome: Outcome) -> tuple[str, str]:
 
 
 def lead(outcome: Outcome) -> str:
-    """Say how the first arm stands against the start model."""
+    """Say how the first arm stands against the start model, and which others are ahead of it."""
     first, standings = next(iter(outcome.standings.items()))
-    return f"{first} against the start model: {against_start(standings[outcome.metric])}."
+    said = f"{first} against the start model: {against_start(standings[outcome.metric])}."
+    ahead = [arm for arm in list(outcome.standings)[1:] if _is_ahead(outcome, arm)]
+    return f"{said} Also ahead of it: {listed(ahead)}." if ahead else said
 
 
 def against_start(standing: Standing) -> str:
@@ -90,6 +92,11 @@ def setting(row: dict[str, Any]) -> str:
 def listed(names: Sequence[str]) -> str:
     """Write names as a sentence has them: a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _is_ahead(outcome: Outcome, arm: str) -> bool:
+    found = outcome.standings[arm][outcome.metric].against_start
+    return found is not None and words.of_comparison(found.to_json()).kind == "better"
 
 
 def _all_others(arms: Sequence[str]) -> str:

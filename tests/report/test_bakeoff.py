@@ -45,6 +45,7 @@ def test_a_clear_winner_is_named():
     found = made({"dpo": 0.0, "simpo": 0.2, "ipo": 0.05})
     assert duels.headline(found) == ("better", "Use simpo: it is ahead of both others")
     assert "simpo against the start model: constraints met 30% to 50%" in duels.lead(found)
+    assert duels.lead(found).endswith("Also ahead of it: ipo.")
     said = [duels.sentence(duel, 3) for duel in found.duels]
     assert said[0].startswith("simpo is ahead of ipo: constraints met +15 points")
     assert all("same sign in all 3 seeds" in one for one in said)
