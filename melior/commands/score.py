@@ -99,13 +99,10 @@ def _by_rules(groups: Iterable[Group], config: Config) -> Iterator[Group]:
 
 
 def _by_reward_model(groups: Iterable[Group], config: Config) -> Iterator[Group]:
-    from melior.models.names import find
-
-    find(config.scorer)  # a wrong name is said before anything heavy is imported
-    from melior.rewards.scalar import load_scorer
+    from melior.rewards.named import load_reward_scorer
 
     options = ModelOptions(model=config.scorer, dtype=config.dtype, device=config.device)
-    scorer = load_scorer(options, max_tokens=config.max_tokens, max_length=config.max_length)
+    scorer = load_reward_scorer(options, max_tokens=config.max_tokens, max_length=config.max_length)
     yield from _counted("scoring groups", scorer.groups(groups))
     _say(scorer.remarks())
 

