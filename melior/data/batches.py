@@ -19,7 +19,7 @@ from torch import Tensor
 
 from melior.data.chat import Encoded
 from melior.data.examples import Example
-from melior.data.forest import Forest, plant, size
+from melior.data.forest import Forest, Marked, plant, size
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class GroupBatches:
         totals = Totals.of(groups)
         return [
             self._batch([members[i] for i in part], totals)
-            for part in portions(groups, self.max_tokens)
+            for part in portions([group.answers for group in groups], self.max_tokens)
         ]
 
     def _batch(self, members: Sequence[int], totals: Totals) -> GroupBatch:
@@ -329,13 +329,17 @@ def _matrix(rows: Sequence[Sequence[float]]) -> Float[Tensor, "n k"]:
     return torch.tensor(filled, dtype=torch.float64)
 
 
-def portions(groups: Sequence[TokenGroup], max_tokens: int) -> list[list[int]]:
-    """Divide groups of like length so that each part computes at most `max_tokens` tokens."""
-    order = sorted(range(len(groups)), key=lambda i: (-len(groups[i]), i))
+def portions(groups: Sequence[Sequence[Marked]], max_tokens: int) -> list[list[int]]:
+    """Divide groups of answers, those of like length together, into parts of so many tokens.
+
+    One group alone may exceed them, and one without answers is in no part.
+    """
+    longest = [max((len(answer.tokens) for answer in group), default=0) for group in groups]
+    order = sorted((i for i, group in enumerate(groups) if group), key=lambda i: (-longest[i], i))
     parts: list[list[int]] = []
     room = 0
     for i in order:
-        need = size(groups[i].answers)
+        need = size(groups[i])
         if not parts or need > room:
             parts.append([])
             room = max_tokens

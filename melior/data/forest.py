@@ -70,6 +70,11 @@ class Forest:
         """How many sequences there are."""
         return len(self.paths)
 
+    @property
+    def last(self) -> Int[Tensor, " n"]:
+        """The row of each sequence's last token."""
+        return torch.tensor([self.segments[path[-1]].stop - 1 for path in self.paths])
+
     def rows(self, sequence: int) -> Int[Tensor, " p"]:
         """Return the rows of one sequence in their order."""
         parts = [self.segments[index] for index in self.paths[sequence]]

@@ -1,9 +1,10 @@
 """RewardModel: any transformers causal model with a head that says how good an answer is.
 
-A reward is read at an answer's last token, its end token. A saved one is an ordinary sequence
-classifier with one label, so that other programs read the same rewards from its folder:
-transformers takes a row's last token that is no padding, which is why padding must never end an
-answer, and why the saved chat template writes nothing after the end token.
+What the head says is read at an answer's last token, its end token: one number, or several that
+have names. A saved one is an ordinary sequence classifier with these labels, so that other programs
+read the same numbers from its folder: transformers takes a row's last token that is no padding,
+which is why padding must never end an answer, and why the saved chat template writes nothing after
+the end token.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from melior.data.batches import portions
 from melior.data.chat import ChatFormat
-from melior.data.forest import Forest, Marked, plant, size
+from melior.data.forest import Forest, Marked, plant
 from melior.models import attention
 from melior.models.language import evaluating, fingerprint
 from melior.models.layout import forest_hidden, padded_hidden, why_padded
@@ -37,6 +39,8 @@ from melior.models.names import adapter_base
 from melior.options import ModelOptions
 from melior.records import Turn
 
+REWARD = ("reward",)
+"""The label of a head that says one number."""
 PAD = "[PAD]"
 """Added where a tokenizer has no token that could fill up rows without ending an answer."""
 ASKED = (Turn("user", "melior asks"),)
@@ -44,7 +48,7 @@ ANSWERED = (Turn("assistant", "melior answers"),)
 
 
 class RewardModel:
-    """A sequence classifier of transformers with one label, and its chat format.
+    """A sequence classifier of transformers, and its chat format.
 
     Args:
         model: of transformers, or a peft model around one.
@@ -111,17 +115,55 @@ class RewardModel:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def rewards(self, forest: Forest) -> Float[Tensor, " n"]:
-        """Return the reward of each sequence, read at its last token, in float32 or wider."""
-        last = torch.tensor([forest.segments[path[-1]].stop - 1 for path in forest.paths])
+        """Return the reward of each sequence, where the head says one number."""
+        return self.outputs(forest).squeeze(-1)
+
+    def outputs(self, forest: Forest) -> Float[Tensor, "n m"]:
+        """Return what the head says at each sequence's last token, in float32 or wider."""
+        return self.read(self.hidden(forest, forest.last))
+
+    def read(self, hidden: Float[Tensor, "r d"]) -> Float[Tensor, "r m"]:
+        """Return what the head says of hidden states."""
+        return self.core.score(hidden.to(self.core.score.weight.dtype))
+
+    def hidden(self, forest: Forest, rows: Int[Tensor, " r"]) -> Float[Tensor, "r d"]:
+        """Return the last hidden state of rows of a forest."""
         compute = padded_hidden if self.padded_because else forest_hidden
-        hidden = compute(self.core, forest, last)
-        return self.core.score(hidden.to(self.core.score.weight.dtype)).squeeze(-1)
+        return compute(self.core, forest, rows)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside, nothing is random and no gradient is kept: an adapter's dropout is off."""
         with evaluating(self.model):
             yield
+
+
+def outputs_of(
+    model: RewardModel,
+    groups: Sequence[Sequence[Marked]],
+    *,
+    max_tokens: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[Float[Tensor, "_ m"]]:
+    """Return what the head says of each group's answers to one prompt, on the CPU in float64.
+
+    Args:
+        model: the reward model.
+        groups: in any order; those of like length are computed together, a prompt once a group.
+        max_tokens: computed at once; one group alone may exceed them.
+        on_progress: told how many groups are done.
+    """
+    found = [torch.zeros(0, model.core.num_labels, dtype=torch.float64) for _ in groups]
+    done = 0
+    for part in portions(groups, max_tokens):
+        forest = plant([answer for i in part for answer in groups[i]])
+        with model.evaluating():
+            outputs = model.outputs(forest).double().cpu()
+        for i, own in zip(part, outputs.split([len(groups[i]) for i in part]), strict=True):
+            found[i] = own
+        done += len(part)
+        on_progress(done)
+    return found
 
 
 def rewards_of(
@@ -131,60 +173,31 @@ def rewards_of(
     max_tokens: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[Float[Tensor, " _"]]:
-    """Return the rewards of each group's answers to one prompt, on the CPU in float64.
-
-    Args:
-        model: the reward model.
-        groups: in any order; those of like length are computed together, a prompt once a group.
-        max_tokens: computed at once; one group alone may exceed them.
-        on_progress: told how many groups are done.
-    """
-    found = [torch.zeros(len(group), dtype=torch.float64) for group in groups]
-    done = 0
-    for part in _portions(groups, max_tokens):
-        forest = plant([answer for i in part for answer in groups[i]])
-        with model.evaluating():
-            rewards = model.rewards(forest).double().cpu()
-        for i, own in zip(part, rewards.split([len(groups[i]) for i in part]), strict=True):
-            found[i] = own
-        done += len(part)
-        on_progress(done)
-    return found
+    """Return the rewards of each group's answers, where the head says one number."""
+    found = outputs_of(model, groups, max_tokens=max_tokens, on_progress=on_progress)
+    return [own.squeeze(-1) for own in found]
 
 
-def _portions(groups: Sequence[Sequence[Marked]], max_tokens: int) -> list[list[int]]:
-    longest = [max((len(answer.tokens) for answer in group), default=0) for group in groups]
-    parts: list[list[int]] = []
-    room = 0
-    for i in sorted(range(len(groups)), key=lambda i: (-longest[i], i)):
-        if not groups[i]:
-            continue
-        need = size(groups[i])
-        if not parts or need > room:
-            parts.append([])
-            room = max_tokens
-        parts[-1].append(i)
-        room -= need
-    return parts
-
-
-def load_reward_model(options: ModelOptions, *, trainable: bool, seed: int = 0) -> RewardModel:
+def load_reward_model(
+    options: ModelOptions, *, trainable: bool, seed: int = 0, labels: Sequence[str] = REWARD
+) -> RewardModel:
     """Load a reward model, or a causal LM that is to become one, under a fresh head.
 
-    The head is always held in float32: it is one row, and margins are small differences. A fresh
+    The head is always held in float32: it is small, and so are differences of rewards. A fresh
     one is drawn with the variance 1 / (d + 1), as by Stiennon et al. 2020, arXiv 2009.01325.
 
     Args:
         options: which model, and how it is held.
         trainable: it will be trained: wholly, or a new adapter where `lora_r` is given.
         seed: of a fresh head and of a new adapter.
+        labels: what the numbers are called that the head says; a saved one must have as many.
 
     Raises:
         FileNotFoundError: there is no such model.
         ValueError: what is there cannot be a reward model, or its options do not fit it.
     """
     device_of(options.device)  # a wrong one is said before weights are read
-    model, is_fresh = _classifier(options, seed)
+    model, is_fresh = _classifier(options, labels, seed)
     chat = reward_chat(options)
     _fit_padding(model, chat)
     head = model.score.weight.detach().clone()
@@ -236,7 +249,9 @@ def save_reward_model(model: RewardModel, folder: Path) -> None:
     model.chat.tokenizer.save_pretrained(str(folder))
 
 
-def _classifier(options: ModelOptions, seed: int) -> tuple[PreTrainedModel, bool]:
+def _classifier(
+    options: ModelOptions, labels: Sequence[str], seed: int
+) -> tuple[PreTrainedModel, bool]:
     """Read a sequence classifier in float32; say whether its head is fresh."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -252,7 +267,7 @@ def _classifier(options: ModelOptions, seed: int) -> tuple[PreTrainedModel, bool
     try:
         with reading(options, "a reward model"), torch.random.fork_rng():
             model, about = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, output_loading_info=True, **weights(options)
+                folder, num_labels=len(labels), output_loading_info=True, **weights(options)
             )
     finally:
         logging.set_verbosity(verbosity)
@@ -268,9 +283,10 @@ def _classifier(options: ModelOptions, seed: int) -> tuple[PreTrainedModel, bool
         draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             head.weight.normal_(0, 1 / math.sqrt(head.in_features + 1), generator=draw)
-    # No sigmoid in other programs' pipelines, and a label with a name.
+    # No sigmoid or softmax in other programs' pipelines, and labels with names.
     model.config.problem_type = "regression"
-    model.config.id2label, model.config.label2id = {0: "reward"}, {"reward": 0}
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: i for i, label in enumerate(labels)}
     return model, bool(missing)
 
 

@@ -21,7 +21,7 @@ def token_log_probs(
     """Return the log-probability of each scored token of all groups, in their order, on the CPU."""
     found: list[Tensor] = [torch.empty(0)] * len(groups)
     done = 0
-    for part in portions(groups, max_tokens):
+    for part in portions([group.answers for group in groups], max_tokens):
         own = [groups[i] for i in part]
         forest, _ = plant_groups(own)
         with model.evaluating():

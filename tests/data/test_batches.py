@@ -46,7 +46,7 @@ def batches(groups, **changes) -> GroupBatches:
 )
 def test_portions_hold_every_pair_once_within_the_budget(shapes, budget):
     pairs = [token_pair(*shape, first=40 * i) for i, shape in enumerate(shapes)]
-    parts = portions(pairs, budget)
+    parts = portions([pair.answers for pair in pairs], budget)
     assert sorted(i for part in parts for i in part) == list(range(len(pairs)))
     for part in parts:
         needed = sum(size(pairs[i].answers) for i in part)

@@ -9,7 +9,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from melior.data.chat import Encoded
 from melior.data.forest import plant
-from melior.models.heads import load_reward_model, reward_chat, rewards_of, save_reward_model
+from melior.models.heads import (
+    load_reward_model,
+    outputs_of,
+    reward_chat,
+    rewards_of,
+    save_reward_model,
+)
 from melior.options import ModelOptions
 from melior.records import Turn
 from tests.tiny import CHATML, tiny_folder, tiny_model, tiny_tokenizer
@@ -21,10 +27,10 @@ SAID = [
 ]
 
 
-def loaded(folder, *, trainable=False, seed=0, **options):
+def loaded(folder, *, trainable=False, seed=0, labels=("reward",), **options):
     options = {"dtype": "fp32", "device": "cpu"} | options
     return load_reward_model(
-        ModelOptions(model=str(folder), **options), trainable=trainable, seed=seed
+        ModelOptions(model=str(folder), **options), trainable=trainable, seed=seed, labels=labels
     )
 
 
@@ -59,7 +65,7 @@ def plain(folder, padding_side="right"):
     with torch.no_grad():
         return model.eval()(
             input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]
-        ).logits[:, 0]
+        ).logits.squeeze(-1)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mistral", "gemma2"])
@@ -77,6 +83,34 @@ def test_plain_transformers_gives_the_same_rewards(family, tmp_path):
     again = loaded(tmp_path / "rm")
     assert not again.is_fresh
     assert torch.equal(found, ours(again))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_head_of_several_numbers_gives_them_by_name(family, tmp_path):
+    labels = ("helpful", "honest", "short")
+    model = loaded(tiny_folder(tmp_path / "lm", family), labels=labels)
+    found = torch.cat(outputs_of(model, encoded(model), max_tokens=60))
+    assert found.shape == (8, 3)
+    save_reward_model(model, tmp_path / "rm")
+    assert torch.allclose(found.float(), plain(tmp_path / "rm"), atol=2e-5)
+    read = pipeline("text-classification", model=str(tmp_path / "rm"), device="cpu", top_k=None)
+    piped = read(texts(read.tokenizer), add_special_tokens=False)
+    named = [{row["label"]: row["score"] for row in own} for own in piped]
+    for own, numbers in zip(named, found.tolist(), strict=True):
+        assert [own[label] for label in labels] == pytest.approx(numbers, abs=2e-5)
+    again = loaded(tmp_path / "rm", labels=labels)
+    assert torch.equal(found, torch.cat(outputs_of(again, encoded(again), max_tokens=60)))
+    with pytest.raises(ValueError, match="cannot be loaded as a reward model"):
+        loaded(tmp_path / "rm")
+
+
+def test_hidden_states_are_those_that_the_head_reads(model_folder):
+    model = loaded(model_folder)
+    forest = plant([answer for group in encoded(model) for answer in group])
+    with torch.no_grad():
+        hidden = model.hidden(forest, forest.last)
+        assert hidden.shape == (8, 32)
+        assert torch.equal(model.read(hidden).squeeze(-1), model.rewards(forest))
 
 
 def test_left_padding_gives_the_same_rewards(tmp_path):
