@@ -46,6 +46,19 @@ def best_and_random(
     return best, other
 
 
+def best_and_second(
+    scores: Float[Tensor, "n k"],
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Return the best candidate and the best among those that score less.
+
+    The second is -1 in a row without spread.
+    """
+    best, _ = best_and_worst(scores)
+    highest, _ = _ends(scores)
+    less = scores.masked_fill(~(scores < highest[:, None]), -torch.inf)
+    return best, top(less, 1)[:, 0]
+
+
 def top(scores: Float[Tensor, "n k"], m: int) -> Int[Tensor, "n m"]:
     """Return the `m` best candidates of each row, best first; -1 where a row has fewer scores."""
     order = scores.masked_fill(~scores.isfinite(), -torch.inf).argsort(stable=True, descending=True)
@@ -65,6 +78,34 @@ def boltzmann(
     """
     noise = -(-_uniform(scores, generator).log()).log()
     return top(scores.double() / temperature + noise, m)
+
+
+def mean_win(logits: Float[Tensor, "n k k"]) -> Float[Tensor, "n k"]:
+    """Return each candidate's mean probability to beat the others, of logits of row over column.
+
+    A logit that is nan is not known and is left out, an infinite one is certain, and the diagonal
+    is not read; nan where a candidate is compared with no other.
+    """
+    wins = logits.sigmoid()
+    own = torch.eye(wins.shape[-1], dtype=torch.bool, device=wins.device)
+    return wins.masked_fill(own, torch.nan).nanmean(-1)
+
+
+def agree(wins: Float[Tensor, "m n"], *, delta: float = 0.0) -> Int[Tensor, " n"]:
+    """Return what all judges hold of each pair: 1 for the first, -1 for the second, 0 for neither.
+
+    A judge at one half, or closer to it than `delta`, is undecided. One whose probability is nan
+    has no vote; a pair without any vote gives 0.
+
+    Args:
+        wins: each judge's probability that the first of the pair is the better one.
+        delta: how far from one half every judge must be, below 0.5.
+    """
+    has_vote = ~wins.isnan()
+    lead = wins.detach() - 0.5
+    votes = lead.sign().masked_fill((lead.abs() < delta) | ~has_vote, 0.0)
+    total = votes.sum(0)
+    return total.sign().where(total.abs() == has_vote.sum(0), 0.0).long()
 
 
 def _ends(scores: Float[Tensor, "n k"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:

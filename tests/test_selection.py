@@ -123,6 +123,58 @@ def test_random_other_is_missing_without_spread():
     assert other.tolist() == [-1, -1, -1]
 
 
+@given(MATRICES)
+def test_best_and_second_are_of_the_two_highest_levels(array):
+    best, second = selection.best_and_second(torch.from_numpy(array))
+    for row, b, s in zip(array.tolist(), best.tolist(), second.tolist(), strict=True):
+        scored = finite(row)
+        levels = sorted(set(scored.values()), reverse=True)
+        wanted = [min(i for i, x in scored.items() if x == level) for level in levels[:2]]
+        assert [b, s] == [*wanted, -1, -1][:2]
+
+
+LOGITS = hnp.array_shapes(min_dims=1, max_dims=1, min_side=1, max_side=5).flatmap(
+    lambda side: hnp.arrays("float64", (2, *side, *side), elements=st.sampled_from(
+        [NAN, -INF, INF, -3.0, 0.0, 0.5, 40.0]))
+)  # fmt: skip
+
+
+@given(LOGITS)
+def test_mean_win_is_the_mean_over_known_others(array):
+    found = selection.mean_win(torch.from_numpy(array)).tolist()
+    for matrix, row in zip(array.tolist(), found, strict=True):
+        for i, value in enumerate(row):
+            known = [x for j, x in enumerate(matrix[i]) if j != i and not math.isnan(x)]
+            wins = [1.0 if x == INF else 0.0 if x == -INF else 1 / (1 + math.exp(-x))
+                    for x in known]  # fmt: skip
+            assert math.isnan(value) if not wins else value == pytest.approx(sum(wins) / len(wins))
+
+
+def test_wins_of_antisymmetric_logits_balance():
+    drawn = torch.randn(4, 5, 5, generator=ops.generator(0), dtype=torch.float64)
+    found = selection.mean_win(drawn - drawn.transpose(-1, -2))
+    assert torch.allclose(found.mean(-1), torch.full((4,), 0.5, dtype=torch.float64))
+
+
+VOTES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=4).flatmap(
+    lambda shape: hnp.arrays("float64", shape, elements=st.sampled_from(
+        [NAN, 0.0, 0.4, 0.46, 0.5, 0.54, 0.6, 1.0]))
+)  # fmt: skip
+
+
+@given(VOTES, st.sampled_from([0.0, 0.05, 0.2]))
+def test_judges_agree_when_all_who_vote_are_on_one_side_by_delta(array, delta):
+    wins = torch.from_numpy(array)
+    found = selection.agree(wins, delta=delta).tolist()
+    for column, side in zip(array.T.tolist(), found, strict=True):
+        voting = [p for p in column if not math.isnan(p)]
+        first = bool(voting) and all(p > 0.5 and p - 0.5 >= delta for p in voting)
+        second = bool(voting) and all(p < 0.5 and 0.5 - p >= delta for p in voting)
+        assert side == first - second
+    assert selection.agree(1 - wins, delta=delta).tolist() == [-side for side in found]
+    assert selection.agree(wins.flip(0), delta=delta).tolist() == found
+
+
 def test_same_seed_same_draws():
     scores = torch.rand(20, 4, generator=ops.generator(0))
     draws = [
