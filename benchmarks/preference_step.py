@@ -16,27 +16,22 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from turns import Message
+from rival import RIVAL_ENV, describe_machine, describe_versions, fill_in, machine, rival_python
+from turns import Message, Worker
 from workloads import WORKLOADS, Pair, batches, describe
 
 from melior.models.embedded import embedded_folder
-from melior.training.cache import cache_folder
 
-HERE = Path(__file__).parent
 OPTIONS = {"dpo": {"beta": 0.1}, "simpo": {"beta": 2.0, "gamma": 1.0}}
 LEARNING_RATE = 1e-6
 TOLERANCE = 1e-4
@@ -64,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for page in options.markdown:
-        fill_in(page, options.algorithm, table(results))
+        of = "" if options.algorithm == "dpo" else f" of {options.algorithm}"
+        fill_in(page, f"performance{of}", table(results))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,20 +78,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--rival-env",
         type=Path,
-        default=cache_folder() / "benchmarks" / "trl-1.16.0",
+        default=RIVAL_ENV,
         help="folder of the rival's environment; made there if it is missing",
     )
     return made
-
-
-def rival_python(folder: Path) -> Path:
-    """Return the Python of the rival's environment, made from its pinned requirements."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        install = [python, "-m", "pip", "install", "-q", "-r", HERE / "requirements-trl.txt"]
-        subprocess.run(install, check=True)
-    return python
 
 
 def compare(
@@ -169,86 +155,6 @@ def take_turns(workers: dict[str, Worker], drawn: list[list[Pair]]) -> dict[str,
     peaks = {side: worker.peak_gib() for side, worker in workers.items()}
     after = {side: worker.ask("measure", index=0) for side, worker in workers.items()}
     return {"steps": steps, "peak_gib": peaks, "before": before, "after": after}
-
-
-class Worker:
-    """A process that computes when it is asked, and only then."""
-
-    def __init__(self, side: str, python: Path, threads: int, request: Message) -> None:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONWARNINGS": "ignore",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "TQDM_DISABLE": "1",
-            # A thread that waits sleeps: its CPU time then counts work, whatever else is running.
-            "OMP_WAIT_POLICY": "PASSIVE",
-        }
-        self.side = side
-        self.process = subprocess.Popen(
-            [python, HERE / f"worker_{side}.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.versions = self.send(request)
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End it, as its standard input ends."""
-        assert self.process.stdin
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
-
-    def ask(self, what: str, **options: Any) -> Message:
-        """Let it do one thing and wait for the answer."""
-        return self.send({"do": what, "options": options})
-
-    def send(self, message: Message) -> Message:
-        """Write a line and read the answer."""
-        assert self.process.stdin and self.process.stdout
-        answer = ""
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(
-                f"{self.side}: its process ended ({self.process.wait()}); see its messages above;"
-                " -9 most often means that memory ran out"
-            )
-        return json.loads(answer)
-
-    def timed(self, what: str, **options: Any) -> Message:
-        """Let it do one thing; add the CPU and wall seconds that this took."""
-        cpu, wall = self.cpu_seconds(), time.monotonic()
-        answer = self.ask(what, **options)
-        wall = time.monotonic() - wall
-        return {**answer, "cpu": self.cpu_seconds() - cpu, "wall": wall}
-
-    def cpu_seconds(self) -> float:
-        """Read user and system time of all its threads so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def forget_peak(self) -> None:
-        """Let the peak count from here: loading may have needed more than training does."""
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-
-    def peak_gib(self) -> float:
-        """Read the most memory that was resident at once."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert found
-        return int(found[1]) / 2**20
 
 
 def mean_tokens(drawn: list[list[Pair]]) -> dict[str, float]:
@@ -334,51 +240,6 @@ def table(results: dict[str, Any]) -> str:
         f" {describe_versions(results['versions'])}.",
     ]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
-
-
-def fill_in(page: Path, algorithm: str, text: str) -> None:
-    """Replace what stands between a page's markers."""
-    start = "<!-- numbers: performance -->"
-    if algorithm != "dpo":
-        start = f"<!-- numbers: performance of {algorithm} -->"
-    end = "<!-- /numbers -->"
-    top, found, rest = page.read_text(encoding="utf-8").partition(start)
-    _, closed, bottom = rest.partition(end)
-    if not found or not closed:
-        raise SystemExit(f"{page}: needs a line {start} and {end} after it; found none")
-    page.write_text(f"{top}{start}\n\n{text}\n\n{end}{bottom}", encoding="utf-8")
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """Say what this ran on."""
-    info = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"model name\s*: (.*)", info)
-    kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if kind in info]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": model[1] if model else platform.processor(),
-        "instructions": kinds,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "memory_gib": round(memory),
-        "load_before": os.getloadavg()[0],
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def describe_machine(found: dict[str, Any]) -> str:
-    return (
-        f"{found['cpu']}, {found['cores']} cores ({', '.join(found['instructions'])}),"
-        f" {found['memory_gib']} GiB, {found['threads']} threads each,"
-        f" load {found['load_before']:.1f} before the start"
-    )
-
-
-def describe_versions(found: dict[str, Message]) -> str:
-    ours = {"melior": importlib.metadata.version("melior"), **found["melior"]}
-    sides = (", ".join(f"{k} {v}" for k, v in side.items()) for side in (ours, found["trl"]))
-    return "; ".join(sides)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Batches of token ids for the step benchmarks: real English text in the shapes of real use.
+"""Token ids and texts for the benchmarks: real English text in the shapes of real use.
 
 The text is Python's own manual, which comes with every CPython; prompts are windows of it, chosen
 answers go on where the prompt ends, rejected answers come from elsewhere.
@@ -11,9 +11,12 @@ import pydoc_data.topics
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Pair = dict[str, list[int]]
 """`prompt_ids`, `chosen_ids`, `rejected_ids`."""
+Asked = dict[str, Any]
+"""`prompt` and `answers`, as texts."""
 
 
 def short(draw: random.Random) -> tuple[int, int, int]:
@@ -41,15 +44,37 @@ WORKLOADS: dict[str, tuple[int, Callable[[random.Random], tuple[int, int, int]],
 """Pairs a batch, lengths of prompt, chosen and rejected answer, and how to say it."""
 
 
+GROUPS = {"long": (512, 1024, 64), "short": (16, 64, 64)}
+"""Least and most tokens of a prompt, and of an answer on average: half to one and a half times."""
+
+
 def batches(workload: str, model: Path, *, count: int, seed: int) -> list[list[Pair]]:
     """Return batches that depend on the seed, the tokenizer and the Python version alone."""
-    from transformers import AutoTokenizer
-
-    text = "\n\n".join(topic for _, topic in sorted(pydoc_data.topics.topics.items()))
-    ids = AutoTokenizer.from_pretrained(model)(text, verbose=False).input_ids
+    _, ids = _manual(model)
     n_pairs, lengths, _ = WORKLOADS[workload]
     draw = random.Random(f"{workload} {seed}")
     return [[_pair(ids, *lengths(draw), draw) for _ in range(n_pairs)] for _ in range(count)]
+
+
+def groups(workload: str, model: Path, *, count: int, k: int, seed: int) -> list[Asked]:
+    """Return prompts with k answers each, the shortest first, as texts.
+
+    The first answer goes on where its prompt ends, the others come from elsewhere.
+    """
+    tokenizer, ids = _manual(model)
+    shortest, longest, answer = GROUPS[workload]
+    draw = random.Random(f"{workload} {seed}")
+
+    def window(start: int, length: int) -> str:
+        return tokenizer.decode(ids[start : start + length]).strip()
+
+    drawn = []
+    for length in sorted(draw.randint(shortest, longest) for _ in range(count)):
+        start = draw.randrange(len(ids) - length - 2 * answer)
+        places = [start + length, *(draw.randrange(len(ids) - 2 * answer) for _ in range(k - 1))]
+        answers = [window(place, draw.randint(answer // 2, answer * 3 // 2)) for place in places]
+        drawn.append({"prompt": window(start, length), "answers": answers})
+    return drawn
 
 
 def describe(batch: list[Pair]) -> dict[str, int]:
@@ -72,3 +97,12 @@ def _pair(ids: list[int], prompt: int, chosen: int, rejected: int, draw: random.
         "chosen_ids": ids[start + prompt : start + prompt + chosen],
         "rejected_ids": ids[other : other + rejected],
     }
+
+
+def _manual(model: Path) -> tuple[Any, list[int]]:
+    """Return the model's tokenizer and the tokens of Python's manual."""
+    from transformers import AutoTokenizer
+
+    text = "\n\n".join(topic for _, topic in sorted(pydoc_data.topics.topics.items()))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return tokenizer, tokenizer(text, verbose=False).input_ids
