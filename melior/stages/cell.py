@@ -20,7 +20,7 @@ from melior.models.loading import load
 from melior.ops import generator
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.stages.exam import Exam, Numbers, Sat, sit
-from melior.stages.learn import Plan, learn
+from melior.stages.learn import Plan, learn, whole
 from melior.stages.method import Method
 from melior.training.jobs import peak_memory
 from melior.training.run import write_json, write_json_lines
@@ -150,11 +150,7 @@ def judge_start(cell: Cell) -> None:
 
 
 def _trained(cell: Cell) -> LanguageModel:
-    options = replace(
-        cell.model, model=str(cell.folder / "model"), revision="main",
-        lora_r=0, lora_alpha=0.0, lora_dropout=0.0, lora_target_modules=(),
-    )  # fmt: skip
-    return load(options, trainable=False)
+    return load(whole(cell.model, str(cell.folder / "model")), trainable=False)
 
 
 def _side_by_side(before: list[dict[str, Any]], after: Sat) -> list[dict[str, Any]]:

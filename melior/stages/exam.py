@@ -86,7 +86,7 @@ def sit(exam: Exam, model: LanguageModel, start: LanguageModel, method: Method |
     ]
     numbers["length"] = [_mean([float(len(one.tokens)) for one in drawn]) for drawn in answers]
     if method is not None:
-        numbers["kl"] = _kl(exam, start, prompts, answers)
+        numbers["kl"] = kl_by_prompt(start, prompts, answers, max_tokens=exam.max_tokens)
     numbers |= _scored(exam, groups)
     return Sat(numbers, _samples(groups, numbers))
 
@@ -111,6 +111,26 @@ def distinct_prompts(source: str, n: int) -> list[Group]:
     return list(seen.values())
 
 
+def kl_by_prompt(
+    start: LanguageModel,
+    prompts: Sequence[Turns],
+    answers: Sequence[Sequence[Completion]],
+    *,
+    max_tokens: int,
+) -> list[float]:
+    """Estimate of each prompt KL(model || start) in nats an answer, from the model's own answers.
+
+    They are drawn at temperature 1 with nothing cut off, as the estimate demands.
+    """
+    groups = [_read(start, prompt, drawn) for prompt, drawn in zip(prompts, answers, strict=True)]
+    reference = token_log_probs(start, groups, max_tokens=max_tokens)
+    found = []
+    for i, drawn in enumerate(answers):
+        policy = torch.tensor([p for one in drawn for p in one.log_probs], dtype=torch.float64)
+        found.append(float(kl_k3(policy, reference.of([i]).double()).sum()) / len(drawn))
+    return found
+
+
 def _ranked(
     exam: Exam, model: LanguageModel, start: LanguageModel, method: Method | None
 ) -> Numbers:
@@ -128,25 +148,6 @@ def _ranked(
         rewards = method.direction * method.reward(found)
         numbers["reward_accuracy"] = ranked_right(found, rewards).tolist()
     return numbers
-
-
-def _kl(
-    exam: Exam,
-    start: LanguageModel,
-    prompts: Sequence[Turns],
-    answers: Sequence[Sequence[Completion]],
-) -> list[float]:
-    """Estimate of each prompt KL(model || start) in nats an answer, from the model's own answers.
-
-    They are drawn at temperature 1 with nothing cut off, as the estimate demands.
-    """
-    groups = [_read(start, prompt, drawn) for prompt, drawn in zip(prompts, answers, strict=True)]
-    reference = token_log_probs(start, groups, max_tokens=exam.max_tokens)
-    found = []
-    for i, drawn in enumerate(answers):
-        policy = torch.tensor([p for one in drawn for p in one.log_probs], dtype=torch.float64)
-        found.append(float(kl_k3(policy, reference.of([i]).double()).sum()) / len(drawn))
-    return found
 
 
 def _read(start: LanguageModel, prompt: Turns, drawn: Sequence[Completion]) -> TokenGroup:

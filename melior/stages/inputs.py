@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from melior.data.examples import Data, read_examples
-from melior.data.files import read_any
+from melior.data.files import read_any, read_prompts
 from melior.models.names import check_named
-from melior.options import DataOptions, LoopOptions, ModelOptions
+from melior.options import DataOptions, LoopOptions, ModelOptions, ScoringOptions
 from melior.records import Group
+from melior.rewards.named import check_scorer, find_scorer
 from melior.training.folder import check_folder
 from melior.training.trackers import check_installed
 
@@ -37,6 +38,31 @@ def check_inputs(
         raise ValueError("kl_budget needs sampled answers to tell; found n_samples 0")
     if not data.data:
         raise ValueError(f"data: at least one source of {holds} is needed; found none")
+
+
+def check_prompted(
+    model: ModelOptions,
+    sources: Sequence[str],
+    loop: LoopOptions,
+    scorers: Sequence[str],
+    scoring: ScoringOptions,
+) -> None:
+    """Look at what a run of several rounds needs: its folder, model, prompts and scorers.
+
+    Raises:
+        FileNotFoundError: the model, its template, a scorer or a source is not there.
+        ValueError: the folder holds a run, a tracker is not installed, or a source has no prompt.
+    """
+    check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
+    check_named(model)
+    check_installed(loop.report_to)
+    for scorer in scorers:
+        check_scorer(scorer, scoring)
+        find_scorer(scorer)
+    _spare(Path(loop.out), [model.model, *sources, *scorers], overwrite=loop.overwrite)
+    for source in sources:
+        if next(read_prompts([source]), None) is None:
+            raise ValueError(f"{source}: needs at least one prompt; found no row")
 
 
 def held_out_data(data: Data, sources: Sequence[str]) -> Data:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from melior.config import config_to_dict, read_config
-from melior.data.batches import GroupBatch, GroupBatches, TokenValues
+from melior.data.batches import GroupBatch, GroupBatches, TokenGroup, TokenValues
 from melior.data.files import turn_rows
 from melior.models.card import Card
 from melior.models.generation import Completion
@@ -60,6 +60,8 @@ class Plan:
     loop: LoopOptions
     config: object
     """The recipe's dataclass, to be written down."""
+    reference: str = ""
+    """The model that losses are relative to, where that is not the one training starts from."""
 
 
 def learn(plan: Plan) -> Path:
@@ -93,6 +95,7 @@ def _learn(plan: Plan, run: Run, train: Prepared, held_out: Prepared | None) -> 
     bench = Bench(plan, model, held_out, (held_out or train).first_prompts)
     data = [train.sha256, held_out.sha256 if held_out else ""]
     about = {"data": data, "model": model.start_hash}
+    about |= {"reference": plan.reference} if plan.reference else {}
     health = _train(plan, run, model, train, bench, about=about)
     save_model(model, run.folder / "model")
     evaluation = bench.verdict()
@@ -126,7 +129,7 @@ class Bench:
                     model, self.groups, max_tokens=plan.loop.max_tokens, on_progress=progress
                 )
             if plan.method.has_reference:
-                self.reference = self.start
+                self.reference = _reference(plan, model, self.groups) or self.start
 
     def metrics(self) -> Metrics:
         """Evaluate the model as it is now."""
@@ -245,9 +248,8 @@ def _train(
         keep=loop.save_total_limit,
     )
     start = _resume(plan, run, kept) if loop.resume else 0
-    setting = Setting(
-        total, plan.optim.max_grad_norm, start_loss(plan.method, train.groups), _options(plan)
-    )
+    first = None if plan.reference else start_loss(plan.method, train.groups)
+    setting = Setting(total, plan.optim.max_grad_norm, first, _options(plan))
     health = watch(run, setting, is_resumed=loop.resume)
     health.add(of_data(train.findings, loop.epochs))
 
@@ -274,12 +276,35 @@ def _batches(plan: Plan, model: LanguageModel, train: Prepared) -> GroupBatches:
     reference = TokenValues.zeros(train.groups)
     if plan.method.has_reference:
         with counted("log-probabilities of the reference", len(train.groups)) as progress:
-            reference = reference_log_probs(
+            reference = _reference(plan, model, train.groups) or reference_log_probs(
                 model, train.groups, max_tokens=loop.max_tokens, on_progress=progress
             )
     return GroupBatches(
         train.groups, reference,
         batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
+    )  # fmt: skip
+
+
+def _reference(
+    plan: Plan, model: LanguageModel, groups: Sequence[TokenGroup]
+) -> TokenValues | None:
+    """Return what a reference says that is not the start model; None where it is."""
+    if not plan.reference:
+        return None
+    other = load(whole(plan.model, plan.reference), trainable=False)
+    if other.chat.tokenizer.get_vocab() != model.chat.tokenizer.get_vocab():
+        raise ValueError(
+            f"{plan.reference}: a reference needs the vocabulary of the model that is trained,"
+            f" {plan.model.model}; found another one"
+        )
+    return reference_log_probs(other, groups, max_tokens=plan.loop.max_tokens)
+
+
+def whole(options: ModelOptions, name: str) -> ModelOptions:
+    """Return how another model is held: as the trained one, but without an adapter of its own."""
+    return replace(
+        options, model=name, revision="main",
+        lora_r=0, lora_alpha=0.0, lora_dropout=0.0, lora_target_modules=(),
     )  # fmt: skip
 
 

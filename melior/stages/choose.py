@@ -1,0 +1,187 @@
+"""Which of a round's answers are learned from, and why the others are not: counted by reason."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from melior import selection
+from melior.data.files import read_groups, write_groups, write_records
+from melior.ops import generator
+from melior.records import Candidate, Group, Pair, text
+from melior.stages.propose import CANDIDATES
+from melior.stages.round_options import ChoiceOptions
+from melior.training.hooks import counted
+from melior.types import Scorer
+
+SCORED, CHOSEN = "scored.jsonl", "pairs.jsonl"
+"""In a round's folder."""
+EMPTY, UNFINISHED, UNSCORED = "empty answers", "unfinished answers", "missing scores"
+IDENTICAL, EQUAL, CLOSE = "identical answers", "equal scores", "a margin that is a tie"
+"""Why a prompt teaches nothing; of the first three, when fewer than two answers are left."""
+
+
+@dataclass
+class Counts:
+    """What there was to choose from, and what came of it."""
+
+    prompts: int = 0
+    answers: int = 0
+    tokens: int = 0
+    empty: int = 0
+    unfinished: int = 0
+    unscored: int = 0
+    """Answers without a score, or with one that is no number."""
+    chosen: int = 0
+    """Prompts that are learned from."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """The other prompts, by reason."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as a manifest holds them."""
+        return {**vars(self), "dropped": dict(sorted(self.dropped.items()))}
+
+    def sentence(self) -> str:
+        """Say how many prompts are learned from, and why the others are not."""
+        reasons = ", ".join(f"{n} for {reason}" for reason, n in self.dropped.most_common())
+        said = f"{self.chosen} of {self.prompts} prompts are learned from"
+        return f"{said}; left out: {reasons}" if reasons else said
+
+
+def score(here: Path, scorer: Scorer) -> None:
+    """Score a round's answers, unless that is done; all or nothing.
+
+    A score that is no number counts as missing.
+    """
+    if (here / SCORED).exists():
+        return
+    with counted("groups scored") as progress:
+        found = scored(scorer, read_groups(here / CANDIDATES))
+        write_groups(here / SCORED, _watched(found, progress))
+
+
+def scored(scorer: Scorer, groups: Iterator[Group] | Sequence[Group]) -> Iterator[Group]:
+    """Yield groups with scores that are finite or None."""
+    return map(_finite, scorer.groups(groups))
+
+
+def choose(here: Path, options: ChoiceOptions, *, seed: int) -> Counts:
+    """Write what is learned from one round's scored answers, and return the counts.
+
+    Raises:
+        ValueError: nothing was asked.
+    """
+    counts, draw = Counts(), generator(seed)
+
+    def chosen() -> Iterator[Pair | Group]:
+        for group in read_groups(here / SCORED):
+            found = choice(group, options, counts, generator=draw)
+            counts.prompts += 1
+            if isinstance(found, str):
+                counts.dropped[found] += 1
+            else:
+                counts.chosen += 1
+                yield found
+
+    write_records(here / CHOSEN, chosen())
+    return counts
+
+
+def choice(
+    group: Group, options: ChoiceOptions, counts: Counts, *, generator: torch.Generator
+) -> Pair | Group | str:
+    """Return what is learned from a group's answers, or why nothing is.
+
+    The length penalty is part of what ranks, so of the order in a pair and of its margin, too: the
+    released script of RLHF Workflow chooses by it and then orders by the bare score.
+    """
+    left = _usable(group, options, counts)
+    if isinstance(left, str):
+        return left
+    ranks = [ranking(one, options.length_penalty) for one in left]
+    if options.select == "all":
+        if max(ranks) - min(ranks) <= options.min_margin:
+            return EQUAL if max(ranks) == min(ranks) else CLOSE
+        ranked = (replace(one, score=rank) for one, rank in zip(left, ranks, strict=True))
+        return replace(group, candidates=tuple(ranked))
+    first, second = _two(torch.tensor([ranks], dtype=torch.float64), options.select, generator)
+    if second < 0 or ranks[first] == ranks[second]:
+        return EQUAL
+    if text(left[first].response) == text(left[second].response):
+        return IDENTICAL
+    margin = ranks[first] - ranks[second]
+    return CLOSE if margin < options.min_margin else _pair(group, left[first], left[second], margin)
+
+
+def ranking(candidate: Candidate, length_penalty: float) -> float:
+    """Return what an answer is ranked by: its score, less a price for each of its characters."""
+    assert candidate.score is not None
+    return candidate.score - length_penalty * len(text(candidate.response))
+
+
+def _usable(group: Group, options: ChoiceOptions, counts: Counts) -> list[Candidate] | str:
+    """Return the answers that may be chosen, or why there are fewer than two."""
+    everything = group.candidates
+    counts.answers += len(everything)
+    counts.tokens += sum(one.facts.get("n_tokens", 0) for one in everything)
+    counts.unfinished += sum(not one.facts.get("is_finished", True) for one in everything)
+    said = [one for one in everything if text(one.response).strip()]
+    counts.empty += len(everything) - len(said)
+    ended = [
+        one for one in said
+        if one.facts.get("is_finished", True) or not options.drop_unfinished
+    ]  # fmt: skip
+    known = [one for one in ended if one.score is not None]
+    counts.unscored += sum(one.score is None for one in everything)
+    for reason, left in ((EMPTY, said), (UNFINISHED, ended), (UNSCORED, known)):
+        if len(left) < 2:
+            return reason
+    return IDENTICAL if len({text(one.response) for one in known}) == 1 else known
+
+
+def _two(ranks: torch.Tensor, select: str, draw: torch.Generator) -> tuple[int, int]:
+    """Return the better and the worse of two answers; -1 where there is no second."""
+    if select == "best-and-worst":
+        pair = selection.best_and_worst(ranks)
+    elif select == "best-and-random":
+        pair = selection.best_and_random(ranks, generator=draw)
+    elif select == "best-and-second":
+        pair = selection.best_and_second(ranks)
+    else:
+        drawn = torch.randperm(ranks.shape[-1], generator=draw)[:2]
+        order = ranks[0, drawn].argsort(descending=True, stable=True)
+        pair = drawn[order][:1], drawn[order][1:]
+    return int(pair[0]), int(pair[1])
+
+
+def _pair(group: Group, chosen: Candidate, rejected: Candidate, margin: float) -> Pair:
+    facts = {key: value for key, value in group.facts.items() if key not in COMPARED}
+    facts |= {"score_chosen": chosen.score, "score_rejected": rejected.score}
+    return Pair(group.prompt, chosen.response, rejected.response, margin, facts=facts)
+
+
+COMPARED = frozenset({"comparisons", "orders"})
+"""Facts of all a group's answers, which would say nothing of two of them."""
+
+
+def _finite(group: Group) -> Group:
+    if all(one.score is None or math.isfinite(one.score) for one in group.candidates):
+        return group
+    found = (
+        one if one.score is None or math.isfinite(one.score)
+        else replace(one, score=None, facts={**one.facts, "score_was": str(one.score)})
+        for one in group.candidates
+    )  # fmt: skip
+    return replace(group, candidates=tuple(found))
+
+
+def _watched(groups: Iterator[Group], progress: Any) -> Iterator[Group]:
+    for done, group in enumerate(groups, 1):
+        yield group
+        progress(done)

@@ -1,0 +1,281 @@
+"""Rounds of learning from one's own answers: what each leaves, and how a stopped one goes on.
+
+A round's folder fills up stage by stage, each file whole or not there, and is closed by its
+`manifest.json`. A stage looks whether its file is there before it begins, so that going on is
+nothing but running the same lines again; what a stage does depends on files and seeds only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from melior.models.loading import folder_of, load_chat, merge, n_positions
+from melior.models.names import adapter_base
+from melior.options import LoopOptions, ModelOptions, ScoringOptions
+from melior.records import Metrics
+from melior.rewards.named import load_scorer
+from melior.stages.choose import CHOSEN, SCORED, Counts
+from melior.stages.judge_rounds import (
+    HELD_OUT,
+    JUDGED,
+    Panel,
+    answer,
+    judge,
+    side_by_side,
+    spread,
+    verdict,
+)
+from melior.stages.learn import Plan, learn, whole, write_card
+from melior.stages.propose import (
+    CANDIDATES,
+    PROMPTS,
+    Asked,
+    divide,
+    seed_of,
+    write_prompts,
+)
+from melior.stages.round_options import PromptOptions, RoundOptions
+from melior.training.run import Run, write_json, write_json_lines
+from melior.types import Scorer
+
+MANIFEST, LEARNED = "manifest.json", "learn"
+"""In a round's folder: what it was made of, written last, and the run of its learning."""
+FILES = (PROMPTS, CANDIDATES, SCORED, CHOSEN, HELD_OUT, JUDGED)
+NONE_LEFT = "nothing to learn from"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rounds of a run have in common."""
+
+    out: Path
+    start: ModelOptions
+    """The start model as it is, without an adapter to be trained."""
+    asked: Asked
+    scorer: Scorer
+    panel: Panel
+    seed: int
+
+    def here(self, number: int) -> Path:
+        """Return a round's folder, with its prompts in it; round 0 is the start model."""
+        here = self.out / f"round-{number}"
+        write_prompts(here, self.asked.rounds[number - 1] if number else self.asked.held_out)
+        return here
+
+    def seeds(self, number: int) -> dict[str, int]:
+        """Return the seeds of a round's draws."""
+        return {
+            "answers": seed_of(self.seed, number, "answers"),
+            "choice": seed_of(self.seed, number, "choice"),
+            "learning": self.seed + number,
+        }
+
+
+def begin(
+    model: ModelOptions,
+    prompts: PromptOptions,
+    rounds: RoundOptions,
+    loop: LoopOptions,
+    *,
+    max_new_tokens: int,
+    scoring: ScoringOptions,
+) -> tuple[Setting, dict[str, Any]]:
+    """Divide the prompts, load the scorers, and judge the start model; return its judgement, too.
+
+    Raises:
+        ValueError: there are too few prompts, or a server cannot be reached.
+    """
+    longest = min(rounds.max_length, n_positions(model)) - max_new_tokens
+    asked = divide(prompts, load_chat(model), longest=longest, seed=loop.seed)
+    scorers = {"reward": load_scorer(rounds.scorer, scoring)}
+    if rounds.judge_with:
+        scorers["judge"] = load_scorer(rounds.judge_with, scoring)
+    start = whole(model, model.model)
+    panel = Panel(scorers, max_new_tokens, loop.max_tokens, loop.seed)
+    setting = Setting(Path(loop.out), start, asked, scorers["reward"], panel, loop.seed)
+    here, began = setting.here(0), time.monotonic()
+    answer(here, start, start, panel)
+    judged = judge(here, panel, 0)
+    close(
+        here, judged, Counts(), models={"policy": start}, seeds={}, cost=asked.counts, began=began
+    )
+    return setting, judged
+
+
+def learned_from(here: Path, number: int, history: str) -> tuple[str, ...]:
+    """Return the files that a round learns from: its own choice, or those of all rounds so far."""
+    first = 1 if history == "all" else number
+    paths = [here.parent / f"round-{n}" / CHOSEN for n in range(first, number + 1)]
+    return tuple(map(str, paths))
+
+
+def learn_round(here: Path, plan: Plan) -> Path:
+    """Learn from a round's choice, or go on with that, and return the run's folder."""
+    folder = here / LEARNED
+    if _status(folder) == "finished":
+        return folder
+    if not (folder / "run.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off at once
+    has_begun = folder.exists()
+    loop = replace(plan.loop, out=str(folder), resume=has_begun, overwrite=False)
+    return learn(replace(plan, loop=loop))
+
+
+def policy_of(start: ModelOptions, here: Path) -> ModelOptions:
+    """Return what a round has learned, as a whole model: an adapter is folded into its base."""
+    left = here / LEARNED / "model"
+    if not adapter_base(left):
+        return whole(start, str(left))
+    folded, beside = here / "model", here / ".model.partial"
+    if not folded.exists():
+        shutil.rmtree(beside, ignore_errors=True)
+        merge(left, beside, dtype=start.dtype)
+        beside.replace(folded)
+    return whole(start, str(folded))
+
+
+def close(
+    here: Path,
+    judged: Mapping[str, Any],
+    counts: Counts,
+    *,
+    models: Mapping[str, ModelOptions],
+    seeds: Mapping[str, int],
+    cost: Mapping[str, Any],
+    began: float,
+) -> None:
+    """Complete the round's run folder with its judgement, and write the manifest, last of all.
+
+    All of it but `cost` is the same whether the round was stopped on its way or not.
+    """
+    if (here / MANIFEST).exists():
+        return
+    learned = here / LEARNED
+    if learned.exists():
+        write_json(learned / "evaluation.json", verdict(judged, counts.to_json()))
+        write_json_lines(learned / "samples.jsonl", side_by_side(here, judged))
+        write_json_lines(learned / "scores.jsonl", spread(here, judged))
+        write_card(learned, base=models["policy"].model)
+        shutil.rmtree(learned / "checkpoints", ignore_errors=True)
+    spent = {"seconds": round(time.monotonic() - began, 2), **cost}
+    write_json(
+        here / MANIFEST,
+        {
+            "round": judged["round"],
+            "models": {name: _model(options, here.parent) for name, options in models.items()},
+            "template": _template(learned),
+            "seeds": dict(seeds),
+            "files": {name: _sha256(here / name) for name in FILES if (here / name).exists()},
+            "counts": counts.to_json(),
+            "means": judged["means"],
+            "parts": judged.get("parts", ""),
+            "cost": spent,
+        },
+    )
+
+
+def metrics_of(judged: Mapping[str, Any], counts: Counts) -> Metrics:
+    """Return a round's numbers as a line of the run's metrics."""
+    found = {f"round/{name}": value for name, value in judged["means"].items()}
+    for side, against in judged.get("against", {}).items():
+        for name, wins in against["wins"].items():
+            found[f"round/{name}_win_rate_against_{side}"] = wins["win_rate"]
+    if counts.prompts:
+        found["round/pairs"] = counts.chosen
+        found["round/share_dropped"] = 1 - counts.chosen / counts.prompts
+    if judged.get("agreement") is not None:
+        found["round/agreement"] = judged["agreement"]
+    return found
+
+
+def spent(setting: Setting) -> dict[str, Any]:
+    """Return what the scorers say of their work so far, in this process."""
+    return {"said": {name: one.remarks() for name, one in setting.panel.scorers.items()}}
+
+
+def may_go_on(record: Run, judged: Mapping[str, Any], rounds: RoundOptions) -> bool:
+    """Note where scorer and held-out scorer part; say whether the run goes on all the same."""
+    if not judged["parts"]:
+        return True
+    record.note(judged["parts"])
+    if rounds.stop_on_overoptimisation:
+        record.note("stopped there, as --stop-on-overoptimisation asks")
+    return not rounds.stop_on_overoptimisation
+
+
+def finish(
+    setting: Setting, judged: Sequence[Mapping[str, Any]], *, keep_best: bool, record: Run
+) -> None:
+    """End the run with one round's model and its judgement in the run folder."""
+    number = best_round(judged) if keep_best else int(judged[-1]["round"])
+    here = setting.here(number)
+    record.note(f"the run ends with the model of round {number} of {len(judged) - 1}")
+    for name in ("evaluation.json", "samples.jsonl", "scores.jsonl"):
+        if (here / LEARNED / name).exists():
+            shutil.copyfile(here / LEARNED / name, setting.out / name)
+    keep(setting.out, policy_of(setting.start, here) if number else setting.start)
+
+
+def best_round(judged: Sequence[Mapping[str, Any]]) -> int:
+    """Return the round with the highest held-out score: of the held-out scorer, where there is one.
+
+    Of equal ones it is the first, so that a round has to earn its place; the start model is one.
+    """
+    key = "judge" if all("judge" in one["means"] for one in judged) else "reward"
+    return int(max(judged, key=lambda one: one["means"].get(key, float("-inf")))["round"])
+
+
+def keep(out: Path, model: ModelOptions) -> None:
+    """Put a copy of a model's folder at `model/` in the run folder, whole or not at all."""
+    source, place, beside = folder_of(model.model), out / "model", out / ".model.partial"
+    if not isinstance(source, Path):
+        return  # lies on a hub, where whoever reads the manifest finds it
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source, beside)
+    shutil.rmtree(place, ignore_errors=True)
+    beside.replace(place)
+
+
+def delete_rounds(out: Path) -> None:
+    """Delete what the rounds of an earlier run left."""
+    for folder in out.glob("round-*"):
+        shutil.rmtree(folder)
+
+
+def _status(folder: Path) -> str:
+    path = folder / "run.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["status"]) if path.exists() else ""
+
+
+def _model(options: ModelOptions, out: Path) -> dict[str, str]:
+    """Return a model's name, seen from the run folder, and the hash of weights that lie here."""
+    folder = folder_of(options.model)
+    if not isinstance(folder, Path):
+        return {"name": options.model, "revision": options.revision}
+    is_inside = out.resolve() in folder.resolve().parents
+    place = folder.resolve().relative_to(out.resolve()) if is_inside else options.model
+    name = {"name": str(place)}
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {_sha256(path)}".encode())
+    return name | {"sha256": digest.hexdigest()}
+
+
+def _template(learned: Path) -> dict[str, Any]:
+    path = learned / "data.json"
+    if not path.exists():
+        return {}
+    chat = json.loads(path.read_text(encoding="utf-8"))["train"]["chat"]
+    return {"name": chat["template"], "hash": chat["hash"]}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
