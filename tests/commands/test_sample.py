@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -101,10 +102,11 @@ def test_wrong_options_are_refused_before_anything_loads(options, message):
 
 
 def test_control_c_keeps_what_was_done(prompts, tmp_path):
-    out = tmp_path / "g.jsonl"
+    out, is_stopped = tmp_path / "g.jsonl", threading.Event()
 
     def slow(body, number):
-        time.sleep(0.3 if number > 1 else 0)
+        if number > 1:
+            is_stopped.wait(60)  # however long the other side takes to look and to interrupt
         return fine(body, number)
 
     with serving(slow) as (url, _):
@@ -119,6 +121,8 @@ def test_control_c_keeps_what_was_done(prompts, tmp_path):
             time.sleep(0.02)
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        is_stopped.set()
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 130
         n = len(rows(out))
