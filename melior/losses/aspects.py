@@ -8,21 +8,23 @@ a gate, which sees the prompt alone, says how they are mixed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from melior.correlation import spearman
+from melior.correlation import pearson, spearman
 from melior.losses.reward import bradley_terry
 from melior.types import Pairwise
 
 ALPHAS = tuple(10.0**power for power in range(-4, 5))
 """Strengths of the ridge that are tried; of the authors' released code."""
-LEAST_RATINGS = 50
-"""Of one objective: fewer say too little to choose a strength by a fifth of them."""
+LEAST_RATINGS, LEAST_ALPHA = 50, 1.0
+"""Fewer ratings of one objective say too little to trust a weak ridge: its strength is then 1 or
+more."""
 PENALTIES = (0.0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, *(i / 20 for i in range(4, 31)))
 """Shares of verbosity that are tried; the released code stops at 0.95, which can be too little."""
 
@@ -63,9 +65,15 @@ class Regression:
     """Linear models of the objectives, and how they were chosen."""
 
     weights: Float[Tensor, "m d"]
+    counts: Float[Tensor, " m"]
+    """Ratings of each."""
     alphas: Float[Tensor, " m"]
     errors: Float[Tensor, " m"]
     """Mean squared error on the held-out ratings of each."""
+    explained: Float[Tensor, " m"]
+    """R2 on them: 1 less the error over their variance; nan where they are all the same."""
+    correlations: Float[Tensor, " m"]
+    """Pearson's with them; 0 where they are all the same."""
 
     def rewards(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Return what the models say of answers."""
@@ -78,6 +86,7 @@ def masked_ridge(
     *,
     names: Sequence[str],
     generator: torch.Generator,
+    prompts: Sequence[int] = (),
     alphas: Sequence[float] = ALPHAS,
     held_out: float = 0.2,
 ) -> Regression:
@@ -87,29 +96,39 @@ def masked_ridge(
     (w_j . h_i - r_ij)^2 + alpha_j |w_j|^2`. It separates: each objective has its own closed form
     and its own `alpha`, the one with the least error on ratings held out (of equal ones the
     largest). The weights are those of the ratings that were not held out, as in the released code.
+    That one holds out single answers; here all answers to a prompt are on one side.
 
     Args:
         features: of answers; one of them should be constant, or rewards cannot have a mean.
         ratings: on the unit scale; nan where there is none.
         names: of the objectives, for what is said of them.
         generator: draws which ratings are held out.
+        prompts: which prompt each answer is to; none where each has its own.
         alphas: strengths to choose from, above 0.
         held_out: share of each objective's ratings that choose.
 
     Raises:
-        ValueError: an objective with too few ratings, or with the same everywhere.
+        ValueError: an objective without ratings, or with those of a single prompt.
     """
-    order = torch.randperm(len(features), generator=generator)
-    design, rated = features.double()[order], ratings.double()[order]
+    owners = torch.tensor(list(prompts) or list(range(len(features))))
+    ranks = torch.randperm(int(owners.max()) + 1, generator=generator).argsort()
+    order = ranks[owners].argsort(stable=True)
+    design, rated, asked = features.double()[order], ratings.double()[order], owners[order]
     if not design.isfinite().all():
         raise ValueError("features must be finite; found nan or inf")
-    fits = [
-        _chosen_ridge(design, rated[:, place], name, sorted(alphas), held_out)
-        for place, name in enumerate(names)
-    ]
-    weights, strengths, errors = zip(*fits, strict=True)
-    found = (torch.tensor(own, dtype=torch.float64) for own in (strengths, errors))
-    return Regression(torch.stack(weights), *found)
+    fits = []
+    for place, name in enumerate(names):
+        is_rated = ~rated[:, place].isnan()
+        own = rated[is_rated, place]
+        n_fitted = _n_fitted(own, asked[is_rated], name, held_out)
+        usual = [alpha for alpha in sorted(alphas) if alpha >= LEAST_ALPHA]
+        tried = sorted(alphas) if len(own) >= LEAST_RATINGS or not usual else usual
+        weights, *measured = _chosen_ridge(design[is_rated], own, n_fitted, tried)
+        fits.append((weights, len(own), *measured))
+    rows, *columns = zip(*fits, strict=True)
+    return Regression(
+        torch.stack(rows), *(torch.tensor(own, dtype=torch.float64) for own in columns)
+    )
 
 
 def ridge(
@@ -121,30 +140,39 @@ def ridge(
     return torch.cholesky_solve((features.T @ ratings)[:, None], factor)[:, 0]
 
 
+def _n_fitted(
+    ratings: Float[Tensor, " n"], prompts: Int[Tensor, " n"], name: str, held_out: float
+) -> int:
+    """Return how many of an objective's ratings are fitted to; the rest is held out."""
+    if not len(ratings):
+        raise ValueError(f"{name}: at least 2 ratings are needed; found none")
+    if not ratings.isfinite().all():
+        raise ValueError(f"{name}: ratings must be finite, or nan where missing; found inf")
+    firsts = [i for i in range(1, len(ratings)) if prompts[i] != prompts[i - 1]]
+    if not firsts:
+        raise ValueError(
+            f"{name}: ratings of at least 2 prompts are needed, as some are held out; found"
+            f" {len(ratings)} of one"
+        )
+    wanted = len(ratings) - max(1, round(held_out * len(ratings)))
+    return next((first for first in firsts if first >= wanted), firsts[-1])
+
+
 def _chosen_ridge(
     features: Float[Tensor, "n d"],
     ratings: Float[Tensor, " n"],
-    name: str,
+    n_fitted: int,
     alphas: Sequence[float],
-    held_out: float,
-) -> tuple[Float[Tensor, " d"], float, float]:
-    """Return one objective's weights, their alpha and the error that chose it."""
-    is_rated = ~ratings.isnan()
-    design, rated = features[is_rated], ratings[is_rated]
-    if len(rated) < LEAST_RATINGS:
-        raise ValueError(f"{name}: at least {LEAST_RATINGS} ratings are needed; found {len(rated)}")
-    if not rated.isfinite().all():
-        raise ValueError(f"{name}: ratings must be finite, or nan where missing; found inf")
-    if rated.amin() == rated.amax():
-        raise ValueError(f"{name}: ratings must differ; found {rated[0]:g} in all {len(rated)}")
-    n_fitted = len(rated) - max(1, round(held_out * len(rated)))
-    fits = [(ridge(design[:n_fitted], rated[:n_fitted], alpha), alpha) for alpha in alphas]
-    errors = [
-        float((design[n_fitted:] @ weights - rated[n_fitted:]).square().mean())
-        for weights, _ in fits
-    ]
+) -> tuple[Float[Tensor, " d"], float, float, float, float]:
+    """Return weights, their alpha, and error, R2 and correlation on held-out ratings."""
+    fits = [ridge(features[:n_fitted], ratings[:n_fitted], alpha) for alpha in alphas]
+    held, kept = ratings[n_fitted:], features[n_fitted:]
+    errors = [float((kept @ weights - held).square().mean()) for weights in fits]
     place = min(range(len(fits)), key=lambda i: (errors[i], -alphas[i]))
-    return *fits[place], errors[place]
+    variance = float(held.var(correction=0))
+    explained = 1 - errors[place] / variance if variance else math.nan
+    correlation = float(pearson((kept @ fits[place])[:, None], held))
+    return fits[place], alphas[place], errors[place], explained, correlation
 
 
 @dataclass(frozen=True)
@@ -227,6 +255,40 @@ def coefficients(
     Verbosity's is negative wherever the gate looks at an objective that was penalised.
     """
     return gate @ transform.T
+
+
+def static_mixture(
+    chosen: Float[Tensor, "n m"], rejected: Float[Tensor, "n m"], allowed: Bool[Tensor, " m"]
+) -> Float[Tensor, " m"]:
+    """The best mixture that is the same for every prompt: what a gate is held against.
+
+    A gate without a prompt, `s softmax(z)`, by the likelihood of the pairs, found by L-BFGS in
+    float64. The scale stays within `e^10`, as pairs that one objective ranks right have no end.
+
+    Args:
+        chosen: decorrelated rewards of better answers.
+        rejected: of worse ones.
+        allowed: which objectives may have weight.
+    """
+    gap = (chosen - rejected).detach().double()
+    free = torch.zeros(gap.shape[1] + 1, dtype=torch.float64, device=gap.device)
+    free.requires_grad_()
+    optimizer = torch.optim.LBFGS([free], max_iter=500, line_search_fn="strong_wolfe")
+
+    def weights() -> Tensor:
+        shares = free[:-1].masked_fill(~allowed.to(free.device), -torch.inf).softmax(-1)
+        return shares * (10 * (free[-1] / 10).tanh()).exp()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        zeros = torch.zeros_like(gap[:, 0])
+        loss = bradley_terry(Pairwise(gap @ weights(), zeros)).mean()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return weights().detach()
 
 
 def gated_bradley_terry(

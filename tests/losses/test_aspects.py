@@ -19,6 +19,7 @@ from melior.losses.aspects import (
     gated_score,
     masked_ridge,
     ridge,
+    static_mixture,
 )
 
 NAMES = ("clarity", "honesty", "length")
@@ -131,8 +132,7 @@ def test_the_same_seed_gives_the_same_bits():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (torch.nan, "honesty: at least 50 ratings are needed; found 0"),
-        (0.5, "honesty: ratings must differ; found 0.5 in all 300"),
+        (torch.nan, "honesty: at least 2 ratings are needed; found none"),
         (torch.inf, "honesty: ratings must be finite, or nan where missing; found inf"),
     ],
 )
@@ -143,14 +143,55 @@ def test_ratings_that_teach_nothing_are_refused_by_name(values, said):
         fit(features, ratings)
 
 
-def test_too_few_ratings_are_refused():
-    features, ratings, _ = rated()
+def test_few_ratings_are_fitted_by_a_ridge_that_is_not_weak():
+    features, ratings, _ = rated(noise=0)
     ratings[49:, 2] = torch.nan
-    with pytest.raises(ValueError, match="length: at least 50 ratings are needed; found 49"):
-        fit(features, ratings)
+    found = fit(features, ratings)
+    assert found.alphas.tolist() == [1e-4, 1e-4, 1.0]
+    ratings[50:, 1] = torch.nan
+    assert fit(features, ratings).alphas[1] == 1e-4
+    assert fit(features, ratings, alphas=[0.1]).alphas[2] == 0.1  # no other was allowed
+
+
+def test_ratings_of_a_single_prompt_are_refused():
     features, ratings, _ = rated()
-    ratings[50:, 2] = torch.nan
-    assert fit(features, ratings).weights.isfinite().all()
+    ratings[100:, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"clarity: ratings of at least 2 prompts .* 100 of one"):
+        fit(features, ratings, prompts=[0] * 100 + list(range(1, 201)))
+
+
+def test_constant_ratings_are_learned_and_explain_nothing():
+    features, ratings, _ = rated()
+    features[:, 0] = 1.0
+    ratings[:, 1] = 0.5
+    found = fit(features, ratings)
+    assert (found.rewards(features)[:, 1] - 0.5).abs().max() < 1e-3
+    assert found.explained[1].isnan()
+    assert found.correlations[1] == 0
+    assert (found.correlations[[0, 2]] > 0.8).all()
+
+
+def test_answers_to_one_prompt_are_held_out_together():
+    """Ratings that are of the prompt alone: by rows they are known by heart, by prompts not."""
+    own = normal(60, 60).repeat_interleave(5, 0)
+    ratings = normal(60, 3, seed=1).repeat_interleave(5, 0)
+    by_rows = fit(own, ratings)
+    by_prompts = fit(own, ratings, prompts=[i // 5 for i in range(300)])
+    assert (by_rows.errors < by_prompts.errors / 2).all()
+
+
+def test_what_held_out_ratings_say_is_of_held_out_ratings():
+    features, ratings, _ = rated(noise=1.0)
+    found = fit(features, ratings)
+    held = torch.randperm(300, generator=ops.generator(42))[240:]
+    for place in range(3):
+        said, true = features[held] @ found.weights[place], ratings[held, place]
+        error = (said - true).square().mean()
+        assert found.errors[place].item() == pytest.approx(error.item())
+        wanted = 1 - (said - true).square().sum() / (true - true.mean()).square().sum()
+        assert found.explained[place].item() == pytest.approx(wanted.item())
+        wanted = np.corrcoef(said.numpy(), true.numpy())[0, 1]
+        assert found.correlations[place].item() == pytest.approx(wanted)
 
 
 def test_features_that_are_not_finite_are_refused():
@@ -315,3 +356,32 @@ def test_a_gate_finds_the_objective_that_labels_follow():
 
     optimizer.step(closure)
     assert weights.tolist() == pytest.approx([2, 0], abs=1e-5)
+
+
+# The mixture that is the same for every prompt
+
+
+def test_the_static_mixture_is_the_optimum():
+    """No other share or scale that it may choose makes the pairs likelier."""
+    left, right = normal(300, 3, seed=1), normal(300, 3, seed=2)
+    logit = (left - right) @ torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
+    is_won = torch.rand(300, generator=ops.generator(3), dtype=torch.float64) < logit.sigmoid()
+    chosen, rejected = left.where(is_won[:, None], right), right.where(is_won[:, None], left)
+    allowed = torch.tensor([True, True, False])
+
+    def loss(weights):
+        return torch.nn.functional.softplus(-(chosen - rejected) @ weights).mean()
+
+    found = static_mixture(chosen, rejected, allowed)
+    assert found[2] == 0
+    assert (found >= 0).all()
+    for nudge in (normal(3, seed=seed) * 0.05 for seed in range(20)):
+        near = (found + nudge).clamp(min=0) * allowed
+        assert loss(near) >= loss(found) - 1e-9
+
+
+def test_a_static_mixture_of_pairs_that_one_objective_ranks_right_ends():
+    chosen = torch.tensor([[1.0, 0.0]]).double().expand(20, 2)
+    found = static_mixture(chosen, torch.zeros(20, 2).double(), torch.tensor([True, True]))
+    assert found.isfinite().all()
+    assert found[0] > 10 > found[1]

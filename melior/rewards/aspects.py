@@ -1,0 +1,139 @@
+"""Scores of a mixture of objectives: each candidate's ratings, their mixture, and why (ArmoRM)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from melior.data.chat import Encoded
+from melior.models.aspects import AspectModel, Mixed, load_aspect_model, shortened
+from melior.options import ModelOptions
+from melior.records import Candidate, Group
+from melior.types import Scorer
+
+CHUNK = 256
+"""Groups read, sorted by length and computed together; they come out in their order."""
+
+
+class AspectScorer:
+    """Gives candidates a score, and the rating by each objective on the scale of its raters.
+
+    A conversation beyond what the model takes in loses the start of its prompt; the answer is
+    always judged whole.
+
+    Args:
+        model: what scores.
+        max_tokens: computed at once; a prompt counts once for all its answers.
+        max_length: of prompt and answer together; 0 is as long as the model can.
+    """
+
+    def __init__(self, model: AspectModel, *, max_tokens: int, max_length: int = 0) -> None:
+        self.model = model
+        self.max_tokens = max_tokens
+        longest = model.reward.longest
+        self.max_length = min(max_length or longest, longest)
+        self.explains = False
+        """Whether each candidate's facts get an `explanation`."""
+        self.n_cut = 0
+        """Conversations so far that lost the start of their prompt."""
+        self.too_long: list[str] = []
+        """Origins of answers so far that are too long by themselves; they have no score."""
+
+    def groups(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """Yield groups with scores and ratings of their candidates, None where one is too long.
+
+        Raises:
+            ValueError: a conversation cannot be written, or a score is not finite.
+        """
+        rest = iter(groups)
+        while chunk := list(islice(rest, CHUNK)):
+            fitted = [*self._fitted(chunk)]
+            asked = [[one for one in own if one] for own in fitted]
+            mixed = iter(
+                self.model.mixed([own for own in asked if own], max_tokens=self.max_tokens)
+            )
+            for group, own in zip(chunk, fitted, strict=True):
+                yield self._scored(group, own, next(mixed)) if any(own) else _unscored(group)
+
+    def remarks(self) -> list[str]:
+        """Say what was done to conversations that are too long."""
+        limit = f"longer than {self.max_length} tokens"
+        found = []
+        if self.n_cut:
+            found.append(f"{self.n_cut} conversations {limit} lost the start of their prompt")
+        if self.too_long:
+            found.append(
+                f"{len(self.too_long)} answers {limit} by themselves have no score"
+                f" (first {self.too_long[0]})"
+            )
+        return found
+
+    def _fitted(self, groups: Sequence[Group]) -> Iterator[list[Encoded | None]]:
+        """Yield each group's answers as tokens, None where one is too long."""
+        rows = [(group, one) for group in groups for one in group.candidates]
+        encoded = iter(
+            self.model.reward.chat.encode_many(
+                [group.prompt for group, _ in rows],
+                [one.response for _, one in rows],
+                origins=[group.origin for group, _ in rows],
+            )
+        )
+        for group in groups:
+            own = []
+            for whole in islice(encoded, len(group.candidates)):
+                fitted = shortened(whole, self.max_length, self.model.opening)
+                self.n_cut += fitted is not None and len(fitted.tokens) < len(whole.tokens)
+                self.too_long += [] if fitted else [group.origin]
+                own.append(fitted)
+            yield own
+
+    def _scored(self, group: Group, fitted: Sequence[Encoded | None], mixed: Mixed) -> Group:
+        if not mixed.scores.isfinite().all():
+            raise ValueError(
+                f"{group.origin}: a score must be finite; found {mixed.scores.tolist()}; the model"
+                " is broken, or its numbers outgrow its dtype: try --dtype fp32"
+            )
+        places = iter(range(len(mixed.scores)))
+        found = (
+            self._told(one, mixed, next(places)) if own else replace(one, score=None)
+            for one, own in zip(group.candidates, fitted, strict=True)
+        )
+        return replace(group, candidates=tuple(found))
+
+    def _told(self, candidate: Candidate, mixed: Mixed, place: int) -> Candidate:
+        rewards, aspects = mixed.rewards[place], self.model.aspects
+        facts = dict(candidate.facts)
+        if self.explains:
+            facts["explanation"] = aspects.explanation(rewards, mixed.coefficients)
+        ratings = {**candidate.aspects, **aspects.ratings(rewards)}
+        return replace(candidate, score=float(mixed.scores[place]), aspects=ratings, facts=facts)
+
+
+def load_scorer(options: ModelOptions, *, max_tokens: int, max_length: int = 0) -> AspectScorer:
+    """Load a mixture of objectives to score with.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: its parts are not of one model.
+    """
+    model = load_aspect_model(options)
+    return AspectScorer(model, max_tokens=max_tokens, max_length=max_length)
+
+
+def explaining(scorer: Scorer, name: str) -> Scorer:
+    """Let a scorer say why.
+
+    Raises:
+        ValueError: it is none that can.
+    """
+    if not isinstance(scorer, AspectScorer):
+        raise ValueError(
+            f"--explain needs a model of several objectives, made by melior armorm; found {name}"
+        )
+    scorer.explains = True
+    return scorer
+
+
+def _unscored(group: Group) -> Group:
+    return replace(group, candidates=tuple(replace(one, score=None) for one in group.candidates))
