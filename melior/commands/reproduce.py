@@ -11,7 +11,7 @@ import tyro
 
 from melior.options import in_range, one_of
 
-CLAIMS = ("simpo", "tpo", "madpo", "reward-augmented", "armorm", "gpm")
+CLAIMS = ("simpo", "tpo", "madpo", "reward-augmented", "armorm", "gpm", "gpo")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Config:
     """Try a paper's central claim in a small world: thresholds first, then the measure."""
 
     name: tyro.conf.Positional[str]
-    """`simpo`, `tpo`, `madpo`, `reward-augmented`, `armorm` or `gpm`."""
+    """`simpo`, `tpo`, `madpo`, `reward-augmented`, `armorm`, `gpm` or `gpo`."""
     seeds: int = 5
     """How many worlds are drawn; each rule is judged over all of them."""
     first_seed: int = 100

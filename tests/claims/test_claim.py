@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from melior import cli
-from melior.claims import armorm, gpm, madpo, reward_augmented, simpo, tpo
+from melior.claims import armorm, gpm, gpo, madpo, reward_augmented, simpo, tpo
 from melior.claims.claim import (
     Aside,
     Claim,
@@ -29,7 +29,15 @@ from melior.claims.worlds import drawn_batches, fitted
 from melior.commands.reproduce import CLAIMS, Config, run
 from melior.report.claims import lines, page, write_page
 
-ALL = (simpo.CLAIM, tpo.CLAIM, madpo.CLAIM, reward_augmented.CLAIM, armorm.CLAIM, gpm.CLAIM)
+ALL = (
+    simpo.CLAIM,
+    tpo.CLAIM,
+    madpo.CLAIM,
+    reward_augmented.CLAIM,
+    armorm.CLAIM,
+    gpm.CLAIM,
+    gpo.CLAIM,
+)
 
 
 def made_up(seeds, steps) -> dict:
