@@ -1,0 +1,156 @@
+"""PairwiseModel: a causal LM that names the better of two answers to a prompt by one letter.
+
+A saved one is an ordinary causal LM, so that other programs read the same probabilities of `A` and
+`B` behind the same words; `melior.json` beside it says which words these are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from melior.data.batches import portions
+from melior.data.chat import ChatFormat
+from melior.data.forest import Forest, Marked, plant
+from melior.data.pairwise import NAME, Comparisons, template_hash
+from melior.models.language import LanguageModel
+from melior.models.loading import load, save_model
+from melior.models.names import KIND_FILE, find, kind_of
+from melior.options import ModelOptions
+from melior.training.run import write_json
+
+KIND = "pairwise"
+
+
+class PairwiseModel:
+    """A causal LM with the words in which it is asked.
+
+    Args:
+        language: the model.
+
+    Raises:
+        ValueError: it has no chat template, or a letter is not one token behind it.
+    """
+
+    def __init__(self, language: LanguageModel) -> None:
+        self.language = language
+        self.comparisons = Comparisons(language.chat)
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How conversations become its tokens."""
+        return self.language.chat
+
+    @property
+    def masters(self) -> Mapping[str, Tensor]:
+        """Float32 originals of weights that are held in bfloat16, by parameter name."""
+        return self.language.masters
+
+    @property
+    def padded_because(self) -> str:
+        """Why sequences are computed under padding; empty where the forest is exact."""
+        return self.language.padded_because
+
+    @property
+    def start_hash(self) -> str:
+        """A fingerprint of what is computed, adapters left out; taken before training."""
+        return self.language.start_hash
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the model can take in."""
+        config = self.language.core.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass: less memory, more time."""
+        self.language.checkpoint_activations()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that training may change, by name."""
+        return self.language.trainable()
+
+    def outputs(self, forest: Forest) -> Float[Tensor, "n 2"]:
+        """Return the log-probabilities of both letters behind each sequence."""
+        hidden = self.language.hidden(forest, forest.last).repeat_interleave(2, dim=0)
+        letters = torch.tensor(self.comparisons.labels, device=hidden.device).repeat(forest.n)
+        return self.language.output.log_probs(hidden, letters).unflatten(0, (forest.n, 2))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, nothing is random and no gradient is kept: an adapter's dropout is off."""
+        with self.language.evaluating():
+            yield
+
+
+@torch.no_grad()
+def letter_logits(
+    model: PairwiseModel, groups: Sequence[Sequence[Marked]], *, max_tokens: int
+) -> list[Float[Tensor, " _"]]:
+    """Return, for each question, the logit that it is answered by A, on the CPU in float64.
+
+    Args:
+        model: whom to ask.
+        groups: of questions that begin alike, up to before the letter.
+        max_tokens: computed at once; one group alone may exceed them.
+    """
+    found = [torch.zeros(0, dtype=torch.float64) for _ in groups]
+    for part in portions(groups, max_tokens):
+        forest = plant([question for i in part for question in groups[i]])
+        with model.evaluating():
+            outputs = model.outputs(forest).double().cpu()
+        logits = outputs[:, 0] - outputs[:, 1]
+        for i, own in zip(part, logits.split([len(groups[i]) for i in part]), strict=True):
+            found[i] = own
+    return found
+
+
+def load_pairwise_model(options: ModelOptions, *, trainable: bool, seed: int = 0) -> PairwiseModel:
+    """Load a pairwise model, or a causal LM that is to become one.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: what is there is no causal LM, is a reward model of another kind, or one that
+            was trained on other words.
+    """
+    folder = find(options.model)
+    path = Path(folder) / KIND_FILE
+    if isinstance(folder, Path) and path.exists():
+        _check(path, kind_of(options.model))
+    return PairwiseModel(load(options, trainable=trainable, seed=seed))
+
+
+def save_pairwise_model(model: PairwiseModel, folder: Path) -> None:
+    """Write a folder that `AutoModelForCausalLM` loads, an adapter folded in.
+
+    After this the model in memory is the one in the folder: an adapter is no longer apart.
+    """
+    language = model.language
+    if language.has_adapter:
+        dtype = language.core.dtype
+        language.model.float()  # the sum of weights and adapter is rounded once
+        whole = language.model.merge_and_unload().to(dtype)  # type: ignore[operator]  # of peft
+        model.language = language = LanguageModel(whole, language.chat)
+    save_model(language, folder)
+    write_json(folder / KIND_FILE, {"kind": KIND, "template": NAME, "hash": template_hash()})
+
+
+def _check(path: Path, kind: str) -> None:
+    if kind != KIND:
+        raise ValueError(
+            f"{path}: a pairwise model begins as a language model or a pairwise one; found a reward"
+            f" model of kind {kind!r}"
+        )
+    known = json.loads(path.read_text(encoding="utf-8")).get("hash")
+    if known != template_hash():
+        raise ValueError(
+            f"{path}: a pairwise model must be asked in the words it was trained on, the template"
+            f" {NAME} {template_hash()}; found {known!r}; train it again, or take the version of"
+            " melior that wrote it"
+        )
