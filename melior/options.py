@@ -95,7 +95,7 @@ class ModelOptions:
 class DataOptions:
     """The preferences to learn from, and those held out."""
 
-    data: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--dataset-name"])]
+    data: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--dataset-name", "--pairs"])]
     """Files, folders or `datasets` names; each `name[:split[:rows]][*weight]`."""
     eval_data: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--eval-dataset-name"])] = ()
     """Held-out preferences, judged before and after."""
@@ -276,3 +276,61 @@ class JudgeOptions:
             raise ValueError(
                 f"--api-key-env: {self.api_key_env} must hold the server's key; found nothing in it"
             )
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """How several scorers score as one."""
+
+    ensemble_by: Literal["mean", "median", "worst", "mean_minus_std", "mean_minus_variance"] = (
+        "mean"
+    )
+    """Of an ensemble: its members' mean, their median, what the strictest says, or the mean less
+    what they lie apart."""
+    ensemble_coefficient: float = 1.0
+    """Of `mean_minus_std` and `mean_minus_variance`: how much what they lie apart counts."""
+    ensemble_scale: Literal["raw", "centred", "standardised"] = "raw"
+    """Of an ensemble: scores as they are, less each member's mean over the prompt's answers, or at
+    a standard deviation of 1, too. Reward models trained apart differ by constants of the prompt:
+    centre them where `worst` or what lies apart counts."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        in_range("ensemble_coefficient", self.ensemble_coefficient, 0)
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How a scorer is held and run, whatever it is; each reads of these what it needs."""
+
+    constraints: str = ""
+    """For `rules`: constraints for every group besides its own, as a JSON list such as
+    `[{"name": "words", "n": 50, "at": "at most"}]`."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """How a model is held."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `mps`, ..."""
+    chat_template: str = "auto"
+    """Of a judge or of implicit rewards: `auto`, `plain`, `chatml`, or a file."""
+    max_tokens: int = 16384
+    """Tokens that a model computes at once; a prompt counts once for all its answers."""
+    max_length: int = 0
+    """Tokens of prompt and answer that a reward model reads, the last ones; 0 is all it can.
+    Longer answers have no implicit reward."""
+    temperature: float = 1.0
+    """Scores are divided by it, so that `sigmoid` of the difference of two is the chance that the
+    first is preferred; `melior evaluate reward` finds it on labelled pairs."""
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
+    ensemble: EnsembleOptions = field(default_factory=EnsembleOptions)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        in_range("temperature", self.temperature, 0, above=True)
+        in_range("max_tokens", self.max_tokens, 16)
+        in_range("max_length", self.max_length, 0)
+
+    def model(self, name: str, *, chat_template: str = "auto") -> ModelOptions:
+        """Return the options of one model that is loaded to score."""
+        return ModelOptions(
+            model=name, dtype=self.dtype, device=self.device, chat_template=chat_template
+        )

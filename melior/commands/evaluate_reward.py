@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import tyro
 
 from melior.commands import score
-from melior.options import in_range
+from melior.options import ScoringOptions, in_range
 from melior.records import Group, text
+from melior.rewards.named import find_scorer
 
 if TYPE_CHECKING:
-    from melior.data.layouts import Row
     from melior.evaluation.compare import Array
     from melior.evaluation.reward_bench import Item
-    from melior.evaluation.scorers import Between, Circles, Findings
+    from melior.evaluation.scorers import Between, Circles, Findings, Opinion
 
 SCORED: Final = "scored:"
 """Before the name of a file that `melior score` wrote of the same rows."""
@@ -29,9 +28,10 @@ MODEL_TYPES: Final = {
     "scored": "Custom Classifier",
     "implicit": "DPO",
     "judge": "Generative RM",
+    "general": "Custom Classifier",
+    "pairwise": "Custom Classifier",
 }
-"""RewardBench's words for what is no sequence classifier."""
-Scores = list[tuple[float | None, ...]]
+"""RewardBench's words for what is no sequence classifier, or no plain one."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,9 @@ class Config:
     `scored:FILE`: what it has written of the same rows."""
     out: Annotated[str, tyro.conf.arg(aliases=["--output"])]
     """The folder for the numbers and the page."""
-    constraints: str = ""
-    """For `rules`: constraints for every prompt besides its own, as a JSON list."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `mps`, ..."""
-    max_tokens: int = 16384
-    """Tokens that a reward model computes at once; a prompt counts once for all its answers."""
-    max_length: int = 0
-    """Tokens of prompt and answer that a reward model reads, the last ones; 0 is all it can."""
+    resume: bool = False
+    """Go on after the answers that the folder holds, scored by the same scorers."""
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
     seed: int = 0
     """Draws the resamples of the comparisons between scorers."""
 
@@ -67,21 +61,18 @@ class Config:
         if twice:
             raise ValueError(f"--with: each scorer is needed once; found {twice[0]!r} again")
         for name in self.scorers:
-            self.scoring(name)
+            if not name.startswith(SCORED):
+                self.scored(name)
         place = Path(self.out)
         if place.exists() and not place.is_dir():
             raise ValueError(f"out: a folder is needed; found a file: {place}")
         if (place / "run.json").exists():
             raise ValueError(f"out: a folder without a run is needed; found one: {place}")
 
-    def scoring(self, name: str) -> score.Config | None:
-        """Return the options of `melior score` for one scorer; None for what is scored already."""
-        if name.startswith(SCORED):
-            return None
-        return score.Config(
-            scorer=name, constraints=self.constraints, dtype=self.dtype, device=self.device,
-            max_tokens=self.max_tokens, max_length=self.max_length,
-        )  # fmt: skip
+    def scored(self, name: str) -> score.Config:
+        """Return how one scorer scores the data, into a file of the folder."""
+        out = str(Path(self.out) / "scored" / f"{label(name)}.jsonl")
+        return score.Config(self.data, name, out, resume=self.resume, scoring=self.scoring)
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Judged:
 
     scorer: str
     name: str
-    scores: Scores
+    opinions: list[Opinion]
     findings: Findings
 
 
@@ -124,13 +115,12 @@ def run(config: Config) -> Path:
 def _check_places(config: Config) -> None:
     """Look for every model and file before the first scorer is asked."""
     from melior.data.files import read_groups
-    from melior.models.names import find
 
     for name in config.scorers:
         if name.startswith(SCORED):
             next(read_groups(name.removeprefix(SCORED)), None)
-        elif name not in score.SCORERS and ":" not in name:
-            find(name)
+        else:
+            find_scorer(name)
 
 
 def _decided(source: str) -> list[Group]:
@@ -167,31 +157,30 @@ def _item(group: Group, place: int) -> Item:
 
 
 def _judged(name: str, groups: Sequence[Group], items: Sequence[Item], config: Config) -> Judged:
+    from melior.data.files import read_groups
     from melior.evaluation.scorers import findings
 
-    started = time.perf_counter()
-    scored = list(_scored(name, groups, config))
-    seconds = None if name.startswith(SCORED) else time.perf_counter() - started
-    scores = [tuple(one.score for one in group.candidates) for group in scored]
-    compared = [logits for group in scored if (logits := _comparisons(group)) is not None]
-    found = findings(label(name), items, scores, comparisons=compared, seconds=seconds)
-    return Judged(name, label(name), scores, found)
+    file, rate = name.removeprefix(SCORED), None
+    if not name.startswith(SCORED):
+        scoring = config.scored(name)
+        file, rate = scoring.out, _score(groups, scoring)
+    opinions = [_opinion(group) for group in _matched(groups, read_groups(file), file)]
+    found = findings(label(name), items, opinions, rate=rate)
+    return Judged(name, label(name), opinions, found)
 
 
-def _scored(name: str, groups: Sequence[Group], config: Config) -> Iterator[Group]:
-    """Yield the groups with a scorer's scores; the labels are not shown to it."""
-    from melior.data.files import read_groups
-
-    scoring = config.scoring(name)
-    if scoring is None:
-        file = name.removeprefix(SCORED)
-        yield from _matched(groups, read_groups(file), file)
-        return
+def _score(groups: Sequence[Group], scoring: score.Config) -> float | None:
+    """Write the groups with a scorer's scores, the labels not shown to it; return its speed."""
+    place = Path(scoring.out)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not scoring.resume:
+        place.unlink(missing_ok=True)
     bare = (
         replace(g, candidates=tuple(replace(one, score=None) for one in g.candidates))
         for g in groups
     )
-    yield from score.scored(bare, scoring)
+    tally = score.score_groups(bare, scoring)
+    return tally.rate if tally.candidates else None
 
 
 def _matched(groups: Sequence[Group], scored: Iterable[Group], file: str) -> Iterator[Group]:
@@ -210,26 +199,28 @@ def _matched(groups: Sequence[Group], scored: Iterable[Group], file: str) -> Ite
             )
 
 
-def _comparisons(group: Group) -> Array | None:
-    """Return what a judge that compares has stored with a group of its verdicts."""
-    from melior.data.layouts import Row
-    from melior.evaluation.agreement import preferred
+def _opinion(group: Group) -> Opinion:
+    """Return a group's scores, and the comparisons that a scorer which compares stores with it."""
+    from melior.evaluation.scorers import Opinion
 
-    judge, k = group.facts.get("judge"), len(group.candidates)
-    if not isinstance(judge, dict) or not judge.get("verdicts"):
-        return None
-    rows = Row(f"{group.origin}: 'judge'", judge).objects("verdicts", "verdict")
-    wins = [(_place(row, "left", k), _place(row, "right", k), row.number("win")) for row in rows]
-    return preferred(k, wins)
+    scores = tuple(one.score for one in group.candidates)
+    given = group.facts.get("comparisons")
+    return Opinion(scores, None if given is None else _logits(given, len(scores), group.origin))
 
 
-def _place(row: Row, name: str, k: int) -> int:
-    found = row.number(name)
-    if found is None or found not in range(k):
+def _logits(given: Any, k: int, origin: str) -> Array:
+    import numpy as np
+
+    try:
+        logits = np.array(given, dtype=np.float64)  # None becomes nan
+    except (TypeError, ValueError):
+        logits = np.empty(0)
+    if logits.shape != (k, k) or not np.allclose(logits, -logits.T, equal_nan=True):
         raise ValueError(
-            f"{row.origin}: {name!r} needs the place of an answer, from 0 to {k - 1}; found {found}"
+            f"{origin}: 'comparisons' needs {k} rows of {k} numbers or null, each the negative of"
+            f" the one that is mirrored; found {given!s:.80}"
         )
-    return int(found)
+    return logits
 
 
 def _compared(
@@ -240,10 +231,10 @@ def _compared(
 
     draw = generator(seed)
     pairs = [
-        between((one.name, one.scores), (two.name, two.scores), items, generator=draw)
+        between((one.name, one.opinions), (two.name, two.opinions), items, generator=draw)
         for one, two in itertools.combinations(judged, 2)
     ]
-    return [pair for pair in pairs if pair], majority_circles([one.scores for one in judged])
+    return [pair for pair in pairs if pair], majority_circles([one.opinions for one in judged])
 
 
 def _write_reward_bench(
@@ -252,11 +243,11 @@ def _write_reward_bench(
     """Write RewardBench's two files: accuracies by subset, and the scores of each row."""
     from melior.training.run import write_json
 
-    kind = MODEL_TYPES.get(one.scorer.partition(":")[0], "Seq. Classifier")
+    kind = _model_type(one.scorer)
     template = "none" if kind == "Custom Classifier" else "tokenizer"
     about = {"model": one.name, "model_type": kind, "chat_template": template}
     subsets = {name: own.accuracy for name, own in one.findings.accuracies.subsets.items()}
-    rows = [_row(*row) for row in zip(groups, items, one.scores, strict=True)]
+    rows = [_row(*row) for row in zip(groups, items, one.opinions, strict=True)]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     for folder, value in (("eval-set", subsets), ("eval-set-scores", columns)):
         place = out / folder / f"{one.name}.json"
@@ -264,14 +255,21 @@ def _write_reward_bench(
         write_json(place, about | value)
 
 
-def _row(group: Group, item: Item, scores: Sequence[float | None]) -> dict[str, Any]:
+def _model_type(scorer: str) -> str:
+    from melior.models.names import kind_of
+
+    family, colon, _ = scorer.partition(":")
+    name = family if colon or scorer == "rules" else kind_of(scorer)
+    return MODEL_TYPES.get(name, "Seq. Classifier")
+
+
+def _row(group: Group, item: Item, opinion: Opinion) -> dict[str, Any]:
     """Return one row of the scores' file; a list has several answers on a side."""
     from melior.evaluation.reward_bench import best_share
 
-    known = [value for value in scores if value is not None]
-    is_whole = len(known) == len(scores)
+    scores = opinion.scores
     row: dict[str, Any] = {"id": group.facts.get("id", item.id), "subset": item.subset}
-    row["results"] = best_share(known, item.is_best) if is_whole else None
+    row["results"] = best_share(opinion.known, item.is_best) if opinion.is_whole else None
     for side, is_chosen in (("chosen", True), ("rejected", False)):
         places = [i for i, best in enumerate(item.is_best) if best == is_chosen]
         answers = [text(group.prompt + group.candidates[i].response) for i in places]

@@ -74,6 +74,7 @@ class Config:
 def run(config: Config) -> Metrics:
     """Sample and write each group as soon as it is there."""
     from melior.data.files import read_prompts
+    from melior.data.growing import opened
     from melior.models.names import check_named
 
     if not config.server:
@@ -84,7 +85,7 @@ def run(config: Config) -> Metrics:
     start = _answered(config, prompts)
     asked = _under_goal(config, prompts)
     tally = _Tally()
-    with _output(config, start) as put, _progress(len(prompts), start) as show:
+    with opened(config.out, start=start) as put, _progress(len(prompts), start) as show:
         try:
             drawn = zip(prompts[start:], _source(config, asked, start), strict=True)
             for given, group in drawn:
@@ -158,16 +159,9 @@ def _model(config: Config) -> ModelOptions:
 def _answered(config: Config, prompts: list[Group]) -> int:
     """Return how many first prompts the file has answers to."""
     from melior.data.files import turn_rows
-    from melior.data.growing import whole_rows
+    from melior.data.growing import rows_so_far
 
-    path = Path(config.out)
-    if config.out == "-" or not path.exists():
-        return 0
-    rows = whole_rows(path)
-    if not config.resume and path.stat().st_size:
-        raise FileExistsError(
-            f"{path}: needs to be new; found {len(rows)} rows; --resume goes on with them"
-        )
+    rows = rows_so_far(config.out, resume=config.resume)
     for number, row in enumerate(rows, 1):
         group = prompts[number - 1] if number <= len(prompts) else None
         n = len(row.get("candidates") or ())
@@ -177,24 +171,11 @@ def _answered(config: Config, prompts: list[Group]) -> int:
             wanted = f"{config.sampling.k} answers to {group.origin}" if group else "no more rows"
             wanted += f" under the goal {config.goal:g}" if is_other_goal else ""
             raise ValueError(
-                f"{path}:{number}: --resume needs {wanted}; found {n} answers to "
+                f"{config.out}:{number}: --resume needs {wanted}; found {n} answers to "
                 f"{str(row.get('prompt'))[:80]}; give the prompts and k of that run, or another"
                 " --out"
             )
     return len(rows)
-
-
-@contextmanager
-def _output(config: Config, start: int) -> Iterator[Callable[[Group], object]]:
-    from melior.data.growing import growing
-
-    if config.out != "-":
-        with growing(Path(config.out), start=start) as put:
-            yield put
-        return
-    from melior.data.files import write_groups
-
-    yield lambda group: write_groups("-", [group])
 
 
 @dataclass

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from melior.options import JudgeOptions, ModelOptions, in_range, one_of
+from melior.options import ScoringOptions
 from melior.records import Group, Metrics
-from melior.rewards.judge import Budget, BudgetSpentError, Judge
+from melior.rewards.judge import BudgetSpentError
+from melior.rewards.judging import JudgeScorer
+from melior.rewards.named import about_scorer, check_scorer, cooled, find_scorer, load_scorer
 
-JUDGE, IMPLICIT = "judge:", "implicit:"
-"""How scorers begin that name models, or a server, behind it."""
+if TYPE_CHECKING:
+    from melior.training.hooks import Shown
+    from melior.types import Scorer
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -26,233 +32,80 @@ class Config:
     file: tyro.conf.Positional[str] = "-"
     """Groups; `-` is standard input."""
     scorer: Annotated[str, tyro.conf.arg(aliases=["--with"])] = "rules"
-    """What scores: `rules` (the constraints that a group's row holds); a reward model, as a folder
-    such as `runs/rm/model` or a name such as `org/model`; `judge:` and a server's address or a
-    language model, which compares or rates; `implicit:POLICY,REFERENCE`, the log-ratio of two
-    language models (an adapter's reference is its base model)."""
+    """What scores: `rules` (the constraints that a group's row holds); a reward model of any kind,
+    as a folder such as `runs/rm/model` or a name such as `org/model`; `judge:` and a server's
+    address or a language model, which compares or rates; `implicit:POLICY,REFERENCE`, the log-ratio
+    of two language models (an adapter's reference is its base model)."""
     out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = "-"
-    """Where the scored groups go; `-` is standard output."""
+    """Where the scored groups go, each as soon as it is scored: a .jsonl file, or `-` for standard
+    output."""
     resume: bool = False
-    """Go on after the groups that the file holds, scored by the same judge."""
-    constraints: str = ""
-    """Constraints for every group besides its own, as a JSON list for `rules`, such as
-    `[{"name": "words", "n": 50, "at": "at most"}]`."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """How a model is held."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `mps`, ..."""
-    chat_template: str = "auto"
-    """Of a judge or of implicit rewards: `auto`, `plain`, `chatml`, or a file."""
-    max_tokens: int = 16384
-    """Tokens that a model computes at once; a prompt counts once for all its answers."""
-    max_length: int = 0
-    """Tokens of prompt and answer that a reward model reads, the last ones; 0 is all it can.
-    Longer answers have no implicit reward."""
-    judge: JudgeOptions = field(default_factory=JudgeOptions)
+    """Go on after the groups that the file holds, scored by the same scorer."""
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
     def __post_init__(self) -> None:
-        """Check the scorer's name, the constraints and the ranges."""
-        if self.scorer in (JUDGE, IMPLICIT):
-            raise ValueError(f"--with: {self.scorer} needs a model behind it; found none")
-        if self.scorer not in SCORERS and not _is_place(self.scorer):
-            one_of("--with", self.scorer, (*SCORERS, JUDGE, IMPLICIT))
-        if self.resume and (self.out == "-" or not self.is_judged):
-            raise ValueError("--resume needs a judge and the file to go on with (--out)")
-        if self.is_judged and self.out != "-" and Path(self.out).suffix != ".jsonl":
-            raise ValueError(f"--out must end in .jsonl, or be -, for a judge; found {self.out!r}")
-        _constraints(self.constraints)
-        in_range("max_tokens", self.max_tokens, 16)
-        in_range("max_length", self.max_length, 0)
-
-    @property
-    def is_judged(self) -> bool:
-        """A judge scores; its rows are written one by one, as each has its cost."""
-        return self.scorer.startswith(JUDGE)
+        """Check the scorer's name, the constraints and the output."""
+        check_scorer(self.scorer, self.scoring)
+        if self.resume and self.out == "-":
+            raise ValueError("--resume needs the file to go on with; found no --out")
+        if self.out != "-" and Path(self.out).suffix != ".jsonl":
+            raise ValueError(f"--out must end in .jsonl, or be -; found {self.out!r}")
 
 
 def run(config: Config) -> Metrics:
     """Score and write; say on standard error how many groups there were and how they fared."""
-    from melior.data.files import read_groups, write_groups
-
-    if config.is_judged and config.out != "-":
-        return _run_judge(config)
-    tally = _Tally()
-    groups = scored(read_groups(config.file), config)
-    write_groups(config.out, tally.watch(groups, config.file))
-    print(tally.sentence(), file=sys.stderr)
-    return tally.metrics()
-
-
-def scored(groups: Iterable[Group], config: Config) -> Iterator[Group]:
-    """Yield groups with the scores of the scorer that the config names."""
-    if config.is_judged:
-        return _by_judge(groups, config, _judge(config))
-    if config.scorer.startswith(IMPLICIT):
-        return _by_implicit_reward(groups, config)
-    return SCORERS.get(config.scorer, _by_reward_model)(groups, config)
-
-
-def _by_rules(groups: Iterable[Group], config: Config) -> Iterator[Group]:
-    from melior.rewards.rules import score_groups
-
-    return score_groups(groups, always=_constraints(config.constraints))
-
-
-def _by_reward_model(groups: Iterable[Group], config: Config) -> Iterator[Group]:
-    from melior.rewards.named import load_reward_scorer
-
-    options = ModelOptions(model=config.scorer, dtype=config.dtype, device=config.device)
-    scorer = load_reward_scorer(options, max_tokens=config.max_tokens, max_length=config.max_length)
-    yield from _counted("scoring groups", scorer.groups(groups))
-    _say(scorer.remarks())
-
-
-def _by_implicit_reward(groups: Iterable[Group], config: Config) -> Iterator[Group]:
-    from melior.models.names import policy_and_reference
-
-    names = config.scorer.removeprefix(IMPLICIT)
-    policy_and_reference(names)  # wrong names are said before anything heavy is imported
-    from melior.rewards.implicit import load_implicit
-
-    scorer = load_implicit(
-        names, _held(config), max_tokens=config.max_tokens, max_length=config.max_length
-    )
-    yield from _counted("scoring groups", scorer.groups(groups))
-    _say(scorer.remarks())
-
-
-def _judge(config: Config) -> Judge:
-    from melior.data.kept import Kept
-    from melior.rewards.judge_models import load_judge_model
-    from melior.training.cache import cache_folder
-
-    place = config.scorer.removeprefix(JUDGE)
-    model = load_judge_model(place, _held(config), config.judge, max_tokens=config.max_tokens)
-    budget = Budget(config.judge.judge_calls, config.judge.judge_tokens)
-    return Judge(model, Kept(cache_folder() / "verdicts.sqlite"), budget=budget)
-
-
-def _by_judge(groups: Iterable[Group], config: Config, judge: Judge) -> Iterator[Group]:
-    from melior.rewards.judging import WORDINGS, judged, remarks
-
-    by = config.judge.judge_by
-    try:
-        yield from _counted("judging groups", judged(judge, groups, by=by))
-    finally:
-        _say(remarks(judge.tally, WORDINGS[by]))
-
-
-def _run_judge(config: Config) -> Metrics:
-    """Judge, and write each group as soon as it is; go on where an earlier run stopped."""
     from melior.data.files import read_groups
-    from melior.data.growing import growing
-    from melior.rewards.judging import WORDINGS
 
-    rows = _rows_so_far(config)
-    judge = _judge(config)
-    about = judge.about(WORDINGS[config.judge.judge_by])
-    groups = _by_judge(_unjudged(read_groups(config.file), rows, config, about), config, judge)
-    tally = _Tally(len(rows))
-    with growing(Path(config.out), start=len(rows)) as put:
-        try:
-            for group in tally.watch(groups, config.file):
-                put(group)
-        except (BudgetSpentError, KeyboardInterrupt) as error:
-            n = len(rows) + tally.groups
-            told = f"{error}; {n} groups are in {config.out}; --resume goes on".lstrip("; ")
-            raise type(error)(told) from error
+    find_scorer(config.scorer)
+    tally = score_groups(read_groups(config.file), config)
     print(tally.sentence(), file=sys.stderr)
     return tally.metrics()
 
 
-def _rows_so_far(config: Config) -> list[dict[str, Any]]:
-    from melior.data.growing import whole_rows
+def score_groups(groups: Iterator[Group], config: Config) -> Tally:
+    """Score groups and write each as soon as it is; go on where an earlier run stopped.
 
-    path = Path(config.out)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--out: the folder of {path} does not exist; make it")
-    rows = whole_rows(path) if path.exists() else []
-    if not config.resume and path.exists() and path.stat().st_size:
-        raise FileExistsError(
-            f"{path}: needs to be new; found {len(rows)} rows; --resume goes on with them"
-        )
-    return rows
+    What scored a group, and all that decides the scores, becomes its fact `scorer`.
 
+    Args:
+        groups: what to score; their file is read by whoever calls.
+        config: the scorer and the output.
 
-def _unjudged(
-    groups: Iterator[Group], rows: list[dict[str, Any]], config: Config, about: dict[str, Any]
-) -> Iterator[Group]:
-    """Yield the groups behind those that were judged, once they are known to be the same."""
-    from melior.data.files import as_row
-
-    for number, row in enumerate(rows, 1):
-        where = f"{config.out}:{number}"
-        group = next(groups, None)
-        if group is None or _asked(row) != _asked(as_row(group)):
-            origin = group.origin if group else "nothing"
-            raise ValueError(
-                f"{where}: --resume needs the prompts and answers of {config.file}, in its order;"
-                f" found others than {origin}; give that file, or another --out"
-            )
-        judge = {key: value for key, value in row.get("judge", {}).items() if key != "verdicts"}
-        if judge != about:
-            raise ValueError(
-                f"{where}: --resume needs rows of the same judge, {about}; found {judge};"
-                " give that judge, or another --out"
-            )
-    yield from groups
-
-
-def _asked(row: dict[str, Any]) -> list[Any]:
-    """Return what was judged: the prompt and the answers."""
-    return [row.get("prompt"), [one.get("response") for one in row.get("candidates") or ()]]
-
-
-def _held(config: Config) -> ModelOptions:
-    return ModelOptions(
-        model="", dtype=config.dtype, device=config.device, chat_template=config.chat_template
-    )
-
-
-def _counted(title: str, groups: Iterable[Group]) -> Iterator[Group]:
+    Raises:
+        ValueError: there are no groups, or the output holds others, or other scores.
+    """
+    from melior.data.growing import opened, rows_so_far
     from melior.training.hooks import counted
 
-    with counted(title) as progress:
-        for done, group in enumerate(groups, 1):
-            yield group
-            progress(done)
-
-
-def _say(remarks: Iterable[str]) -> None:
-    for remark in remarks:
-        print(remark, file=sys.stderr)
-
-
-def _is_place(name: str) -> bool:
-    """Say whether a name is a model's, maybe behind what it is to do, rather than a scorer's."""
-    return name.startswith((JUDGE, IMPLICIT)) or "/" in name or Path(name).is_dir()
-
-
-SCORERS: Final[dict[str, Callable[[Iterable[Group], Config], Iterator[Group]]]] = {
-    "rules": _by_rules,
-}
-"""Every scorer by its name."""
-
-
-def _constraints(text: str) -> list[dict[str, Any]]:
-    from melior.rewards.constraints import checked
-
+    rows = rows_so_far(config.out, resume=config.resume)
+    first, left = _peeked(_unscored(groups, rows, config))
+    if first is None and not rows:
+        where = "stdin" if config.file == "-" else config.file
+        raise ValueError(f"{where}: needs at least one group to score; found none")
+    scorer = load_scorer(config.scorer, config.scoring)
+    about = about_scorer(config.scorer, scorer, config.scoring)
+    _check_scorer(rows, about, config.out)
+    tally = Tally(len(rows))
     try:
-        given = json.loads(text or "[]")
-    except ValueError as error:
-        raise ValueError(f"--constraints must be a JSON list; found {text!r} ({error})") from error
-    if not isinstance(given, list):
-        raise ValueError(f"--constraints must be a JSON list; found {text!r}")
-    return [checked(constraint, "--constraints") for constraint in given]
+        with counted("scoring groups") as show:
+            _watch(scorer, tally, show)
+            # Nothing is opened before there is something to write.
+            _, scored = _peeked(scorer.groups(left))
+            with opened(config.out, start=len(rows)) as put:
+                for group in (cooled(one, config.scoring.temperature) for one in scored):
+                    put(replace(group, facts={**group.facts, "scorer": about}))
+                    tally.add(group)
+                    show(tally.groups, tally.cost(scorer))
+    except (BudgetSpentError, KeyboardInterrupt) as error:
+        raise type(error)(_stopped(error, tally, config.out)) from error
+    finally:
+        for remark in scorer.remarks():
+            print(remark, file=sys.stderr)
+    return tally
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Counts of what went by."""
 
     earlier: int = 0
@@ -260,21 +113,34 @@ class _Tally:
     groups: int = 0
     with_spread: int = 0
     candidates: int = 0
+    """Those with a score."""
     total: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    """Since all was loaded."""
 
-    def watch(self, groups: Iterable[Group], file: str) -> Iterator[Group]:
-        for group in groups:
-            scores = [one.score for one in group.candidates if one.score is not None]
-            self.groups += 1
-            self.candidates += len(scores)
-            self.total += sum(scores)
-            self.with_spread += len(set(scores)) > 1
-            yield group
-        if not self.groups and not self.earlier:
-            where = "stdin" if file == "-" else file
-            raise ValueError(f"{where}: needs at least one group to score; found none")
+    def add(self, group: Group) -> None:
+        """Count a group that was scored."""
+        scores = [one.score for one in group.candidates if one.score is not None]
+        self.groups += 1
+        self.candidates += len(scores)
+        self.total += sum(scores)
+        self.with_spread += len(set(scores)) > 1
+        self.seconds = time.perf_counter() - self.started
+
+    @property
+    def rate(self) -> float:
+        """Answers scored a second."""
+        return self.candidates / max(self.seconds, 1e-9)
+
+    def cost(self, scorer: Scorer) -> str:
+        """Say how fast it is, and of a judge what it has cost so far."""
+        seconds = time.perf_counter() - self.started
+        spent = f"{scorer.spent()}, " if isinstance(scorer, JudgeScorer) else ""
+        return f"{spent}{self.candidates / max(seconds, 1e-9):.3g} answers/s, {seconds:.0f} s"
 
     def metrics(self) -> Metrics:
+        """Return the counts under their names."""
         return {
             "score/groups": self.groups,
             "score/candidates": self.candidates,
@@ -283,8 +149,58 @@ class _Tally:
         }
 
     def sentence(self) -> str:
+        """Say what there was."""
         return (
             f"scored {self.candidates} candidates of {self.groups} groups: "
             f"mean {self.metrics()['score/mean']:.3f}, "
             f"different scores in {self.with_spread} groups"
         )
+
+
+def _unscored(
+    groups: Iterator[Group], rows: Sequence[dict[str, Any]], config: Config
+) -> Iterator[Group]:
+    """Return the groups behind those that were scored, once they are known to be the same."""
+    from melior.data.files import as_row
+
+    for number, row in enumerate(rows, 1):
+        group = next(groups, None)
+        if group is None or _asked(row) != _asked(as_row(group)):
+            origin = group.origin if group else "nothing"
+            raise ValueError(
+                f"{config.out}:{number}: --resume needs the prompts and answers of {config.file},"
+                f" in its order; found others than {origin}; give that file, or another --out"
+            )
+    return groups
+
+
+def _asked(row: dict[str, Any]) -> list[Any]:
+    """Return what was scored: the prompt and the answers."""
+    return [row.get("prompt"), [one.get("response") for one in row.get("candidates") or ()]]
+
+
+def _check_scorer(rows: Sequence[dict[str, Any]], about: dict[str, Any], out: str) -> None:
+    for number, row in enumerate(rows, 1):
+        if row.get("scorer") != about:
+            raise ValueError(
+                f"{out}:{number}: --resume needs rows of the same scorer, {about}; found"
+                f" {row.get('scorer')}; give that scorer, or another --out"
+            )
+
+
+def _peeked(items: Iterator[R]) -> tuple[R | None, Iterator[R]]:
+    """Return the first one, and all."""
+    first = next(items, None)
+    return first, items if first is None else chain([first], items)
+
+
+def _watch(scorer: Scorer, tally: Tally, show: Shown) -> None:
+    """Show what a judge costs while it is asked, not only behind a group."""
+    if isinstance(scorer, JudgeScorer):
+        scorer.judge.watch = lambda: show(tally.groups, tally.cost(scorer))
+
+
+def _stopped(error: BaseException, tally: Tally, out: str) -> str:
+    n = tally.earlier + tally.groups
+    way = f"{n} groups are in {out}; --resume goes on" if out != "-" else f"{n} groups are done"
+    return f"{error}; {way}".lstrip("; ")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from melior.data.files import as_row
+from melior.data.files import as_row, write_records
 from melior.records import Group, Pair
 
 
@@ -27,6 +27,37 @@ def growing(path: Path, *, start: int = 0) -> Iterator[Callable[[Pair | Group], 
             file.flush()
 
         yield put
+
+
+@contextmanager
+def opened(out: str, *, start: int = 0) -> Iterator[Callable[[Pair | Group], object]]:
+    """Open such a file, or standard output where `out` is `-`, to put records."""
+    if out == "-":
+        yield lambda record: write_records("-", [record])
+        return
+    with growing(Path(out), start=start) as put:
+        yield put
+
+
+def rows_so_far(out: str, *, resume: bool) -> list[dict[str, Any]]:
+    """Return the rows that an earlier run has written; a new file has none, nor has `-`.
+
+    Raises:
+        FileNotFoundError: the file's folder does not exist.
+        FileExistsError: there are rows, and nobody said to go on with them.
+        ValueError: a line before the last is not JSON.
+    """
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--out: the folder of {path} does not exist; make it")
+    if out == "-" or not path.exists():
+        return []
+    rows = whole_rows(path)
+    if not resume and path.stat().st_size:
+        raise FileExistsError(
+            f"{path}: needs to be new; found {len(rows)} rows; --resume goes on with them"
+        )
+    return rows
 
 
 def whole_rows(path: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -31,27 +31,14 @@ def majority(scores: Sequence[Sequence[float]]) -> Float[np.ndarray, "k k"]:
     return np.sign(stacked[:, :, None] - stacked[:, None, :]).sum(0)
 
 
-def preferred(k: int, wins: Iterable[tuple[int, int, float | None]]) -> Float[np.ndarray, "k k"]:
-    """Return a comparator's verdicts on k answers, antisymmetric; 0 where there is none, or a tie.
-
-    Args:
-        k: how many answers.
-        wins: of two places the probability that the first beats the second, or None.
-    """
-    logits = np.zeros((k, k))
-    for left, right, win in wins:
-        logits[left, right] = 0.0 if win is None else win - 0.5
-        logits[right, left] = -logits[left, right]
-    return logits
-
-
 def cycles(logits: Float[np.ndarray, "k k"]) -> tuple[int, int]:
     """Count the triples of answers that go round in a circle, and all triples without a tie.
 
     Args:
-        logits: above 0 where the row's answer beats the column's; antisymmetric.
+        logits: above 0 where the row's answer beats the column's; antisymmetric. Where that is not
+            known, they are nan, and decide no triple.
     """
-    wins = np.sign(logits)
+    wins = np.sign(np.nan_to_num(logits))
     cyclic = decided = 0
     for a, b, c in itertools.combinations(range(len(wins)), 3):
         around = wins[a, b], wins[b, c], wins[c, a]

@@ -167,11 +167,6 @@ def ties_score(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> floa
     )
 
 
-def margins(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> list[float]:
-    """Return the better answer's score minus the worse one's, of each pair of each prompt."""
-    return [own[i] - own[j] for item, own in zip(items, scores, strict=True) for i, j in item.pairs]
-
-
 def _sections(subsets: Mapping[str, Share]) -> dict[str, Share]:
     if set(subsets) <= set(SECTIONS_2):
         return {name: subsets[name] for name in SECTIONS_2 if name in subsets}

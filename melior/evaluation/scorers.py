@@ -13,10 +13,38 @@ from melior.evaluation.agreement import agreement, cycles, majority
 from melior.evaluation.calibration import Bin, calibration_error, fit_temperature, reliability
 from melior.evaluation.compare import Array, Comparison, Numbers, compare
 from melior.evaluation.preferences import LengthBias, PairScores, length_bias, pair_scores
-from melior.evaluation.reward_bench import Accuracies, Item, accuracies, best_share, margins
+from melior.evaluation.reward_bench import Accuracies, Item, accuracies, best_share
 
-Scores = Sequence[float | None]
-"""Of a prompt's answers; None where the scorer gave none."""
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a scorer said of a prompt's answers."""
+
+    scores: tuple[float | None, ...]
+    """None where it gave none."""
+    comparisons: Array | None = None
+    """Of a scorer that compares: `[k k]`, the logits that the row's answer beats the column's; nan
+    where that is not known."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every answer has a score, and every two are compared."""
+        is_compared = self.comparisons is None or not np.isnan(self.comparisons).any()
+        return None not in self.scores and is_compared
+
+    @property
+    def known(self) -> list[float]:
+        """The scores that there are."""
+        return [score for score in self.scores if score is not None]
+
+    def margins(self, item: Item) -> list[float]:
+        """Return by how much each better answer beats each worse one: compared, or by scores.
+
+        Where answers are compared, their scores are means over the others, and say less.
+        """
+        if self.comparisons is not None:
+            return [float(self.comparisons[i, j]) for i, j in item.pairs]
+        return [self.known[i] - self.known[j] for i, j in item.pairs]
 
 
 @dataclass(frozen=True)
@@ -61,7 +89,8 @@ class Findings:
 
     name: str
     n_missing: int
-    """Prompts left out everywhere, since an answer of theirs has no score."""
+    """Prompts left out everywhere, since an answer of theirs has no score, or two of them no
+    comparison."""
     accuracies: Accuracies
     pairs: PairScores
     """Over all pairs of a better and a worse answer."""
@@ -88,43 +117,36 @@ class Between:
 
 
 def findings(
-    name: str,
-    items: Sequence[Item],
-    scores: Sequence[Scores],
-    *,
-    comparisons: Iterable[Array] = (),
-    seconds: float | None,
+    name: str, items: Sequence[Item], opinions: Sequence[Opinion], *, rate: float | None
 ) -> Findings:
     """Judge one scorer.
 
     Args:
         name: what it is called.
         items: labelled prompts.
-        scores: of the answers to each of them.
-        comparisons: of a scorer that compares: of a prompt's answers, above 0 where the row's beats
-            the column's.
-        seconds: that the scores took; None where they were known.
+        opinions: of the answers to each of them.
+        rate: answers scored a second; None where the scores were known.
 
     Raises:
         ValueError: it has scored no prompt wholly.
     """
-    kept = [(item, own) for item, own in zip(items, scores, strict=True) if None not in own]
+    kept = [(item, own) for item, own in zip(items, opinions, strict=True) if own.is_whole]
     if not kept:
         raise ValueError(
             f"{name}: needs a score for every answer of at least one prompt; found"
             f" {len(items)} prompts with answers that have none"
         )
-    judged, own = [item for item, _ in kept], [_numbers(one) for _, one in kept]
-    found = margins(judged, own)
+    judged, whole = [item for item, _ in kept], [own for _, own in kept]
+    scores, found = [own.known for own in whole], _margins(judged, whole)
     return Findings(
         name,
         len(items) - len(kept),
-        accuracies(judged, own),
+        accuracies(judged, scores),
         pair_scores(found),
         calibrated(found),
-        _lengths(judged, own, found),
-        answers_per_second=sum(map(len, scores)) / seconds if seconds else None,
-        circles=circles(comparisons),
+        _lengths(judged, scores, found),
+        answers_per_second=rate,
+        circles=circles(own.comparisons for own in opinions if own.comparisons is not None),
     )
 
 
@@ -140,24 +162,24 @@ def calibrated(found: Numbers) -> Calibration:
 
 
 def between(
-    first: tuple[str, Sequence[Scores]],
-    second: tuple[str, Sequence[Scores]],
+    first: tuple[str, Sequence[Opinion]],
+    second: tuple[str, Sequence[Opinion]],
     items: Sequence[Item],
     *,
     generator: torch.Generator,
 ) -> Between | None:
     """Compare two scorers on what both have scored; None where there is no such prompt."""
     rows = [
-        (item, _numbers(one), _numbers(two))
+        (item, one, two)
         for item, one, two in zip(items, first[1], second[1], strict=True)
-        if None not in one and None not in two
+        if one.is_whole and two.is_whole
     ]
     if not rows:
         return None
     own, left, right = ([*column] for column in zip(*rows, strict=True))
-    h, g = margins(own, left), margins(own, right)
+    h, g = _margins(own, left), _margins(own, right)
     correct = [
-        [best_share(s, item.is_best) for item, s in zip(own, side, strict=True)]
+        [best_share(one.known, item.is_best) for item, one in zip(own, side, strict=True)]
         for side in (left, right)
     ]
     gain = compare(*correct, name="best answer first", unit="share", generator=generator)
@@ -168,22 +190,28 @@ def circles(comparisons: Iterable[Array]) -> Circles | None:
     """Count circles in comparisons of the answers to each prompt; None where no triple is decided.
 
     Args:
-        comparisons: of each prompt, above 0 where the row's answer beats the column's.
+        comparisons: of each prompt, above 0 where the row's answer beats the column's; nan where
+            that is not known.
     """
     counts = [cycles(logits) for logits in comparisons]
     cyclic, decided = (sum(column) for column in zip((0, 0), *counts, strict=True))
     return Circles(cyclic, decided) if decided else None
 
 
-def majority_circles(scores: Sequence[Sequence[Scores]]) -> Circles | None:
-    """Count circles in the majority of three or more scorers.
+def majority_circles(opinions: Sequence[Sequence[Opinion]]) -> Circles | None:
+    """Count circles in the majority of three or more scorers, by their scores.
 
-    What one scorer says, or two together, has none.
+    What one scorer's scores say, or two together, has none.
     """
-    if len(scores) < 3:
+    if len(opinions) < 3:
         return None
-    known = [own for own in zip(*scores, strict=True) if all(None not in one for one in own)]
-    return circles(majority([_numbers(one) for one in own]) for own in known)
+    known = [own for own in zip(*opinions, strict=True) if all(one.is_whole for one in own)]
+    return circles(majority([one.known for one in own]) for own in known)
+
+
+def _margins(items: Sequence[Item], opinions: Sequence[Opinion]) -> list[float]:
+    """Return the margins of each better and worse answer to each prompt."""
+    return [h for item, own in zip(items, opinions, strict=True) for h in own.margins(item)]
 
 
 def _across_halves(h: Array) -> float:
@@ -210,7 +238,3 @@ def _lengths(items: Sequence[Item], scores: Sequence[Sequence[float]], found: Nu
 def _spearman(first: Numbers, second: Numbers) -> float:
     left, right = (torch.as_tensor(values, dtype=torch.float64) for values in (first, second))
     return float(spearman(left[:, None], right))
-
-
-def _numbers(scores: Scores) -> list[float]:
-    return [score for score in scores if score is not None]

@@ -33,7 +33,7 @@ def lines(
         if one.n_missing:
             yield f"  left out: {words.count(one.n_missing, 'prompt')} with an answer not scored"
         if one.answers_per_second is not None:
-            yield f"  {words.figure(one.answers_per_second)} answers a second, loading included"
+            yield f"  {words.figure(one.answers_per_second)} answers a second"
     for pair in pairs:
         yield f"{pair.first} and {pair.second}: {_agreement(pair)}"
     if around is not None:

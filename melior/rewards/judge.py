@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, Protocol, runtime_checkable
@@ -151,6 +151,11 @@ class Tally:
     served: set[str] = field(default_factory=set)
     """What servers said answered."""
 
+    @property
+    def failed(self) -> int:
+        """Replies that are no verdict."""
+        return sum(self.problems.values())
+
 
 class Judge:
     """A model with pinned wordings, a memory and a budget.
@@ -166,6 +171,8 @@ class Judge:
         self.kept = kept
         self.budget = budget or Budget()
         self.tally = Tally()
+        self.watch: Callable[[], object] = lambda: None
+        """Called behind every reply, to show what it has cost so far."""
         self._heard = 0
         self._has_spoken = False
 
@@ -253,6 +260,7 @@ class Judge:
             if not reply.problem:
                 self.kept.put(key, asdict(reply))
             self._listen(reply, wording)
+            self.watch()
         if len(found) < len(wanted):
             raise BudgetSpentError(
                 f"the judge's budget is spent: {self.tally.calls} questions and"

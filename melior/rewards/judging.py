@@ -1,11 +1,12 @@
-"""Groups scored by a judge, and what to say of how it judged."""
+"""A judge as a scorer of groups, and what to say of how it judged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from melior.options import one_of
 from melior.records import Group
 from melior.rewards.judge import (
     BudgetSpentError,
@@ -15,7 +16,6 @@ from melior.rewards.judge import (
     Verdict,
     mean_wins,
     pairings,
-    sigmoid,
 )
 from melior.rewards.judge_prompts import PAIRWISE, POINTWISE, Wording
 
@@ -23,30 +23,57 @@ CHUNK = 128
 """Questions, about, that are put together before they are asked."""
 WORDINGS = {"pairs": PAIRWISE, "ratings": POINTWISE}
 """By `--judge-by`."""
+Logits = list[list[float | None]]
+CERTAIN = 37.0
+"""A logit whose probability is 1 to the last bit: what is stored in place of an infinite one."""
 
 
-def judged(judge: Judge, groups: Iterable[Group], *, by: str) -> Iterator[Group]:
-    """Yield groups with scores: the mean probability to win over the others, or a rating.
+class JudgeScorer:
+    """A judge that scores groups: by the mean probability to win over the others, or by a rating.
 
-    A group's fact `judge` says who judged, how, and in which words, and holds every comparison's
-    verdict. A candidate of which the judge said nothing that can be read has no score.
+    Of comparisons a group's facts hold `comparisons`, the logits of both orders' mean, and
+    `orders`: in row i and column j the logit that i beats j where i is shown first. A candidate of
+    which the judge said nothing that can be read has no score.
 
     Args:
         judge: who judges.
-        groups: read some ahead.
         by: `pairs` compares every two candidates, `ratings` rates each by itself.
-
-    Raises:
-        BudgetSpentError: behind the last group that is whole.
-        ValueError: the judge cannot be reached, or gives no verdicts.
     """
-    score = _by_pairs if by == "pairs" else _by_ratings
-    for chunk in _chunks(groups, by):
-        try:
-            found = iter(score(judge, chunk))
-        except BudgetSpentError:  # replies so far are known now, so whole groups cost nothing
-            found = (one for group in chunk for one in score(judge, [group]))
-        yield from found
+
+    def __init__(self, judge: Judge, *, by: str) -> None:
+        one_of("judge_by", by, WORDINGS)
+        self.judge = judge
+        self.by = by
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Who judges, how asked, in which words."""
+        return self.judge.about(WORDINGS[self.by])
+
+    def groups(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """Yield groups with scores; some are read ahead.
+
+        Raises:
+            BudgetSpentError: behind the last group that is whole.
+            ValueError: the judge cannot be reached, or gives no verdicts.
+        """
+        score = _by_pairs if self.by == "pairs" else _by_ratings
+        for chunk in _chunks(groups, self.by):
+            try:
+                found = iter(score(self.judge, chunk))
+            except BudgetSpentError:  # replies so far are known now, so whole groups cost nothing
+                found = (one for group in chunk for one in score(self.judge, [group]))
+            yield from found
+
+    def remarks(self) -> list[str]:
+        """Say what was asked, and how far the verdicts can be relied on."""
+        return remarks(self.judge.tally, WORDINGS[self.by])
+
+    def spent(self) -> str:
+        """Say in short what it has cost so far."""
+        tally = self.judge.tally
+        failed = f", {tally.failed} without a verdict" if tally.failed else ""
+        return f"{tally.calls} questions, {tally.tokens} tokens{failed}"
 
 
 def remarks(tally: Tally, wording: Wording) -> list[str]:
@@ -83,39 +110,47 @@ def _by_pairs(judge: Judge, groups: Sequence[Group]) -> list[Group]:
     for group in groups:
         k = len(group.candidates)
         own = [next(verdicts) for _ in pairings(k)]
-        about = {**judge.about(PAIRWISE), "verdicts": _rows(k, own)}
-        scored.append(_scored(group, mean_wins(k, own), about))
+        found = {"comparisons": _comparisons(k, own), "orders": _orders(k, own)}
+        scored.append(_scored(group, mean_wins(k, own), found))
     return scored
 
 
 def _by_ratings(judge: Judge, groups: Sequence[Group]) -> list[Group]:
     answers = [(group.prompt, one.response) for group in groups for one in group.candidates]
     ratings = iter(judge.rate(answers))
-    about = judge.about(POINTWISE)
-    return [_scored(group, [next(ratings) for _ in group.candidates], about) for group in groups]
+    return [_scored(group, [next(ratings) for _ in group.candidates], {}) for group in groups]
 
 
-def _scored(group: Group, scores: Sequence[float | None], about: dict[str, Any]) -> Group:
+def _scored(group: Group, scores: Sequence[float | None], found: Mapping[str, Any]) -> Group:
     pairs = zip(group.candidates, scores, strict=True)
     candidates = tuple(replace(one, score=score) for one, score in pairs)
-    return replace(group, candidates=candidates, facts={**group.facts, "judge": about})
+    return replace(group, candidates=candidates, facts={**group.facts, **found})
 
 
-def _rows(k: int, verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Return verdicts as they are stored: probabilities, as a logit may be infinite."""
-    return [
-        {
-            "left": left,
-            "right": right,
-            "win": _share(verdict.logit),
-            "orders": [_share(verdict.left_first), _share(verdict.right_first)],
-        }
-        for (left, right), verdict in zip(pairings(k), verdicts, strict=True)
-    ]
+def _comparisons(k: int, verdicts: Sequence[Verdict]) -> Logits:
+    """Return the logits that the row beats the column: antisymmetric, 0 on the diagonal."""
+    rows: Logits = [[0.0 if i == j else None for j in range(k)] for i in range(k)]
+    for (left, right), verdict in zip(pairings(k), verdicts, strict=True):
+        if verdict.logit is not None:
+            rows[left][right] = _stored(verdict.logit)
+            rows[right][left] = _stored(-verdict.logit)
+    return rows
 
 
-def _share(logit: float | None) -> float | None:
-    return None if logit is None else sigmoid(logit)
+def _orders(k: int, verdicts: Sequence[Verdict]) -> Logits:
+    """Return the logits that the row beats the column where it is shown first."""
+    rows: Logits = [[None] * k for _ in range(k)]
+    for (left, right), verdict in zip(pairings(k), verdicts, strict=True):
+        if verdict.left_first is not None:
+            rows[left][right] = _stored(verdict.left_first)
+        if verdict.right_first is not None:
+            rows[right][left] = _stored(-verdict.right_first)
+    return rows
+
+
+def _stored(logit: float) -> float:
+    """Return a logit that JSON can hold."""
+    return max(-CERTAIN, min(CERTAIN, logit))
 
 
 def _chunks(groups: Iterable[Group], by: str) -> Iterator[list[Group]]:

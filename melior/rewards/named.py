@@ -1,18 +1,94 @@
-"""Scorers by the name of what they stand on: one loader for every kind of reward model."""
+"""Scorers by the name of what they stand on: one door for rules, judges, reward models of any kind.
+
+A scorer that was loaded holds what it needs and changes nothing in it: it may be asked again and
+again, with whatever groups.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from melior.models.names import kind_of
-from melior.options import ModelOptions, one_of
+from melior.models.names import check_named, find, kind_of, policy_and_reference
+from melior.options import ModelOptions, ScoringOptions, one_of
+from melior.records import Group
+from melior.rewards.judging import JudgeScorer
+from melior.rewards.rules import RuleScorer, constraints_in
 
 if TYPE_CHECKING:
     from melior.types import Scorer
 
+RULES: Final = "rules"
+ENSEMBLE: Final = "ensemble:"
 KINDS: Final = ("scalar", "aspects", "general", "pairwise")
 """Of reward models, as their folders name them; each has a module here with a `load_scorer`."""
+
+
+def check_scorer(name: str, options: ScoringOptions) -> None:
+    """Check a scorer's name and what it reads of the options, before looking for anything.
+
+    Raises:
+        ValueError: there is no such scorer, nothing stands behind its name, or a constraint is
+            not known.
+    """
+    if name in FAMILIES:
+        raise ValueError(f"--with: {name} needs a model behind it; found none")
+    if name != RULES and not _is_place(name):
+        one_of("--with", name, (RULES, *FAMILIES))
+    members = members_of(name)
+    for member in members:
+        if members.count(member) > 1 or len(members) < 2 or members_of(member):
+            raise ValueError(
+                f"--with: an ensemble needs two different scorers or more, {ENSEMBLE}A,B; found"
+                f" {name!r}"
+            )
+        check_scorer(member, options)
+    constraints_in(options.constraints)
+
+
+def find_scorer(name: str) -> None:
+    """Look for the models behind a name, before anything heavy is imported.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: a folder holds no reward model that is known.
+    """
+    family, place = _split(name)
+    if family:
+        FAMILIES[family].find(place)
+    elif name != RULES:
+        one_of(f"{name}: the kind of a reward model", kind_of(name), KINDS)
+
+
+def load_scorer(name: str, options: ScoringOptions) -> Scorer:
+    """Load whatever `melior score --with` names.
+
+    Args:
+        name: `rules`, a reward model, or a model behind one of `FAMILIES`.
+        options: how it is held and run.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it is none that can score, or a server cannot be reached.
+        PermissionError: a server wants another key.
+    """
+    family, place = _split(name)
+    if family:
+        return FAMILIES[family].load(place, options)
+    if name == RULES:
+        return RuleScorer(constraints_in(options.constraints))
+    return load_reward_scorer(
+        options.model(name), max_tokens=options.max_tokens, max_length=options.max_length
+    )
+
+
+def members_of(name: str) -> list[str]:
+    """Return the scorers that an ensemble's name lists; none of any other name."""
+    return name.removeprefix(ENSEMBLE).split(",") if name.startswith(ENSEMBLE) else []
 
 
 def load_reward_scorer(options: ModelOptions, *, max_tokens: int, max_length: int = 0) -> Scorer:
@@ -32,3 +108,124 @@ def load_reward_scorer(options: ModelOptions, *, max_tokens: int, max_length: in
     module = import_module(f"melior.rewards.{kind}")
     scorer: Scorer = module.load_scorer(options, max_tokens=max_tokens, max_length=max_length)
     return scorer
+
+
+def cooled(group: Group, temperature: float) -> Group:
+    """Return a group with its scores divided by a temperature.
+
+    `sigmoid` of the difference of two scores is then the chance that the first is preferred, if the
+    temperature is the one that fits (Guo et al. 2017, arXiv 1706.04599), whatever the scores' unit.
+    """
+    if temperature == 1:
+        return group
+    cold = [
+        one if one.score is None else replace(one, score=one.score / temperature)
+        for one in group.candidates
+    ]
+    return replace(group, candidates=tuple(cold))
+
+
+def about_scorer(name: str, scorer: Scorer, options: ScoringOptions) -> dict[str, Any]:
+    """Return what is stored with scores: by what, and all that decides them."""
+    cold = {"temperature": options.temperature} if options.temperature != 1 else {}
+    return _about(name, scorer, options) | cold
+
+
+def folder_hash(folder: Path) -> str:
+    """Return the sha256 of all files of a folder, by name."""
+    digest = hashlib.sha256()
+    for path in sorted(one for one in folder.rglob("*") if one.is_file()):
+        with path.open("rb") as file:
+            digest.update(path.relative_to(folder).as_posix().encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _about(name: str, scorer: Scorer, options: ScoringOptions) -> dict[str, Any]:
+    if isinstance(scorer, JudgeScorer):
+        return scorer.about
+    if members_of(name):
+        from melior.rewards.ensemble import EnsembleScorer
+
+        assert isinstance(scorer, EnsembleScorer)
+        parts = [_about(*part, options) for part in scorer.members.items()]
+        return {"name": name, "members": parts, **asdict(options.ensemble)}
+    if name == RULES:
+        always = constraints_in(options.constraints)
+        return {"name": name, "constraints": always} if always else {"name": name}
+    held = {"dtype": options.dtype, "max_length": options.max_length}
+    places = map(Path, _split(name)[1].split(","))
+    hashes = [folder_hash(place)[:16] for place in places if place.is_dir()]
+    return {"name": name, "hashes": hashes, **held}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Scorers whose names begin alike, with what stands behind them after a colon."""
+
+    find: Callable[[str], object]
+    """Looks for what is named behind the colon."""
+    load: Callable[[str, ScoringOptions], Scorer]
+
+
+def _find_judge(place: str) -> None:
+    from melior.rewards.judge_models import is_address
+
+    if not is_address(place):
+        find(place)
+
+
+def _judge(place: str, options: ScoringOptions) -> Scorer:
+    from melior.data.kept import Kept
+    from melior.rewards.judge import Budget, Judge
+    from melior.rewards.judge_models import load_judge_model
+    from melior.training.cache import cache_folder
+
+    own = options.judge
+    held = options.model("", chat_template=options.chat_template)
+    model = load_judge_model(place, held, own, max_tokens=options.max_tokens)
+    budget = Budget(own.judge_calls, own.judge_tokens)
+    judge = Judge(model, Kept(cache_folder() / "verdicts.sqlite"), budget=budget)
+    return JudgeScorer(judge, by=own.judge_by)
+
+
+def _implicit(place: str, options: ScoringOptions) -> Scorer:
+    policy, _ = policy_and_reference(place)
+    check_named(options.model(policy, chat_template=options.chat_template))
+    from melior.rewards.implicit import load_implicit
+
+    held = options.model("", chat_template=options.chat_template)
+    return load_implicit(place, held, max_tokens=options.max_tokens, max_length=options.max_length)
+
+
+def _find_members(place: str) -> None:
+    for name in members_of(ENSEMBLE + place):
+        find_scorer(name)
+
+
+def _ensemble(place: str, options: ScoringOptions) -> Scorer:
+    from melior.rewards.ensemble import EnsembleScorer
+
+    members = {name: load_scorer(name, options) for name in members_of(ENSEMBLE + place)}
+    return EnsembleScorer(members, options.ensemble)
+
+
+FAMILIES: Final = {
+    "judge:": Family(_find_judge, _judge),
+    "implicit:": Family(policy_and_reference, _implicit),
+    ENSEMBLE: Family(_find_members, _ensemble),
+}
+"""By how their names begin."""
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the family that a name begins with, and what stands behind it."""
+    for family in FAMILIES:
+        if name.startswith(family):
+            return family, name.removeprefix(family)
+    return "", name
+
+
+def _is_place(name: str) -> bool:
+    """Say whether a name is a model's, maybe behind what it is to do, rather than a scorer's."""
+    return bool(_split(name)[0]) or "/" in name or Path(name).is_dir()

@@ -6,6 +6,7 @@ may hold a `topic`. Needs no torch.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,36 @@ MAX_REPETITION: Final = 0.5
 """Above it an answer is a loop; ordinary answers, lists too, stay below 0.3."""
 LOOP_SCORE: Final = -1.0
 """Of an empty answer or a loop: worse than an answer that meets nothing."""
+
+
+class RuleScorer:
+    """Rules that score groups as they come by.
+
+    Args:
+        always: constraints for every group, besides its own.
+    """
+
+    def __init__(self, always: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.always = always
+
+    def groups(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """Yield groups with a score for each candidate, as `score_groups` does."""
+        return score_groups(groups, always=self.always)
+
+    def remarks(self) -> list[str]:
+        """Say nothing: rules score all there is."""
+        return []
+
+
+def constraints_in(text: str) -> list[dict[str, Any]]:
+    """Return the constraints that an option lists as JSON; none for an empty one."""
+    try:
+        given = json.loads(text or "[]")
+    except ValueError as error:
+        raise ValueError(f"--constraints must be a JSON list; found {text!r} ({error})") from error
+    if not isinstance(given, list):
+        raise ValueError(f"--constraints must be a JSON list; found {text!r}")
+    return [checked(constraint, "--constraints") for constraint in given]
 
 
 def is_met(answer: str, constraint: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -36,32 +37,44 @@ def every(steps: int, act: Callable[[int], object], *, last: int = 0) -> Hook:
     return hook
 
 
+@runtime_checkable
+@runtime_checkable
+class Shown(Protocol):
+    """Shows how many are done."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Show a number, and behind it what else there is to say."""
+
+
 @contextmanager
 def counted(
     title: str, total: int | None = None, *, console: Console | None = None, pause: float = 10.0
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Shown]:
     """Show how many are done of what takes a while: a live line, or plain lines to a file."""
     place = console or Console(stderr=True)
     if not place.is_terminal:
         yield _plain_lines(title, total, place, pause)
         return
+    note = TextColumn("{task.fields[note]}", markup=False)
     columns = (SpinnerColumn(), TextColumn(title), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=place, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done)
+    with Bar(*columns, note, console=place, transient=True) as bar:
+        task = bar.add_task("", total=total, note="")
+
+        def show(done: int, note: str = "") -> None:
+            bar.update(task, completed=done, note=note)
+
+        yield show
 
 
-def _plain_lines(
-    title: str, total: int | None, console: Console, pause: float
-) -> Callable[[int], None]:
+def _plain_lines(title: str, total: int | None, console: Console, pause: float) -> Shown:
     """Say how many are done, but not more often than every so many seconds."""
     said = [time.monotonic()]
 
-    def say(done: int) -> None:
+    def say(done: int, note: str = "") -> None:
         if time.monotonic() - said[0] >= pause:
             said[0] = time.monotonic()
             of = f" of {total}" if total else ""
-            line = f"{title}: {done}{of}"
+            line = f"{title}: {done}{of}" + (f"; {note}" if note else "")
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     return say

@@ -11,6 +11,8 @@ from melior.models.heads import load_reward_model, save_reward_model
 from melior.options import ModelOptions
 from melior.rewards.scalar import load_scorer
 from tests.report.test_browser import CHROMIUM
+from tests.rewards.referee import referee
+from tests.servers import serving
 
 SUBSETS = ("alpacaeval-easy", "mt-bench-hard", "donotanswer", "hep-cpp")
 COMMAS = '[{"name": "no_commas"}]'
@@ -142,24 +144,42 @@ def test_a_judge_whose_comparisons_go_round_in_circles_is_told(tmp_path, capsys)
     data = put(tmp_path / "lists.jsonl", [{"prompt": f"say {i}", "candidates": answers}
                                           for i in range(2)])  # fmt: skip
     rows = []
-    for place, last in enumerate((0.1, 0.8)):
-        wins = ((0, 1, 0.9), (0, 2, last), (1, 2, 0.7))
-        verdicts = [{"left": a, "right": b, "win": win, "orders": [win, win]} for a, b, win in wins]
+    for place, last in enumerate((-2.0, 1.0)):
+        logits = [[0, 1.5, last], [-1.5, 0, 0.7], [-last, -0.7, 0]]
         candidates = [{"response": x, "score": 0.5} for x in "abc"]
-        rows.append({"prompt": f"say {place}", "candidates": candidates,
-                     "judge": {"model": "j", "verdicts": verdicts}})  # fmt: skip
+        rows.append({"prompt": f"say {place}", "candidates": candidates, "comparisons": logits})
     judged = put(tmp_path / "judged.jsonl", rows)
     (found,) = evaluate(data, tmp_path / "eval", "--with", f"scored:{judged}")["scorers"]
     assert found["circles"] == {"cyclic": 1, "decided": 2}
     said = "comparisons rank 1 of 2 decided triples of answers in a circle"
     assert f"its {said}" in capsys.readouterr().out
     assert said in (tmp_path / "eval" / "report.html").read_text("utf-8")
-    rows[1]["judge"]["verdicts"][2]["right"] = 3
-    put(tmp_path / "judged.jsonl", rows)
-    with pytest.raises(SystemExit):
-        evaluate(data, tmp_path / "eval", "--with", f"scored:{judged}")
-    said = "judged.jsonl:2: 'judge': verdict 3: 'right' needs the place of an answer, from 0 to 2"
-    assert said in capsys.readouterr().err
+    for wrong in ([[0, 1], [-1, 0]], [[0, 1, 1], [1, 0, 1], [1, 1, 0]], "x"):
+        rows[1]["comparisons"] = wrong
+        put(tmp_path / "judged.jsonl", rows)
+        with pytest.raises(SystemExit):
+            evaluate(data, tmp_path / "eval", "--with", f"scored:{judged}")
+        said = "judged.jsonl:2: 'comparisons' needs 3 rows of 3 numbers or null, each the negative"
+        assert said in capsys.readouterr().err
+
+
+def test_a_judge_is_asked_and_goes_on_where_its_budget_ended(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MELIOR_CACHE", str(tmp_path / "cache"))
+    answers = [{"response": f"{n} points", "score": n} for n in (1, 3, 2)]
+    data = put(tmp_path / "lists.jsonl", [{"prompt": f"say {i}", "candidates": answers}
+                                          for i in range(4)])  # fmt: skip
+    out = tmp_path / "eval"
+    with serving(referee) as (url, seen):
+        judge = ["--with", f"judge:{url}"]
+        with pytest.raises(SystemExit):
+            evaluate(data, out, *judge, "--judge-calls", "14")
+        assert "budget is spent" in (told := capsys.readouterr().err)
+        assert "2 groups are in" in told and "--resume goes on" in told
+        (found,) = evaluate(data, out, *judge, "--resume")["scorers"]
+        assert len(seen) == 24
+    assert found["accuracies"]["everything"]["accuracy"] == 1.0
+    assert found["circles"] == {"cyclic": 0, "decided": 4}
+    assert found["pairs"]["n"] == 12
 
 
 def test_answers_without_a_score_and_rows_without_a_better_one_are_counted(tmp_path, capsys):

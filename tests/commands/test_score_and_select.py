@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from melior.commands import score, select
+from melior.options import ScoringOptions
 
 
 def write(path, rows):
@@ -40,6 +41,7 @@ def test_rules_score_groups_in_a_file(tmp_path, capsys):
     assert [one["score"] for one in scored["candidates"]] == [1.0, 0.0]
     assert scored["candidates"][0]["aspects"]["no_commas"] == 1.0
     assert scored["id"] == 7
+    assert scored["scorer"] == {"name": "rules"}
     assert metrics["score/mean"] == 0.5
     assert "2 candidates of 1 groups" in capsys.readouterr().err
 
@@ -48,7 +50,9 @@ def test_score_and_select_join_in_a_pipe(tmp_path):
     row = {"prompt": "Say it.", "candidates": [{"response": "a, b"}, {"response": "a b"}]}
     script = (
         "import sys; from melior.commands import score, select;"
-        "score.run(score.Config(constraints='[{\"name\": \"no_commas\"}]')) if sys.argv[1] == 's'"
+        "from melior.options import ScoringOptions;"
+        "options = ScoringOptions(constraints='[{\"name\": \"no_commas\"}]');"
+        "score.run(score.Config(scoring=options)) if sys.argv[1] == 's'"
         " else select.best_and_worst(select.BestAndWorstConfig())"
     )
     text = json.dumps(row) + "\n"
@@ -75,9 +79,9 @@ def test_wrong_options_are_refused_at_once():
     with pytest.raises(ValueError, match=r"--with must be .* did you mean 'rules'"):
         score.Config(scorer="rule")
     with pytest.raises(ValueError, match="--constraints must be a JSON list"):
-        score.Config(constraints="{")
+        score.Config(scoring=ScoringOptions(constraints="{"))
     with pytest.raises(ValueError, match=r"--constraints.*did you mean 'bullets'"):
-        score.Config(constraints='[{"name": "bulets", "n": 3}]')
+        score.Config(scoring=ScoringOptions(constraints='[{"name": "bulets", "n": 3}]'))
     with pytest.raises(ValueError, match="temperature must be above 0"):
         select.BoltzmannConfig(temperature=0)
     with pytest.raises(ValueError, match="m must be at least 1"):

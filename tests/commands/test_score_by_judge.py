@@ -65,8 +65,8 @@ def test_a_judge_scores_groups_and_says_what_it_cost(groups, tmp_path, capsys):
         > row["candidates"][2]["score"]
         for row in rows
     )
-    assert rows[0]["judge"]["wording_hash"] == PAIRWISE.hash
-    assert len(rows[0]["judge"]["verdicts"]) == 3
+    assert rows[0]["scorer"]["wording_hash"] == PAIRWISE.hash
+    assert [len(row) for row in rows[0]["comparisons"]] == [3, 3, 3]
     assert "asked 36 questions (360 tokens); 0 replies were known" in told
     assert "scored 18 candidates of 6 groups" in told
 
@@ -81,7 +81,7 @@ def test_ratings_and_the_key_of_a_server(groups, tmp_path, capsys, monkeypatch):
     assert {body["key"] for body in seen} == {"Bearer secret"}
     # A 0 is no rating, so of the last answer's digits 0 and 1 only the 1 is read.
     assert [one["score"] for one in read(out)[3]["candidates"]] == pytest.approx([1.25, 5.25, 1.0])
-    assert read(out)[0]["judge"]["wording_hash"] == POINTWISE.hash
+    assert read(out)[0]["scorer"]["wording_hash"] == POINTWISE.hash
 
 
 def test_a_spent_budget_leaves_whole_rows_and_resume_ends_them(groups, tmp_path, capsys):
@@ -112,7 +112,7 @@ def test_resume_goes_on_only_with_the_same_rows_and_the_same_judge(groups, tmp_p
         words = [groups, "--with", f"judge:{url}", "--out", out]
         command(capsys, *words, "--judge-calls", "14")
         code, told = command(capsys, *words, "--resume", "--judge-by", "ratings")
-        assert code == 2 and "scored.jsonl:1: --resume needs rows of the same judge" in told
+        assert code == 2 and "scored.jsonl:1: --resume needs rows of the same scorer" in told
         lines = groups.read_text().splitlines(keepends=True)
         groups.write_text("".join([lines[1], lines[0], *lines[2:]]))
         code, told = command(capsys, *words, "--resume")
@@ -154,7 +154,7 @@ def test_a_local_model_judges(groups, tmp_path, capsys, monkeypatch):
     code, told = command(capsys, *words, "--out", out)
     assert code == 0, told
     assert len(read(out)) == 6
-    assert {row["judge"]["model"] for row in read(out)} == {str(folder)}
+    assert {row["scorer"]["model"] for row in read(out)} == {str(folder)}
     code, told = command(capsys, *words)  # to standard output, all known
     assert code == 0 and "asked 0 questions" in told
 
@@ -168,7 +168,7 @@ def test_implicit_rewards_score_groups(groups, tmp_path, capsys):
     assert code == 0, told
     found = [one["score"] for row in read(out) for one in row["candidates"]]
     assert len(set(found)) == 18
-    code, told = command(capsys, groups, "--with", f"implicit:{names[0]}", "--out", out)
+    code, told = command(capsys, groups, "--with", f"implicit:{names[0]}")
     assert code == 2 and "needs two models, POLICY,REFERENCE" in told
 
 
@@ -187,8 +187,7 @@ def test_nothing_to_judge_is_said(tmp_path, capsys):
         ({"scorer": "judge:"}, "--with: judge: needs a model behind it; found none"),
         ({"scorer": "juge:x"}, "did you mean 'judge:'"),
         ({"scorer": "judge:a/b", "out": "a.json"}, r"--out must end in .jsonl"),
-        ({"scorer": "judge:a/b", "resume": True}, "--resume needs a judge and the file"),
-        ({"resume": True, "out": "a.jsonl"}, "--resume needs a judge and the file"),
+        ({"scorer": "judge:a/b", "resume": True}, "--resume needs the file to go on with"),
     ],
 )
 def test_wrong_options_are_refused_at_once(options, message):

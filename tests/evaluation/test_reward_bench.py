@@ -13,7 +13,6 @@ from melior.evaluation.reward_bench import (
     Item,
     accuracies,
     best_share,
-    margins,
     ties_score,
 )
 from melior.intervals import wilson_interval
@@ -123,13 +122,6 @@ def test_the_second_versions_subsets_are_sections_and_a_mean_needs_all():
 
 def test_ties_without_their_ids_are_lists_like_others():
     assert judged(2 * [(pair("ties"), (1.0, 0.0))]).subsets["ties"].accuracy == 1.0
-
-
-def test_margins_are_of_every_better_and_worse_answer():
-    item = Item("1", "all", (2.0, 1.0, 1.0), (1, 1, 1))
-    assert item.pairs == [(0, 1), (0, 2)]
-    assert margins([item], [(5.0, 3.0, 6.0)]) == [2.0, -1.0]
-    assert not Item("1", "all", (1.0, 1.0), (1, 1)).is_decided
 
 
 def test_every_subset_stands_in_one_section():

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melior.evaluation.agreement import agreement, cycles, majority, preferred
+from melior.evaluation.agreement import agreement, cycles, majority
 from melior.evaluation.calibration import calibration_error, reliability
 from melior.evaluation.reward_bench import Item
 from melior.evaluation.scorers import (
+    Opinion,
     between,
     calibrated,
     circles,
@@ -32,6 +33,17 @@ def honest_margins(n=4000, scale=1.0, seed=0):
 
 def pairs(n):
     return [Item(str(i), "all", (1.0, 0.0), (10 + i, 20)) for i in range(n)]
+
+
+def said(*scores):
+    """What a scorer says of prompts: its scores of the answers to each."""
+    return [Opinion(own) for own in scores]
+
+
+def compared(*wins):
+    """A comparator's logits on three answers: of 0 and 1, of 1 and 2, of 0 and 2."""
+    (a, b, c) = wins
+    return np.array([[0, a, c], [-a, 0, b], [-c, -b, 0]], dtype=float)
 
 
 def draw():
@@ -78,7 +90,9 @@ def test_a_scorer_that_only_counts_letters_is_found_out():
     draws = np.random.default_rng(0)
     lengths = draws.integers(1, 500, size=(300, 2))
     items = [Item(str(i), "all", (1.0, 0.0), tuple(map(int, own))) for i, own in enumerate(lengths)]
-    found = findings("letters", items, [tuple(map(float, own)) for own in lengths], seconds=2.0)
+    found = findings(
+        "letters", items, said(*(tuple(map(float, own)) for own in lengths)), rate=300.0
+    )
     assert found.lengths.of_scores == pytest.approx(1.0)
     assert found.lengths.of_margins == pytest.approx(1.0)
     assert found.lengths.bias.chosen_longer.accuracy == 1.0
@@ -87,11 +101,11 @@ def test_a_scorer_that_only_counts_letters_is_found_out():
 
 
 def test_a_prompt_with_an_answer_not_scored_is_counted_and_left_out():
-    found = findings("a", pairs(3), [(1.0, 0.0), (None, 0.0), (0.0, 1.0)], seconds=None)
+    found = findings("a", pairs(3), said((1.0, 0.0), (None, 0.0), (0.0, 1.0)), rate=None)
     assert (found.n_missing, found.accuracies.everything.n, found.pairs.n) == (1, 2, 2)
     assert found.answers_per_second is None
     with pytest.raises(ValueError, match="a: needs a score for every answer of at least one"):
-        findings("a", pairs(2), [(None, 1.0)] * 2, seconds=None)
+        findings("a", pairs(2), said((None, 1.0), (None, 1.0)), rate=None)
 
 
 def test_agreement_counts_a_tie_of_one_half_and_of_both_wholly():
@@ -105,12 +119,13 @@ def test_agreement_counts_a_tie_of_one_half_and_of_both_wholly():
 def test_two_scorers_are_compared_on_what_both_have_scored():
     left = [(1.0, 0.0)] * 8 + [(0.0, 1.0)] * 2 + [(None, 0.0)]
     right = [(0.0, 1.0)] * 8 + [(1.0, 0.0)] * 2 + [(1.0, 0.0)]
-    found = between(("l", left), ("r", right), pairs(11), generator=draw())
+    found = between(("l", said(*left)), ("r", said(*right)), pairs(11), generator=draw())
     assert found.agreement == 0.0
     assert found.accuracy.n == 10
     assert found.accuracy.difference == pytest.approx(-0.6)
     assert found.correlation == pytest.approx(-1.0)
-    assert between(("l", [(None, 1.0)]), ("r", [(1.0, 0.0)]), pairs(1), generator=draw()) is None
+    apart = ("l", said((None, 1.0))), ("r", said((1.0, 0.0)))
+    assert between(*apart, pairs(1), generator=draw()) is None
 
 
 def test_rock_paper_scissors_is_one_circle():
@@ -139,17 +154,48 @@ def test_circles_are_counted_as_wins_say_they_must_be(seed):
 def test_three_scorers_may_have_a_majority_in_a_circle():
     opinions = [(3.0, 2.0, 1.0), (1.0, 3.0, 2.0), (2.0, 1.0, 3.0)]
     assert cycles(majority(opinions)) == (1, 1)
-    found = majority_circles([[own] for own in opinions])
+    found = majority_circles([said(own) for own in opinions])
     assert (found.cyclic, found.decided) == (1, 1)
-    assert majority_circles([[own] for own in opinions[:2]]) is None
-    assert majority_circles([[(1.0, 0.0)]] * 3) is None
+    assert majority_circles([said(own) for own in opinions[:2]]) is None
+    assert majority_circles([said((1.0, 0.0))] * 3) is None
 
 
 def test_a_comparison_that_is_missing_or_tied_decides_no_triple():
-    around = [(0, 1, 0.9), (1, 2, 0.6), (0, 2, 0.2)]
-    assert cycles(preferred(3, around)) == (1, 1)
-    for gap in (None, 0.5):
-        assert cycles(preferred(3, [*around[:2], (0, 2, gap)])) == (0, 0)
-    found = circles([preferred(3, around), preferred(3, around[:2]), preferred(2, around[:1])])
+    assert cycles(compared(1.0, 0.3, -2.0)) == (1, 1)
+    for gap in (math.nan, 0.0):
+        assert cycles(compared(1.0, 0.3, gap)) == (0, 0)
+    found = circles([compared(1.0, 0.3, -2.0), compared(1.0, 0.3, math.nan), np.zeros((2, 2))])
     assert (found.cyclic, found.decided) == (1, 1)
     assert circles([]) is None
+
+
+def test_margins_are_of_every_better_and_worse_answer():
+    item = Item("0", "all", (1.0, 0.0, 0.5), (1, 1, 1))
+    places = [(0, 1), (0, 2), (2, 1)]
+    assert sorted(item.pairs) == places
+    by_scores = Opinion((5.0, 3.0, 6.0)).margins(item)
+    assert by_scores == [[2.0, -1.0, 3.0][places.index(pair)] for pair in item.pairs]
+    by_logits = Opinion((0.0, 0.0, 0.0), compared(1.0, 0.3, -2.0)).margins(item)
+    assert by_logits == [[1.0, -2.0, -0.3][places.index(pair)] for pair in item.pairs]
+
+
+def test_a_comparator_is_calibrated_by_its_logits_and_not_by_its_mean_wins():
+    """Mean wins of two answers lie within 0.46 of even: as logits they would be too timid."""
+    h = honest_margins()
+    opinions = [
+        Opinion((1 / (1 + math.exp(-x)), 1 / (1 + math.exp(x))), np.array([[0, x], [-x, 0]]))
+        for x in h
+    ]
+    found = findings("judge", pairs(len(h)), opinions, rate=None)
+    assert found.calibration.error < 0.03
+    timid = findings("judge", pairs(len(h)), [Opinion(one.scores) for one in opinions], rate=None)
+    assert timid.calibration.error > 0.1
+    assert timid.accuracies == found.accuracies
+
+
+def test_a_prompt_with_two_answers_not_compared_is_left_out():
+    item = Item("0", "all", (1.0, 0.0, 0.5), (1, 1, 1))
+    whole = Opinion((1.0, 0.0, 0.5), compared(1.0, 1.0, 1.0))
+    partly = Opinion((1.0, 0.0, 0.5), compared(1.0, math.nan, 1.0))
+    found = findings("judge", [item, item], [whole, partly], rate=None)
+    assert (found.n_missing, found.accuracies.everything.n) == (1, 1)

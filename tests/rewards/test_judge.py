@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from melior.models import endpoint
 from melior.records import Turn
-from melior.rewards.judge import Budget, BudgetSpentError, Verdict, mean_wins, pairings
+from melior.rewards.judge import Budget, BudgetSpentError, Verdict, mean_wins
 from melior.rewards.judge_prompts import PAIRWISE
-from melior.rewards.judging import judged, remarks
+from melior.rewards.judging import CERTAIN, JudgeScorer, remarks
 from tests.rewards.referee import (
     ASKED,
     BIAS,
@@ -281,7 +281,7 @@ def test_groups_are_scored_by_mean_wins_and_hold_every_verdict(tmp_path):
     groups = [group("1 points", "5 points", "many", "3 points"), group("2 points", number=2)]
     with serving(referee) as (url, _):
         judge = judge_at(url, tmp_path)
-        first, lone = judged(judge, groups, by="pairs")
+        first, lone = JudgeScorer(judge, by="pairs").groups(groups)
 
     def win(gap):
         return (sigmoid(gap - BIAS) + sigmoid(gap + BIAS)) / 2
@@ -291,12 +291,35 @@ def test_groups_are_scored_by_mean_wins_and_hold_every_verdict(tmp_path):
     assert scores[1] == pytest.approx((win(4) + win(2)) / 2)
     assert scores[2] is None
     assert lone.candidates[0].score is None
-    about = first.facts["judge"]
-    assert about["wording_hash"] == PAIRWISE.hash and about["model"] == "tiny"
-    assert about["temperature"] == 0
-    assert [(row["left"], row["right"]) for row in about["verdicts"]] == pairings(4)
-    assert about["verdicts"][0]["win"] == pytest.approx(win(-4))
-    assert about["verdicts"][1]["win"] is None
+    comparisons, orders = first.facts["comparisons"], first.facts["orders"]
+    assert [comparisons[i][i] for i in range(4)] == [0.0] * 4
+    assert comparisons[0][1] == -comparisons[1][0]
+    assert sigmoid(comparisons[1][3]) == pytest.approx(win(2))
+    assert comparisons[0][2] is comparisons[2][3] is None
+    assert orders[1][3] == pytest.approx(2 - BIAS)  # the one that is shown first
+    assert orders[3][1] == pytest.approx(-2 - BIAS)
+    assert lone.facts["comparisons"] == [[0.0]]
+
+
+def test_a_judge_that_is_certain_is_stored_as_json_can_hold_it(tmp_path):
+    def letters(body, number):
+        return spoken(referee(body, number)[1]["choices"][0]["message"]["content"])
+
+    with serving(letters) as (url, _):
+        scorer = JudgeScorer(judge_at(url, tmp_path), by="pairs")
+        (scored,) = scorer.groups([group("9 points", "1 points")])
+    assert scored.facts["comparisons"] == [[0.0, CERTAIN], [-CERTAIN, 0.0]]
+    assert sigmoid(CERTAIN) == 1.0
+    assert [one.score for one in scored.candidates] == [1.0, 0.0]
+
+
+def test_a_scorer_is_asked_again_and_again(tmp_path):
+    groups = [group("1 points", f"{i} points", number=i) for i in (2, 3)]
+    with serving(referee) as (url, seen):
+        scorer = JudgeScorer(judge_at(url, tmp_path), by="pairs")
+        first = list(scorer.groups(groups))
+        assert list(scorer.groups(iter(groups))) == first
+        assert len(seen) == 4
 
 
 def test_mean_wins_sum_to_half_a_point_a_pair():
@@ -310,13 +333,13 @@ def test_groups_that_the_budget_pays_for_come_whole_and_in_order(tmp_path):
     groups = [group("1 points", f"{i} points", number=i) for i in range(2, 12)]
     with serving(referee) as (url, seen):
         judge = judge_at(url, tmp_path, budget=Budget(calls=9), concurrency=1)
-        found = judged(judge, groups, by="pairs")
+        found = JudgeScorer(judge, by="pairs").groups(groups)
         whole = []
         with pytest.raises(BudgetSpentError):
             whole.extend(iter(lambda: next(found), None))
         assert [one.origin for one in whole] == [one.origin for one in groups[:4]]
         assert judge.tally.comparisons == 4
-        rest = list(judged(judge_at(url, tmp_path), groups, by="pairs"))
+        rest = list(JudgeScorer(judge_at(url, tmp_path), by="pairs").groups(groups))
         assert len(rest) == 10 and len(seen) == 20
 
 

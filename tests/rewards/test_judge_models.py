@@ -14,7 +14,7 @@ from melior.rewards.judge import Judge
 from melior.rewards.judge_local import LocalModel
 from melior.rewards.judge_models import ServedModel, load_judge_model
 from melior.rewards.judge_prompts import PAIRWISE, POINTWISE
-from melior.rewards.judging import judged
+from melior.rewards.judging import JudgeScorer
 from tests.rewards.referee import ASKED, comparison, group, said
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -154,12 +154,14 @@ def test_the_embedded_model_judges_at_a_real_server_as_it_does_here(tmp_path):
     served = load_judge_model(llama.listening_address, held, options, max_tokens=4096)
     assert isinstance(served, ServedModel)
     judge = judge_of(served, tmp_path)
-    (scored,) = judged(judge, [group("Four.", "Fish.")], by="pairs")
-    (row,) = scored.facts["judge"]["verdicts"]
-    here = judge_of(load_judge_model("smollm2", held, options, max_tokens=4096), tmp_path)
-    (same,) = judged(here, [group("Four.", "Fish.")], by="pairs")
+    (scored,) = JudgeScorer(judge, by="pairs").groups([group("Four.", "Fish.")])
+    own = judge_of(load_judge_model("smollm2", held, options, max_tokens=4096), tmp_path)
+    (same,) = JudgeScorer(own, by="pairs").groups([group("Four.", "Fish.")])
     # The server computes with 4-bit weights and 8-bit activations: the numbers are only near.
-    assert row["orders"] == pytest.approx(same.facts["judge"]["verdicts"][0]["orders"], abs=0.1)
+    there, here = (one.facts["orders"] for one in (scored, same))
+    for i, j in ((0, 1), (1, 0)):
+        chances = [1 / (1 + math.exp(-orders[i][j])) for orders in (there, here)]
+        assert chances[0] == pytest.approx(chances[1], abs=0.1)
     assert judge.tally.served and judge.tally.tokens > 400
     rating = judge.rate([(ASKED, said("Four."))])[0]
     assert rating is None or 1 <= rating <= 9
