@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/melior demo --out runs/demo --overwrite
 
 demo-fast: setup
-	$(BIN)/melior demo --fast --n-held-out 50 --out runs/demo-fast --overwrite
+	$(BIN)/melior demo --fast --n-held-out 50 --epochs 1.2 --learning-rate 1e-4 --out runs/demo-fast --overwrite
 
 check: setup
 	$(BIN)/ruff format --check .
