@@ -146,7 +146,7 @@ class AspectModel:
         """Return what is said of answers to a prompt whose rewards by objective are known."""
         weights = self.gate(prompt.to(self.gate.log_scale)[None]).double().cpu()
         transform = self.aspects.transform
-        scores = gated_score(rewards, weights, transform)
+        scores = gated_score(rewards, weights.expand(len(rewards), -1), transform)
         return Mixed(rewards, weights[0], coefficients(weights, transform)[0], scores)
 
     def save(self, folder: Path) -> None:

@@ -30,6 +30,8 @@ class Card:
     command: str
     is_adapter: bool = False
     is_reward_model: bool = False
+    kind: str = ""
+    """Of a reward model that gives more than one number."""
 
     def text(self) -> str:
         """Return the page: YAML for a hub, then Markdown for people."""
@@ -61,7 +63,7 @@ class Card:
 
     def _start(self) -> str:
         if self.is_reward_model:
-            return _REWARD_START
+            return _STARTS.get(self.kind, _REWARD_START)
         load = "AutoPeftModelForCausalLM" if self.is_adapter else "AutoModelForCausalLM"
         package = "peft" if self.is_adapter else "transformers"
         return (
@@ -111,6 +113,30 @@ print(read(text, add_special_tokens=False)[0]["score"])
 
 The score is the answer's reward, read at its end token; only differences between answers to one
 prompt mean something. Without a chat template the text is prompt, answer and end token."""
+
+
+_STARTS = {
+    "aspects": """## Quick start
+
+In the folder of this page:
+
+```python
+from transformers import pipeline
+
+read = pipeline("text-classification", model=".")
+turns = [
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": "Hello, how can I help?"},
+]
+text = read.tokenizer.apply_chat_template(turns, tokenize=False)
+print(read(text, add_special_tokens=False, top_k=None, function_to_apply="none"))
+```
+
+These are the answer's ratings by each objective, in the unit interval. How a prompt mixes them to
+one score, and the raters' own scales, are known to `melior score --with FOLDER`; `--explain` says
+what each objective adds.""",
+}
+"""Of reward models that give more than one number, by their kind."""
 
 
 def _source(source: Mapping[str, Any]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ OUTCOMES = {"won": "wins", "tied": "ties", "lost": "losses"}
 
 
 def section(runs: Sequence[Run]) -> Html | None:
-    """Write every comparison with its interval, wins, facts and subsets."""
+    """Write every comparison with its interval, wins, subsets, tables and facts."""
     names = list(dict.fromkeys(str(row.get("name")) for run in runs for row in run.comparisons))
     if not names and not any(run.evaluation for run in runs):
         return None
@@ -22,6 +22,9 @@ def section(runs: Sequence[Run]) -> Html | None:
     blocks: list[Child] = [_comparisons(name, runs) for name in names]
     blocks.append(_wins(runs))
     blocks += [_subsets(run, many) for run in runs]
+    blocks += [
+        _table(run, row, many) for run in runs for row in mappings(run.evaluation.get("tables"))
+    ]
     blocks.append(_facts(runs))
     titles = dict.fromkeys(str(run.evaluation.get("title") or "") for run in runs)
     legend = "Ring: before. Dot: after. Dotted line: no change." if names else ""
@@ -156,6 +159,21 @@ def _subset(row: Facts, unit: str, scale: charts.Scale, is_up_good: object) -> l
     strip = charts.dumbbell_strip(scale, before, after, kind=kind, label=ends)
     size = words.figure(number(row.get("n")))
     return [str(row.get("name")), size, strip, ends, tag("span", said, class_=kind)]
+
+
+def _table(run: Run, row: Facts, many: bool) -> Html | None:
+    """Write what a stage lays out in a table of its own: `title`, `note`, `columns`, `rows`."""
+    columns, rows = row.get("columns"), row.get("rows")
+    if not isinstance(columns, list) or not isinstance(rows, list):
+        return None
+    cells = [[_fact(cell) for cell in own] for own in rows if isinstance(own, list) and own]
+    return tag(
+        "div",
+        tag("h3", str(row.get("title") or ""), tag("small", run.label) if many else None),
+        tag("p", str(row["note"]), class_="note") if row.get("note") else None,
+        table([str(name) for name in columns], cells, "numbers"),
+        class_="comparison",
+    )
 
 
 def _facts(runs: Sequence[Run]) -> Html | None:

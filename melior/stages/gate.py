@@ -176,9 +176,10 @@ def _note_scale(plan: GateRun, run: Run, start: float) -> None:
     total = plan.loop.max_steps
     reach = sum(scheduled_rate(plan.optim, number, total) for number in range(total))
     now = float(plan.gate.log_scale.detach())
+    better = math.exp(start) * (10 if now > start else 0.1)
     if abs(now - start) > 0.8 * reach:
         run.note(
             f"the gate's scale went from {math.exp(start):.3g} to {math.exp(now):.3g}, about as far"
             " as so many steps at this rate can take it: scores are on no scale of log-odds yet;"
-            f" start it farther up (--logit-scale {10 * math.exp(start):.3g}), or take more steps"
+            f" start it elsewhere (--logit-scale {better:.3g}), or take more steps"
         )

@@ -20,6 +20,7 @@ from melior.models.card import Card
 from melior.models.generation import Completion
 from melior.models.language import LanguageModel
 from melior.models.loading import load, load_chat, n_positions, save_model
+from melior.models.names import KIND_FILE
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics, Turns
 from melior.stages.data import Prepared, prepare
@@ -361,5 +362,6 @@ def write_card(folder: Path, *, base: str) -> None:
         command=" ".join(about["command"]),
         is_adapter=(folder / "model" / "adapter_config.json").exists(),
         is_reward_model=read("model/config.json").get("problem_type") == "regression",
+        kind=read(f"model/{KIND_FILE}").get("kind", ""),
     )
     write_text(folder / "model" / "README.md", card.text())
