@@ -29,6 +29,8 @@ class Config:
     calibrate: str = ""
     """Pairs that the reward model was not trained on: rewards are divided by the temperature that
     makes its preferences most likely on them."""
+    temperature: float = 1.0
+    """Rewards are divided by it, where it is known: `melior evaluate reward` finds it, too."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`, ..."""
@@ -39,6 +41,11 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        in_range("temperature", self.temperature, 0, above=True)
+        if self.calibrate and self.temperature != 1:
+            raise ValueError(
+                "--calibrate finds the temperature: give it or --temperature; found both"
+            )
         in_range("max_tokens", self.max_tokens, 16)
         in_range("max_length", self.max_length, 0)
 
@@ -58,7 +65,9 @@ def run(config: Config) -> Metrics:
 
     options = ModelOptions(model=config.reward_model, dtype=config.dtype, device=config.device)
     scorer = load_scorer(options, max_tokens=config.max_tokens, max_length=config.max_length)
-    temperature = _temperature(config.calibrate, scorer) if config.calibrate else 1.0
+    temperature = config.temperature
+    if config.calibrate:
+        temperature = _temperature(config.calibrate, scorer)
     with counted("scoring pairs") as progress:
         margins = write_margins(
             config.out, read_pairs(config.file), scorer, config.reward_model,

@@ -72,17 +72,21 @@ def test_the_rewards_are_those_that_scoring_gives(folder, pairs, tmp_path, capsy
     assert "scored 40 candidates of 20 groups" in capsys.readouterr().err
 
 
-def test_calibration_divides_by_one_temperature(folder, pairs, tmp_path, capsys):
-    rows = call(pairs, folder, tmp_path / "plain.jsonl")
-    # Labels by the reward model's own order, but for a few: margins that are worth something.
+def labelled(rows, path):
+    """Label by the reward model's own order, but for a few: margins that are worth something."""
     held = [
         {"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]}
         if (row["margin"] > 0) == (i % 5 > 0)
         else {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
         for i, row in enumerate(rows)
     ]
-    path = tmp_path / "held.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in held))
+    return path
+
+
+def test_calibration_divides_by_one_temperature(folder, pairs, tmp_path, capsys):
+    rows = call(pairs, folder, tmp_path / "plain.jsonl")
+    path = labelled(rows, tmp_path / "held.jsonl")
     scaled = call(pairs, folder, tmp_path / "scaled.jsonl", "--calibrate", str(path))
     told = capsys.readouterr().err
     assert "from 20 held-out pairs: their loss falls from" in told
@@ -91,6 +95,32 @@ def test_calibration_divides_by_one_temperature(folder, pairs, tmp_path, capsys)
     for one, other in zip(rows, scaled, strict=True):
         assert other["margin"] == pytest.approx(one["margin"] / temperature, rel=1e-4, abs=1e-6)
         assert other["margin"] == other["reward_chosen"] - other["reward_rejected"]
+
+
+def test_one_temperature_serves_every_command(folder, pairs, tmp_path, capsys):
+    """Evaluation finds it; scores, margins and evaluation itself are divided by it and say so."""
+    pairs = labelled(call(pairs, folder, tmp_path / "plain.jsonl"), tmp_path / "held.jsonl")
+    words = ["evaluate", "reward", "--data", str(pairs), "--with", str(folder), "--dtype", "fp32"]
+    main([*words, "--out", str(tmp_path / "eval")])
+    (found,) = json.loads((tmp_path / "eval" / "evaluation.json").read_text())["scorers"]
+    temperature = found["calibration"]["temperature"]
+    cold = ["--temperature", repr(temperature)]
+    out = tmp_path / "scored.jsonl"
+    main(["score", str(pairs), "--with", str(folder), "--out", str(out), "--dtype", "fp32", *cold])
+    rows = call(pairs, folder, tmp_path / "out.jsonl", *cold)
+    fitted = call(pairs, folder, tmp_path / "fitted.jsonl", "--calibrate", str(pairs))
+    for pair, other, group in zip(rows, fitted, read(out), strict=True):
+        both = [pair["reward_chosen"], pair["reward_rejected"]]
+        assert [one["score"] for one in group["candidates"]] == pytest.approx(both, abs=1e-5)
+        assert [other["reward_chosen"], other["reward_rejected"]] == pytest.approx(both, rel=1e-3)
+        assert group["scorer"]["temperature"] == pair["reward_model"]["temperature"] == temperature
+    main([*words, "--out", str(tmp_path / "again"), *cold])
+    (again,) = json.loads((tmp_path / "again" / "evaluation.json").read_text())["scorers"]
+    assert again["calibration"]["temperature"] == pytest.approx(1.0, rel=1e-3)
+    assert again["accuracies"] == found["accuracies"]
+    with pytest.raises(SystemExit):
+        call(pairs, folder, tmp_path / "two.jsonl", "--calibrate", str(pairs), *cold)
+    assert "give it or --temperature; found both" in capsys.readouterr().err
 
 
 def test_the_spread_counts_every_pair_once():
