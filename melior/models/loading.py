@@ -150,10 +150,31 @@ def merge(source: Path, out: Path, *, dtype: str = "bf16") -> None:
 
 
 def _pretrained(source: Path | str, options: ModelOptions) -> nn.Module:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with reading(options, "a causal language model"):
-        return AutoModelForCausalLM.from_pretrained(source, **weights(options))
+        config = AutoConfig.from_pretrained(source, **hub(options))
+    classifiers = [one for one in config.architectures or () if one.endswith(_CLASSIFIER)]
+    if classifiers:  # transformers would draw the missing output layer at random, and log a line
+        raise ValueError(
+            f"{options.model}: a language model is needed; found a reward model"
+            f" ({classifiers[0]}), which gives scores and no words; it scores with"
+            " melior score --with"
+        )
+    with reading(options, "a causal language model"):
+        model, about = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, **weights(options)
+        )
+    if about["missing_keys"]:
+        raise ValueError(
+            f"{options.model}: a language model needs all its weights; found none for"
+            f" {', '.join(sorted(about['missing_keys'])[:4])}"
+        )
+    return model
+
+
+_CLASSIFIER = "ForSequenceClassification"
+"""How the names of architectures end that have scores for an output."""
 
 
 @contextmanager
@@ -202,7 +223,7 @@ def weights(options: ModelOptions) -> dict[str, Any]:
 def _first(error: BaseException) -> str:
     """Return an error's first line, or all where that ends in a colon, without its traceback."""
     first, *rest = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join([first, *rest] if first.endswith(":") else [first])[:300]
+    return " ".join([first, *rest] if first.rstrip().endswith(":") else [first])[:300]
 
 
 def device_of(name: str) -> torch.device:
