@@ -318,8 +318,9 @@ class ScoringOptions:
     """Tokens of prompt and answer that a reward model reads, the last ones; 0 is all it can.
     Longer answers have no implicit reward."""
     temperature: float = 1.0
-    """Scores are divided by it, so that `sigmoid` of the difference of two is the chance that the
-    first is preferred; `melior evaluate reward` finds it on labelled pairs."""
+    """Scores are divided by it (of a scorer that compares, the comparisons), so that `sigmoid` of
+    the difference of two is the chance that the first is preferred; `melior evaluate reward` finds
+    it on labelled pairs."""
     judge: JudgeOptions = field(default_factory=JudgeOptions)
     ensemble: EnsembleOptions = field(default_factory=EnsembleOptions)
 

@@ -200,12 +200,24 @@ def _matched(groups: Sequence[Group], scored: Iterable[Group], file: str) -> Ite
 
 
 def _opinion(group: Group) -> Opinion:
-    """Return a group's scores, and the comparisons that a scorer which compares stores with it."""
+    """Return a group's scores, and what a scorer that compares, or an ensemble, stores besides."""
     from melior.evaluation.scorers import Opinion
 
     scores = tuple(one.score for one in group.candidates)
     given = group.facts.get("comparisons")
-    return Opinion(scores, None if given is None else _logits(given, len(scores), group.origin))
+    logits = None if given is None else _logits(given, len(scores), group.origin)
+    return Opinion(scores, logits, _members(group))
+
+
+def _members(group: Group) -> tuple[tuple[float, ...], ...]:
+    """Return the scores of each member of an ensemble, where all answers have them."""
+    from melior.rewards.ensemble import FACT
+
+    given = [one.facts.get(FACT) for one in group.candidates]
+    if not all(isinstance(one, dict) and isinstance(one.get("scores"), dict) for one in given):
+        return ()
+    rows = [tuple(map(float, one["scores"].values())) for one in given if one]
+    return tuple(zip(*rows, strict=True))
 
 
 def _logits(given: Any, k: int, origin: str) -> Array:

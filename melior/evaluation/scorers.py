@@ -14,6 +14,7 @@ from melior.evaluation.calibration import Bin, calibration_error, fit_temperatur
 from melior.evaluation.compare import Array, Comparison, Numbers, compare
 from melior.evaluation.preferences import LengthBias, PairScores, length_bias, pair_scores
 from melior.evaluation.reward_bench import Accuracies, Item, accuracies, best_share
+from melior.evaluation.uncertainty import Sureness, sureness
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Opinion:
     comparisons: Array | None = None
     """Of a scorer that compares: `[k k]`, the logits that the row's answer beats the column's; nan
     where that is not known."""
+    members: tuple[tuple[float, ...], ...] = ()
+    """Of an ensemble: `[m k]`, the scores of each member."""
 
     @property
     def is_whole(self) -> bool:
@@ -95,6 +98,8 @@ class Findings:
     pairs: PairScores
     """Over all pairs of a better and a worse answer."""
     calibration: Calibration
+    sureness: tuple[Sureness, ...]
+    """Whether it knows which pairs it ranks wrong, by each way to be sure."""
     lengths: Lengths
     answers_per_second: float | None
     """None for scores that came from a file."""
@@ -144,6 +149,7 @@ def findings(
         accuracies(judged, scores),
         pair_scores(found),
         calibrated(found),
+        sureness(found, _members_margins(judged, whole)),
         _lengths(judged, scores, found),
         answers_per_second=rate,
         circles=circles(own.comparisons for own in opinions if own.comparisons is not None),
@@ -212,6 +218,18 @@ def majority_circles(opinions: Sequence[Sequence[Opinion]]) -> Circles | None:
 def _margins(items: Sequence[Item], opinions: Sequence[Opinion]) -> list[float]:
     """Return the margins of each better and worse answer to each prompt."""
     return [h for item, own in zip(items, opinions, strict=True) for h in own.margins(item)]
+
+
+def _members_margins(items: Sequence[Item], opinions: Sequence[Opinion]) -> list[list[float]]:
+    """Return the margins of each member of an ensemble; none where some prompt lacks members."""
+    sizes = {len(own.members) for own in opinions}
+    if len(sizes) > 1:
+        return []
+    return [
+        [row.members[m][i] - row.members[m][j] for item, row in zip(items, opinions, strict=True)
+         for i, j in item.pairs]
+        for m in range(sizes.pop())
+    ]  # fmt: skip
 
 
 def _across_halves(h: Array) -> float:

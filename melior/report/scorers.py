@@ -11,6 +11,7 @@ from melior.evaluation.compare import Interval
 from melior.evaluation.preferences import PairScores
 from melior.evaluation.reward_bench import Share
 from melior.evaluation.scorers import Between, Circles, Findings
+from melior.evaluation.uncertainty import SHARES, Sureness
 from melior.report import pictures, words
 from melior.report.markup import Child, Html, table, tag
 from melior.report.page import document, write_page
@@ -27,6 +28,8 @@ def lines(
         if one.accuracies.overall is not None:
             yield f"  mean of the sections: {one.accuracies.overall:.1%}"
         yield f"  {_calibration(one)}"
+        for sure in one.sureness:
+            yield f"  {_sure(sure)}"
         yield f"  {_lengths(one)}"
         if one.circles is not None:
             yield f"  its comparisons rank {_circles(one.circles)}"
@@ -63,6 +66,7 @@ def write_scorers(
     parts = {
         "Accuracy": _accuracy(found),
         "Calibration": _reliability(found),
+        "Sureness": _sureness(found),
         "Length": _bias(found),
         "Agreement": _between(found, pairs, around),
     }
@@ -90,6 +94,16 @@ def _calibration(one: Findings) -> str:
         f"{said}; at temperature {words.figure(own.temperature)}, fitted on the other half,"
         f" {own.error_at_temperature:.3f}"
     )
+
+
+def _sure(one: Sureness) -> str:
+    half, everything = one.accuracies[SHARES.index(0.5)], one.accuracies[-1]
+    said = f"by {one.by} the surest half is right in {half:.1%}, all in {everything:.1%}"
+    if one.auroc is None:
+        return said
+    own = one.auroc
+    ends = "" if own.low is None else f" ({own.low:.2f} to {own.high:.2f})"
+    return f"{said}; it tells right from wrong pairs with an area of {own.value:.2f}{ends}"
 
 
 def _lengths(one: Findings) -> str:
@@ -164,6 +178,20 @@ def _reliability(found: Sequence[Findings]) -> Html:
     drawn = pictures.plane("How sure, how right", "confidence", "share ranked right", marks)
     said = [tag("li", f"{one.name}: {_calibration(one)}.") for one in found]
     return _section("Calibration", [_picture(drawn), tag("ul", said)])
+
+
+def _sureness(found: Sequence[Findings]) -> Html:
+    marks = {
+        f"{one.name}, {own.by}" if len(one.sureness) > 1 else one.name: [
+            pictures.Mark(f"{own.by}, {share:.0%}", "", share, accuracy)
+            for share, accuracy in zip(SHARES, own.accuracies, strict=True)
+        ]
+        for one in found
+        for own in one.sureness
+    }
+    drawn = pictures.plane("The surest pairs", "share of pairs taken", "share ranked right", marks)
+    said = [tag("li", f"{one.name}: {_sure(own)}.") for one in found for own in one.sureness]
+    return _section("Sureness", [_picture(drawn), tag("ul", said)])
 
 
 def _bias(found: Sequence[Findings]) -> Html:

@@ -115,9 +115,14 @@ def cooled(group: Group, temperature: float) -> Group:
 
     `sigmoid` of the difference of two scores is then the chance that the first is preferred, if the
     temperature is the one that fits (Guo et al. 2017, arXiv 1706.04599), whatever the scores' unit.
+    Where answers are compared, the comparisons are such log-odds, and divided in place of the
+    scores, which are means over the others.
     """
     if temperature == 1:
         return group
+    if compared := group.facts.get("comparisons"):
+        rows = [[None if x is None else x / temperature for x in row] for row in compared]
+        return replace(group, facts={**group.facts, "comparisons": rows})
     cold = [
         one if one.score is None else replace(one, score=one.score / temperature)
         for one in group.candidates

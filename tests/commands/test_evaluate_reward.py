@@ -252,7 +252,7 @@ def test_the_page_fetches_nothing_and_shows_its_pictures(data, tmp_path):
         widths = page.eval_on_selector_all("img", "all => all.map(one => one.naturalWidth)")
         title = page.inner_text("h1")
         browser.close()
-    assert len(widths) == 3 and all(widths)
+    assert len(widths) == 4 and all(widths)
     assert title == "rules puts the best answer first in 83.3% of prompts"
     assert not broken
     assert not [url for url in asked if not url.startswith(("file:", "data:"))]

@@ -19,6 +19,7 @@ from melior.evaluation.scorers import (
     findings,
     majority_circles,
 )
+from melior.evaluation.uncertainty import sureness
 
 MARGINS = st.lists(st.floats(-50, 50), min_size=1, max_size=40)
 
@@ -199,3 +200,16 @@ def test_a_prompt_with_two_answers_not_compared_is_left_out():
     partly = Opinion((1.0, 0.0, 0.5), compared(1.0, math.nan, 1.0))
     found = findings("judge", [item, item], [whole, partly], rate=None)
     assert (found.n_missing, found.accuracies.everything.n) == (1, 1)
+
+
+def test_an_ensemble_is_judged_by_what_its_members_disagree_on_too():
+    rows = [((2.0, 0.0), (1.0, 0.5)), ((0.0, 1.0), (3.0, 1.0)), ((1.0, 0.0), (1.0, 0.0))]
+    opinions = [Opinion(tuple(np.mean(own, 0).tolist()), members=own) for own in rows]
+    found = findings("two", pairs(3), opinions, rate=None)
+    by_hand = sureness([1.25, 0.5, 1.0], [[2.0, -1.0, 1.0], [0.5, 2.0, 1.0]])
+    assert found.sureness == by_hand
+    assert [one.by for one in by_hand] == [
+        "size of the margin", "members close together", "margin over spread"
+    ]  # fmt: skip
+    partly = [*opinions[:2], Opinion((1.0, 0.0))]
+    assert len(findings("two", pairs(3), partly, rate=None).sureness) == 1

@@ -187,6 +187,21 @@ def test_an_ensemble_goes_on_only_as_the_same_ensemble(folders, tmp_path, capsys
         assert both[0] == pytest.approx(both[1], abs=1e-6)
 
 
+def test_evaluation_says_what_disagreement_is_worth(folders, tmp_path, capsys):
+    rows = [{"prompt": f"say {i}", "chosen": f"fox {i}", "rejected": f"the dog {i} {i}"}
+            for i in range(12)]  # fmt: skip
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    name, out = f"ensemble:{','.join(folders)}", tmp_path / "eval"
+    main(["evaluate", "reward", "--data", str(data), "--with", name, "--out", str(out)])
+    (found,) = json.loads((out / "evaluation.json").read_text("utf-8"))["scorers"]
+    ways = [one["by"] for one in found["sureness"]]
+    assert ways == ["size of the margin", "members close together", "margin over spread"]
+    told = capsys.readouterr().out
+    assert all(f"by {way} the surest half is right in " in told for way in ways)
+    assert "The surest pairs" in (out / "report.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -1,12 +1,14 @@
-"""A folder says which kind of reward model it holds."""
+"""A folder says which kind of reward model it holds, and a temperature what its scores mean."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from melior.models.names import kind_of
 from melior.options import ModelOptions
-from melior.rewards.named import load_reward_scorer
+from melior.records import Candidate, Group, Turn
+from melior.rewards.named import cooled, load_reward_scorer
 
 
 def folder(tmp_path: Path, said: str) -> str:
@@ -34,3 +36,15 @@ def test_an_unknown_kind_is_refused_with_the_nearest(tmp_path: Path) -> None:
     name = folder(tmp_path, '{"kind": "genral"}')
     with pytest.raises(ValueError, match="did you mean 'general'"):
         load_reward_scorer(ModelOptions(model=name), max_tokens=64)
+
+
+def test_a_temperature_divides_scores_or_else_what_is_compared() -> None:
+    answers = tuple(Candidate((Turn("assistant", "x"),), score) for score in (1.0, None))
+    group = Group((Turn("user", "y"),), answers, {"id": 1})
+    assert cooled(group, 1.0) is group
+    assert [one.score for one in cooled(group, 4.0).candidates] == [0.25, None]
+    compared = replace(group, facts={"comparisons": [[0.0, None], [None, 0.0]], "id": 1})
+    found = cooled(replace(compared, facts={**compared.facts, "comparisons": [[0, 2], [-2, 0]]}), 4)
+    assert found.facts == {"comparisons": [[0.0, 0.5], [-0.5, 0.0]], "id": 1}
+    assert found.candidates == answers
+    assert cooled(compared, 4.0) == compared
