@@ -71,6 +71,8 @@ class Orders:
     """What is left of it."""
     left_first: tuple[int, ...]
     right_first: tuple[int, ...]
+    fits: bool = True
+    """Neither is too long; where they are, they are whole."""
 
 
 class Comparisons:
@@ -101,11 +103,11 @@ class Comparisons:
 
     def both_orders(
         self, questions: Sequence[Question], *, max_length: int, origins: Sequence[str] = ()
-    ) -> list[Orders | None]:
+    ) -> list[Orders]:
         """Encode each question as it is, and with its answers exchanged.
 
         Where an order is too long, both lose the same start of their prompt; the answers always
-        stand whole. Where nothing would be left of the prompt, there is None.
+        stand whole. Where nothing would be left of the prompt, they do not fit.
 
         Args:
             questions: each with the answers in their first order.
@@ -124,13 +126,15 @@ class Comparisons:
             for asked, orders, origin in zip(questions, encoded, origins, strict=True)
         ]
 
-    def marked(
+    def with_letters(
         self, orders: Sequence[Orders], answers: Sequence[tuple[Turns, Turns]]
-    ) -> list[tuple[Encoded, Encoded]]:
-        """Return both orders with the answer in slot A marked, as if it were what is scored.
+    ) -> list[list[Encoded]]:
+        """Return what may be said of each comparison: four sequences that end with a letter.
 
-        So whoever counts lengths counts those of the left answer and of the right one: as many
-        tokens as an answer has by itself, from where slot A begins. All before it is the prompt.
+        Of the first order that the left answer is better and that the right one is, then the same
+        of the second order. The mask marks the answer that the letter names, with as many tokens as
+        it has by itself, so that whoever counts lengths counts those of answers. `n_prompt` counts
+        what stands before slot A.
 
         Args:
             orders: of comparisons.
@@ -138,34 +142,40 @@ class Comparisons:
         """
         prompts = list(dict.fromkeys(one.prompt for one in orders))
         probes = self._encode([(prompt, *_PROBE) for prompt in prompts], [""] * len(prompts))
-        begins = {one.prompt: _shared(one.left_first, one.right_first) for one in probes}
+        frames = {one.prompt: _frame(one) for one in probes}
         sides = [side for both in answers for side in both]
         lengths = iter([len(tokens) for tokens in self._alone(sides)])
-        return [
-            (
-                _marked(one.left_first, begins[one.prompt], next(lengths)),
-                _marked(one.right_first, begins[one.prompt], next(lengths)),
+        found = []
+        for one in orders:
+            begin, tail = frames[one.prompt]
+            left, right = next(lengths), next(lengths)
+            first, second = one.left_first, one.right_first
+            a, b = self.labels
+            found.append(
+                [
+                    _ending(first, a, (begin, left), begin),
+                    _ending(first, b, (len(first) - tail - right, right), begin),
+                    _ending(second, b, (len(second) - tail - left, left), begin),
+                    _ending(second, a, (begin, right), begin),
+                ]
             )
-            for one in orders
-        ]
+        return found
 
-    def _fitted(
-        self, asked: Question, orders: Orders, origin: str, max_length: int
-    ) -> Orders | None:
+    def _fitted(self, asked: Question, orders: Orders, origin: str, max_length: int) -> Orders:
         prompt, left, right = asked
-        whole = sum(len(turn.content) for turn in prompt)
+        whole, shorter = sum(len(turn.content) for turn in prompt), orders
         gone = 0
-        while (extra := _longest(orders) - max_length) > 0:
+        while (extra := _longest(shorter) - max_length) > 0:
             if gone >= whole - 1:
                 self.too_long.append(origin)
-                return None
+                return replace(orders, fits=False)
             # The mean of characters in a token: then few rounds do, and not much more goes.
-            size = len(question(orders.prompt, left, right)) / _longest(orders)
+            size = len(question(shorter.prompt, left, right)) / _longest(shorter)
             gone = min(whole - 1, gone + max(1, round(extra * size)))
-            orders = self._encode([(without_start(prompt, gone), left, right)], [origin])[0]
+            shorter = self._encode([(without_start(prompt, gone), left, right)], [origin])[0]
         if gone:
             self.cut.append(origin)
-        return orders
+        return shorter
 
     def _encode(self, questions: Sequence[Question], origins: Sequence[str]) -> list[Orders]:
         texts = [
@@ -233,10 +243,19 @@ def _letters(chat: ChatFormat) -> tuple[tuple[int, ...], tuple[int, int]]:
     return a[:same], (a[same], b[same])
 
 
-def _marked(tokens: tuple[int, ...], begin: int, length: int) -> Encoded:
-    end = min(len(tokens), begin + length)
-    mask = (False,) * begin + (True,) * (end - begin) + (False,) * (len(tokens) - end)
-    return Encoded(tokens, mask, begin)
+def _ending(
+    tokens: tuple[int, ...], letter: int, marked: tuple[int, int], n_prompt: int
+) -> Encoded:
+    """Return a question with a letter behind it; of what is marked, start and length are given."""
+    start, length = marked
+    mask = tuple(start <= place < start + length for place in range(len(tokens)))
+    return Encoded((*tokens, letter), (*mask, False), n_prompt)
+
+
+def _frame(probe: Orders) -> tuple[int, int]:
+    """Return how many tokens stand before slot A, and how many behind slot B."""
+    ahead = _shared(probe.left_first, probe.right_first)
+    return ahead, _shared(probe.left_first[::-1], probe.right_first[::-1])
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -117,10 +117,12 @@ class PairwiseScorer:
         )
         asked: list[tuple[int, int, Encoded]] = []
         for (i, (left, right)), both in zip(due, orders, strict=True):
-            if both:
+            if both.fits:
                 asked += [(i, left, _whole(both.left_first)), (i, right, _whole(both.right_first))]
         logits = iter(self._asked(asked))
-        verdicts = [Verdict(next(logits), -next(logits)) if both else UNKNOWN for both in orders]
+        verdicts = [
+            Verdict(next(logits), -next(logits)) if both.fits else UNKNOWN for both in orders
+        ]
         for (i, _), verdict in zip(due, verdicts, strict=True):
             _check(verdict, chunk[i].origin)
             self.n_compared += verdict is not UNKNOWN
