@@ -5,10 +5,16 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+PORT = 0
+"""Any that is free."""
+
 
 @contextmanager
 def serving(answer, models=("tiny",)):
-    """A server that answers chat completions by a function of the request: (status, body)."""
+    """A server that answers chat completions by a function of the request: (status, body).
+
+    Headers may stand behind; a body that is a function writes to the socket's file itself.
+    """
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -20,9 +26,14 @@ def serving(answer, models=("tiny",)):
             seen.append(body | {"key": self.headers.get("Authorization")})
             self.reply(*answer(body, len(seen)))
 
-        def reply(self, status, body):
+        def reply(self, status, body, headers=()):
+            if callable(body):
+                self.close_connection = True
+                return body(self.wfile)
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(data) + (status == 299)))
             self.end_headers()
             self.wfile.write(data)
@@ -30,7 +41,7 @@ def serving(answer, models=("tiny",)):
         def log_message(self, *args):
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
     try:

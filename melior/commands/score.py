@@ -14,7 +14,6 @@ import tyro
 
 from melior.options import ScoringOptions
 from melior.records import Group, Metrics
-from melior.rewards.judge import BudgetSpentError
 from melior.rewards.judging import JudgeScorer
 from melior.rewards.named import about_scorer, check_scorer, cooled, find_scorer, load_scorer
 
@@ -96,8 +95,9 @@ def score_groups(groups: Iterator[Group], config: Config) -> Tally:
                     put(replace(group, facts={**group.facts, "scorer": about}))
                     tally.add(group)
                     show(tally.groups, tally.cost(scorer))
-    except (BudgetSpentError, KeyboardInterrupt) as error:
-        raise type(error)(_stopped(error, tally, config.out)) from error
+    except (ValueError, KeyboardInterrupt) as error:
+        kind = type(error) if isinstance(error, KeyboardInterrupt) else ValueError
+        raise kind(_stopped(error, tally, config.out)) from error
     finally:
         for remark in scorer.remarks():
             print(remark, file=sys.stderr)
@@ -201,6 +201,9 @@ def _watch(scorer: Scorer, tally: Tally, show: Shown) -> None:
 
 
 def _stopped(error: BaseException, tally: Tally, out: str) -> str:
+    """Say why it ended, and what is there to go on with."""
     n = tally.earlier + tally.groups
+    if not n:
+        return str(error)
     way = f"{n} groups are in {out}; --resume goes on" if out != "-" else f"{n} groups are done"
     return f"{error}; {way}".lstrip("; ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import re
 import time
 import urllib.error
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from melior.options import in_range
@@ -21,6 +23,8 @@ A = TypeVar("A")
 
 FIRST_WAIT = 0.5
 """Seconds before the second try; each further wait is twice as long, up to 30."""
+LONGEST_PAUSE = 60.0
+"""Seconds that a server may ask for."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class RefusedError(ValueError):
         self.message = message
 
 
+class SilentError(ValueError):
+    """The server gave no answer to this request in all tries; it may answer others."""
+
+
 class Endpoint:
     """One model at a server; may be asked from several threads.
 
@@ -82,7 +90,7 @@ class Endpoint:
 
         Raises:
             RefusedError: the server refuses all the same.
-            ValueError: it did not answer in all tries.
+            SilentError: it did not answer in all tries.
             PermissionError: it wants another key.
         """
         while True:
@@ -146,17 +154,16 @@ class Endpoint:
         for tries_left in reversed(range(retries + 1)):
             try:
                 with urllib.request.urlopen(request, timeout=self.server.timeout) as reply:
-                    return _object(reply.read())
+                    return _object(_body(reply, self.server.timeout))
             except urllib.error.HTTPError as error:
                 trouble = self._trouble(error)
-                pause = error.headers.get("Retry-After", "")
-                wait = max(wait, min(float(pause), 60)) if pause.isdigit() else wait
+                wait = max(wait, _pause(error.headers.get("Retry-After", "")))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 trouble = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
             if tries_left:
                 time.sleep(wait)
                 wait = min(2 * wait, 30)
-        raise ValueError(
+        raise SilentError(
             f"{self.base}: needs a server that answers; found in {retries + 1} tries: {trouble}; "
             "start one there, or give another --server"
         )
@@ -174,6 +181,30 @@ class Endpoint:
         if error.code in (408, 409, 425, 429) or error.code >= 500:
             return f"HTTP {error.code}: {message}"
         raise ValueError(f"{self.base}: HTTP {error.code}: {message}") from error
+
+
+def _body(reply: http.client.HTTPResponse, timeout: float) -> bytes:
+    """Return all of a reply; one that comes in drops must be there in time, too."""
+    deadline, parts = time.monotonic() + timeout, []
+    while part := reply.read1():
+        parts.append(part)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"only a part of the reply came in {timeout:g} seconds")
+    if reply.length:  # what was announced and never came
+        raise http.client.IncompleteRead(b"".join(parts), reply.length)
+    return b"".join(parts)
+
+
+def _pause(said: str) -> float:
+    """Return the seconds that `Retry-After` asks to wait, as a number or a date, within reason."""
+    try:
+        seconds = float(said)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(said).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(max(seconds, 0.0), LONGEST_PAUSE) if math.isfinite(seconds) else 0.0
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -32,6 +32,9 @@ from melior.rewards.judge_prompts import (
 
 PATIENCE = 20
 """Replies in a row, from the first on, without any verdict: then there is no judge here."""
+SILENCE = 3
+"""Questions in a row that nobody answered: then the server is gone. Fewer are taken for questions
+that it cannot bear. Before the first verdict one is enough."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Reply:
     """What the server says answered."""
     problem: str = ""
     """Why there is no reply; asked again another time."""
+    is_silence: bool = False
+    """The problem is that nobody answered, after all tries."""
 
 
 @runtime_checkable
@@ -175,6 +180,7 @@ class Judge:
         """Called behind every reply, to show what it has cost so far."""
         self._heard = 0
         self._has_spoken = False
+        self._silent = 0
 
     def about(self, wording: Wording) -> dict[str, Any]:
         """Return what is stored with verdicts: who judged, how asked, in which words."""
@@ -283,8 +289,11 @@ class Judge:
         if reply.served:
             self.tally.served.add(reply.served)
         if read(reply) is not None:
-            self._has_spoken = True
+            self._has_spoken, self._silent = True, 0
             return
+        self._silent = self._silent + 1 if reply.is_silence else 0
+        if self._silent >= (SILENCE if self._has_spoken else 1):
+            raise ValueError(reply.problem)
         problem = reply.problem or "the reply is no verdict"
         self.tally.problems[problem] = self.tally.problems.get(problem, 0) + 1
         if self._heard >= PATIENCE and not self._has_spoken:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from melior.models.endpoint import Endpoint, RefusedError, Server
+from melior.models.endpoint import Endpoint, RefusedError, Server, SilentError
 from melior.options import JudgeOptions, ModelOptions
 from melior.rewards.judge import JudgeModel, Reply
 
@@ -49,6 +49,8 @@ class ServedModel:
             return read_reply(self.endpoint.chat(needed, optional))
         except RefusedError as error:  # of this question only, maybe: too long, or filtered
             return Reply(problem=f"refused: {error.message}")
+        except SilentError as error:
+            return Reply(problem=str(error), is_silence=True)
 
 
 def read_reply(reply: Mapping[str, Any]) -> Reply:
