@@ -11,7 +11,17 @@ import tyro
 
 from melior.options import in_range, one_of
 
-CLAIMS = ("simpo", "tpo", "madpo", "reward-augmented", "armorm", "gpm", "gpo")
+CLAIMS = (
+    "simpo",
+    "tpo",
+    "madpo",
+    "reward-augmented",
+    "armorm",
+    "gpm",
+    "gpo",
+    "rlhf-workflow",
+    "scir",
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,8 @@ class Config:
     """Try a paper's central claim in a small world: thresholds first, then the measure."""
 
     name: tyro.conf.Positional[str]
-    """`simpo`, `tpo`, `madpo`, `reward-augmented`, `armorm`, `gpm` or `gpo`."""
+    """`simpo`, `tpo`, `madpo`, `reward-augmented`, `armorm`, `gpm`, `gpo`,
+    `rlhf-workflow` or `scir`."""
     seeds: int = 5
     """How many worlds are drawn; each rule is judged over all of them."""
     first_seed: int = 100

@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from melior import cli
-from melior.claims import armorm, gpm, gpo, madpo, reward_augmented, simpo, tpo
+from melior.claims import (
+    armorm,
+    gpm,
+    gpo,
+    madpo,
+    reward_augmented,
+    rlhf_workflow,
+    scir,
+    simpo,
+    tpo,
+)
 from melior.claims.claim import (
     Aside,
     Claim,
@@ -37,6 +47,8 @@ ALL = (
     armorm.CLAIM,
     gpm.CLAIM,
     gpo.CLAIM,
+    rlhf_workflow.CLAIM,
+    scir.CLAIM,
 )
 
 
