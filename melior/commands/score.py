@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
+from melior.models.names import kind_of
 from melior.options import ScoringOptions
 from melior.records import Group, Metrics
 from melior.rewards.judging import JudgeScorer
@@ -40,6 +41,9 @@ class Config:
     output."""
     resume: bool = False
     """Go on after the groups that the file holds, scored by the same scorer."""
+    explain: bool = False
+    """Say of each candidate what each objective adds to its score, the largest first, in its fact
+    `explanation`; needs a model made by `melior armorm`."""
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
     def __post_init__(self) -> None:
@@ -56,6 +60,11 @@ def run(config: Config) -> Metrics:
     from melior.data.files import read_groups
 
     find_scorer(config.scorer)
+    is_mixed = Path(config.scorer).is_dir() and kind_of(config.scorer) == "aspects"
+    if config.explain and not is_mixed:
+        raise ValueError(
+            f"--explain needs a model that melior armorm has made; found {config.scorer}"
+        )
     tally = score_groups(read_groups(config.file), config)
     print(tally.sentence(), file=sys.stderr)
     return tally.metrics()
@@ -82,6 +91,10 @@ def score_groups(groups: Iterator[Group], config: Config) -> Tally:
         where = "stdin" if config.file == "-" else config.file
         raise ValueError(f"{where}: needs at least one group to score; found none")
     scorer = load_scorer(config.scorer, config.scoring)
+    if config.explain:
+        from melior.rewards.aspects import explaining
+
+        scorer = explaining(scorer)
     about = about_scorer(config.scorer, scorer, config.scoring)
     _check_scorer(rows, about, config.out)
     tally = Tally(len(rows))

@@ -121,16 +121,9 @@ def load_scorer(options: ModelOptions, *, max_tokens: int, max_length: int = 0) 
     return AspectScorer(model, max_tokens=max_tokens, max_length=max_length)
 
 
-def explaining(scorer: Scorer, name: str) -> Scorer:
-    """Let a scorer say why.
-
-    Raises:
-        ValueError: it is none that can.
-    """
-    if not isinstance(scorer, AspectScorer):
-        raise ValueError(
-            f"--explain needs a model of several objectives, made by melior armorm; found {name}"
-        )
+def explaining(scorer: Scorer) -> Scorer:
+    """Let the scorer of a mixture say why."""
+    assert isinstance(scorer, AspectScorer)
     scorer.explains = True
     return scorer
 

@@ -164,7 +164,7 @@ def _resume(loop: LoopOptions, run: Run, kept: Checkpoints) -> int:
     start, remark = kept.restore(allow_changes=loop.allow_changes)
     if remark:
         run.note(remark)
-    run.rewind(start)
+    run.rewind(start or -1)  # without a checkpoint the start is judged again, too
     return start
 
 
