@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -74,16 +74,29 @@ class StatsConfig:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Write the rows of other tools as melior's JSON lines."""
+    """Write the rows of other tools as melior's JSON lines, or answers as benchmarks want them."""
 
     source: tyro.conf.Positional[str]
     """A file, folder or `datasets` name; `name[:split[:rows]][*weight]`."""
     out: tyro.conf.Positional[str]
-    """A file in .jsonl, .jsonl.gz or .jsonl.zst, or `-`."""
+    """A file in .jsonl, .jsonl.gz or .jsonl.zst, or `-`; a .json list for AlpacaEval."""
     family: Annotated[str, tyro.conf.arg(aliases=["--from"])] = "auto"
     """The tool that wrote the rows, such as trl, alpaca, sharegpt, swift or ultrafeedback."""
+    to: Literal["melior", "alpaca-eval", "arena-hard", "mt-bench", "next-turn"] = "melior"
+    """Write answers, or, of two answers that a judge has compared, judgments, as that benchmark's
+    files; `next-turn` writes the prompts of MT-Bench's second turn."""
+    against: str = ""
+    """A baseline's answers to the same prompts: each is put before the answer, to be judged."""
+    generator: str = ""
+    """Who answered, where the rows do not say."""
     overwrite: bool = False
     """Replace the file where it is there already."""
+
+    def __post_init__(self) -> None:
+        """Check the output's name."""
+        wanted = {"alpaca-eval": ".json", "arena-hard": ".jsonl", "mt-bench": ".jsonl"}.get(self.to)
+        if wanted and Path(self.out).suffix != wanted:
+            raise ValueError(f"out: a name in {wanted} is needed for {self.to}; found {self.out}")
 
 
 def check(config: CheckConfig) -> None:
@@ -134,8 +147,9 @@ def stats(config: StatsConfig) -> None:
 
 
 def convert(config: ConvertConfig) -> None:
-    """Write pairs or groups, whichever the rows are."""
-    from melior.data.files import read_any, write_records
+    """Write pairs or groups, whichever the rows are; or answers for a benchmark."""
+    from melior.data.answers import KINDS, write
+    from melior.data.files import as_group, read_any, write_records
 
     if config.out != "-" and Path(config.out).exists() and not config.overwrite:
         raise FileExistsError(f"{config.out}: is there already; give --overwrite to replace it")
@@ -143,11 +157,27 @@ def convert(config: ConvertConfig) -> None:
     first, records = _peek(seen.watch(read_any(config.source, family=config.family)))
     if first is None:
         raise ValueError(f"{config.source}: needs at least one row; found none")
-    write_records(config.out, records)
+    if config.against or config.to != "melior":
+        records = _answers_of(map(as_group, records), config)
+    if config.to in KINDS:
+        write(config.to, Path(config.out), map(as_group, records))
+    else:
+        write_records(config.out, records)
     if config.out != "-":
         _console().print(
             f"{_title([config.source], seen)} -> {config.out}", markup=False, soft_wrap=True
         )
+
+
+def _answers_of(groups: Iterable[Group], config: ConvertConfig) -> Iterator[Group]:
+    """Return answers with who gave them, beside a baseline's, or with what is asked next."""
+    from melior.data import answers
+    from melior.data.files import read_groups
+
+    found = answers.named(groups, config.generator)
+    if config.against:
+        found = answers.against(found, answers.named(read_groups(config.against), "baseline"))
+    return answers.next_turn(found) if config.to == "next-turn" else found
 
 
 @dataclass

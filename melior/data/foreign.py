@@ -83,6 +83,32 @@ def _conversation(column: str, label: str) -> Layout:
     return Layout("a conversation", family, (column,), parse)
 
 
+def _arena_answer(row: Row) -> Group:
+    """Take `messages` whose last one holds its text under `answer` (Arena-Hard)."""
+    said = list(row.objects("messages", "message"))
+    answer = said[-1].fields["content"]["answer"] if said else None
+    if not isinstance(answer, str):
+        raise ValueError(f"{row.origin}: 'answer' needs text; found {answer!r:.60}")
+    asked = tuple(Turn(one.text("role"), one.text("content")) for one in said[:-1])
+    facts = {**row.rest(), "generator": row.text("model")}
+    return Group(asked, (Candidate((Turn("assistant", answer),)),), facts, row.origin)
+
+
+def _is_answered(fields: Fields) -> bool:
+    said = fields["messages"]
+    last = said[-1] if isinstance(said, list) and said else None
+    content = last.get("content") if isinstance(last, dict) else None
+    return isinstance(content, dict) and "answer" in content
+
+
+def _bench_question(row: Row) -> Group:
+    """Take the first of `turns`; all of them stay a fact (MT-Bench)."""
+    turns = row.fields["turns"]
+    if not isinstance(turns, list) or not turns or not all(isinstance(one, str) for one in turns):
+        raise ValueError(f"{row.origin}: 'turns' needs texts; found {turns!r:.60}")
+    return Group((Turn("user", turns[0]),), (), row.rest(), row.origin)
+
+
 def _swift_response(row: Row) -> Pair:
     """`messages` end with the better answer; `rejected_response` is the worse one."""
     said = row.turns("messages", "user")
@@ -203,10 +229,12 @@ GROUPS = (
     Layout("a scored list", "tpo", ("prompt", "response_list"), _tree),
     Layout("a rating", "helpsteer", ("prompt", "response"), _ratings),
     Layout("an answer", "alpaca", ("instruction", "output"), _alpaca_answer),
+    Layout("an answer", "arena-hard", ("uid", "messages", "model"), _arena_answer, _is_answered),
 )
 CONVERSATIONS = (_conversation("conversations", "kto_tag"), _conversation("messages", "label"))
 """Looked for last: layouts of pairs have these columns, too."""
 PROMPTS = (
     Layout("a prompt", "alpaca", ("instruction",), _alpaca_ask),
     Layout("a prompt", "orca", ("question",), _question_ask),
+    Layout("a question", "mt-bench", ("question_id", "turns"), _bench_question),
 )
