@@ -32,15 +32,17 @@ from melior.models.gate import AspectGate, GateOptions
 from melior.models.heads import load_reward_model, reward_chat
 from melior.models.loading import n_positions
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
-from melior.stages.data import Prepared, prepare
+from melior.stages.data import Prepared, hold_out, prepare
 from melior.stages.features import FeatureTable, KeptFeatures
 from melior.stages.gate import GateRun, PairTable, train_gate
 from melior.stages.judge_aspects import Tables, explained_pairs, verdict
 from melior.stages.learn import write_card
 from melior.stages.rated import Rated, prepare_rated, prepare_reference, prompt_of
-from melior.stages.reward import split_by_prompt
 from melior.training.hooks import counted
 from melior.training.run import Run, write_json, write_json_lines
+
+MISSED = 0.05
+"""By how much a constant may be missed before it is said."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def _apart(plan: AspectPlan, run: Run, inputs: Inputs) -> tuple[list[TokenGroup]
     """Return the pairs to train on, and those held out to choose the best step."""
     if inputs.held_out:
         return inputs.train.groups, inputs.held_out.groups
-    pairs, apart = split_by_prompt(inputs.train.groups, plan.validation_share, seed=plan.loop.seed)
+    pairs, apart = hold_out(inputs.train.groups, plan.validation_share, seed=plan.loop.seed)
     if apart and not plan.loop.resume:
         run.note(
             f"{len(apart)} of {len(inputs.train.groups)} pairs are held out, by their prompts, to"
@@ -215,10 +217,30 @@ def _regression(plan: AspectPlan, run: Run, rated: Rated, features: KeptFeatures
             f" same in {', '.join(rated.names)}"
         )
     table = features.of(rated.prepared.groups, "rated answers")
+    _note_constant(plan, run, table, rated)
     return masked_ridge(
         table.answers, rated.ratings, names=rated.names, prompts=rated.prompts,
         generator=ops.generator(plan.loop.seed),
     )  # fmt: skip
+
+
+def _note_constant(plan: AspectPlan, run: Run, table: FeatureTable, rated: Rated) -> None:
+    """Say where no weights give the same number for all answers: ratings then miss their mean.
+
+    A head of transformers has no intercept, so that none can be added to what is saved. Models'
+    features mostly have a direction that hardly varies, which serves as one.
+    """
+    ones = torch.ones(len(table.answers), 1, dtype=torch.float64)
+    found = masked_ridge(
+        table.answers, ones, names=("a constant",), prompts=rated.prompts,
+        generator=ops.generator(plan.loop.seed),
+    )  # fmt: skip
+    missed = float(found.errors[0].sqrt())
+    if missed > MISSED:
+        run.note(
+            f"the features have no constant direction: 1 is missed by {missed:.2f} on average, and"
+            " ratings by as large a share of their mean; differences of scores hardly suffer"
+        )
 
 
 def _table(regression: Regression, table: FeatureTable, pairs: Sequence[TokenGroup]) -> PairTable:
