@@ -6,9 +6,10 @@ judged alone is a group of one; a list has as many as it has.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from math import ceil
@@ -61,6 +62,8 @@ class TokenGroup:
     weight: float = 1.0
     subset: str = ""
     origin: str = ""
+    share: float = 1.0
+    """In which the better one of two answers is preferred."""
 
     def __len__(self) -> int:
         """Length of the longest answer with its prompt."""
@@ -115,17 +118,19 @@ def tokenise(
             continue
         lengths.n_cut += rows != slice(0, None)
         answers = tuple(Tokens.of(s, rows, k) for s, k in zip(sides, steps, strict=True))
+        # What is read beside the answers, such as another order of them, is not judged.
+        scores = (*example.scores, *[math.nan] * (len(sides) - len(example.scores)))
         groups.append(
             TokenGroup(
-                answers, example.scores, example.margin, example.weight, example.subset,
-                example.origin,
+                answers, scores, example.margin, example.weight, example.subset,
+                example.origin, example.share,
             )
         )  # fmt: skip
     return groups, lengths
 
 
 def _note(lengths: Lengths, example: Example, sides: Sequence[Encoded]) -> None:
-    said = [len(side.tokens) - side.n_prompt for side in sides]
+    said = [sum(side.mask) for side in sides]
     best, worst = ends(example.scores)
     lengths.origins.append(example.origin)
     lengths.prompt.append(sides[0].n_prompt)
@@ -189,7 +194,7 @@ class Totals:
     worse: int
     """Groups with a worse answer."""
     ordered: int
-    """Groups with answers of different scores."""
+    """Groups with answers of different scores, of which one is preferred."""
 
     @classmethod
     def of(cls, groups: Sequence[TokenGroup]) -> Totals:
@@ -200,7 +205,7 @@ class Totals:
             for group, (best, _) in zip(groups, sides, strict=True)
             if best >= 0
         ]
-        ordered = [min(side) >= 0 and g.scores[side[0]] > g.scores[side[1]]
+        ordered = [min(side) >= 0 and g.scores[side[0]] > g.scores[side[1]] and g.share != 0.5
                    for g, side in zip(groups, sides, strict=True)]  # fmt: skip
         worse = sum(worst >= 0 for _, worst in sides)
         return cls(len(groups), len(tokens), sum(tokens), worse, sum(ordered))
@@ -225,9 +230,15 @@ class GroupBatch:
     """Each answer's share in the batch's average over the better answers, ..."""
     worse: Float[Tensor, "n k"]
     """... and over the worse ones."""
+    shares: Float[Tensor, " n"]
+    """In which the better one of two answers is preferred."""
+    prompts: Int[Tensor, " n"]
+    """The row of the forest in which each group's prompt ends, before its first answer."""
     origins: tuple[str, ...]
     totals: Totals
     """Counts over the whole optimizer batch."""
+    progress: float = 1.0
+    """Share of the run's steps that lie before the batch's; 1 where there is no run."""
 
 
 class GroupBatches:
@@ -262,7 +273,7 @@ class GroupBatches:
                 shuffle = torch.Generator().manual_seed(self.seed + epoch)
                 order = torch.randperm(len(self.groups), generator=shuffle).tolist()
             members = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self.portions(members)
+            yield [replace(part, progress=step / total_steps) for part in self.portions(members)]
 
     def portions(self, members: Sequence[int]) -> list[GroupBatch]:
         """Cut some groups into portions; one group alone may exceed the budget."""
@@ -287,6 +298,8 @@ class GroupBatches:
             weights=torch.tensor([group.weight for group in groups], dtype=torch.float64),
             better=_matrix([better for better, _ in sides]),
             worse=_matrix([worse for _, worse in sides]),
+            shares=torch.tensor([group.share for group in groups], dtype=torch.float64),
+            prompts=_prompt_ends(groups, forest, places),
             origins=tuple(group.origin for group in groups),
             totals=totals,
         )
@@ -314,6 +327,14 @@ def _sides(group: TokenGroup, totals: Totals) -> tuple[list[float], list[float]]
         if place >= 0:
             share[place] = 1 / total
     return shares[0], shares[1]
+
+
+def _prompt_ends(
+    groups: Sequence[TokenGroup], forest: Forest, members: Int[Tensor, "n k"]
+) -> Int[Tensor, " n"]:
+    firsts = zip(groups, members[:, 0].tolist(), strict=True)
+    rows = [forest.row(first, max(0, g.answers[0].n_prompt - 1)) for g, first in firsts]
+    return torch.tensor(rows)
 
 
 def _steps(answer: Tokens) -> Int[Tensor, " m"]:

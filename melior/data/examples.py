@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
+from melior.data import layouts
 from melior.data.files import as_group, read_any, read_groups, read_pairs, weight_of
 from melior.data.steps import step_starts
 from melior.records import Candidate, Group, Pair, Turns
 
-Data = Literal["pairs", "answers", "lists"]
-"""What rows hold: a better and a worse answer, answers judged alone, or scored lists."""
+Data = Literal["pairs", "answers", "lists", "comparisons"]
+"""What rows hold: a better and a worse answer, answers judged alone, scored lists, or each row one
+of pair and list."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Example:
     weight: float = 1.0
     subset: str = ""
     origin: str = ""
+    share: float = 1.0
+    """In which the better one of two answers is preferred, where raters were counted."""
 
 
 def read_examples(data: Data, sources: Sequence[str], *, seed: int = 0) -> Iterator[Example]:
@@ -47,6 +51,9 @@ def read_examples(data: Data, sources: Sequence[str], *, seed: int = 0) -> Itera
     if data == "lists":
         draw = random.Random(seed)
         return (of_list(group, draw) for group in read_groups(sources, seed=seed))
+    if data == "comparisons":
+        draw = random.Random(seed)
+        return (of_comparison(record, draw) for record in read_any(sources, seed=seed))
     return chain.from_iterable(map(alone, read_any(sources, seed=seed)))
 
 
@@ -80,6 +87,17 @@ def of_list(group: Group, draw: random.Random) -> Example:
     return Example(
         group.prompt, answers, scores, cut, 0.0, weight_of(group), _subset(group), group.origin
     )
+
+
+def of_comparison(record: Pair | Group, draw: random.Random) -> Example:
+    """Return a pair, with the share of its column `chosen_share` where it has one, or a list."""
+    if isinstance(record, Group):
+        return of_list(record, draw)
+    where = f"{record.origin}: 'chosen_share'"
+    share = layouts.number(record.facts.get("chosen_share"), where)
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"{where} must be at least 0 and at most 1; found {share:g}")
+    return replace(of_pair(record), share=1.0 if share is None else share)
 
 
 def _check_steps(candidate: Candidate, where: str) -> None:

@@ -75,6 +75,15 @@ class Forest:
         """The row of each sequence's last token."""
         return torch.tensor([self.segments[path[-1]].stop - 1 for path in self.paths])
 
+    def row(self, sequence: int, place: int) -> int:
+        """Return the row of one token of a sequence."""
+        for index in self.paths[sequence]:
+            part = self.segments[index]
+            if place < part.stop - part.start:
+                return part.start + place
+            place -= part.stop - part.start
+        raise IndexError(f"sequence {sequence} has no token {place} behind its end")
+
     def rows(self, sequence: int) -> Int[Tensor, " p"]:
         """Return the rows of one sequence in their order."""
         parts = [self.segments[index] for index in self.paths[sequence]]

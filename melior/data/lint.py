@@ -14,7 +14,7 @@ import re
 import statistics
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,37 +82,61 @@ class Truncation:
 
 def lint_pairs(pairs: Iterable[Pair], held_out: Iterable[Pair | Group] = ()) -> list[Finding]:
     """Return what is wrong with pairs, worst first; `held_out` is compared with their prompts."""
-    tally, bias = _Tally(held_out), Counter[int]()
-    seen: dict[int, int] = {}
-    for pair in pairs:
-        tally.row(pair, [pair.chosen, pair.rejected])
-        ask, better, worse = (_key(turns) for turns in (pair.prompt, pair.chosen, pair.rejected))
-        tally.add("equal-answers", pair.origin, when=better == worse)
-        tally.add("negative-margins", pair.origin, when=pair.margin < 0)
-        tally.add("zero-weights", pair.origin, when=pair.weight == 0)
-        tally.repeated(seen, (ask, better, worse), pair.origin)
-        is_both_ways = better != worse and hash((ask, worse, better)) in seen
-        tally.add("contradictions", pair.origin, when=is_both_ways)
-        long, short = len(text(pair.chosen)), len(text(pair.rejected))
-        bias[(long > short) - (long < short)] += 1
-    return worst_first([*tally.findings(), *length_bias(bias[1], bias[-1])])
+    return lint_records(pairs, held_out)
 
 
 def lint_groups(groups: Iterable[Group], held_out: Iterable[Pair | Group] = ()) -> list[Finding]:
     """Return what is wrong with groups of candidates, worst first."""
-    tally = _Tally(held_out)
+    return lint_records(groups, held_out)
+
+
+def lint_records(
+    records: Iterable[Pair | Group],
+    held_out: Iterable[Pair | Group] = (),
+    *,
+    tolerated: Collection[str] = (),
+) -> list[Finding]:
+    """Return what is wrong with pairs and groups of candidates, worst first.
+
+    Args:
+        records: what is to be learned from.
+        held_out: compared with their prompts.
+        tolerated: codes of findings that are no errors, however many rows they are true of.
+    """
+    tally, bias = _Tally(held_out, tolerated), Counter[int]()
     seen: dict[int, int] = {}
-    for group in groups:
-        answers = [candidate.response for candidate in group.candidates]
-        tally.row(group, answers)
-        keys = (_key(group.prompt), *(_key(answer) for answer in answers))
-        tally.repeated(seen, keys, group.origin)
-        scores = [candidate.score for candidate in group.candidates]
-        tally.add("no-scores", group.origin, when=None in scores)
-        is_flat = len(scores) > 1 and None not in scores and len(set(scores)) == 1
-        tally.add("equal-scores", group.origin, when=is_flat)
-        tally.add("zero-weights", group.origin, when=group.facts.get("weight") == 0)
-    return worst_first(tally.findings())
+    for record in records:
+        if isinstance(record, Pair):
+            bias[_pair(tally, record, seen)] += 1
+        else:
+            _group(tally, record, seen)
+    return worst_first([*tally.findings(), *length_bias(bias[1], bias[-1])])
+
+
+def _pair(tally: _Tally, pair: Pair, seen: dict[int, int]) -> int:
+    """Look at a pair; say whether the chosen answer is the longer (1) or the shorter one (-1)."""
+    tally.row(pair, [pair.chosen, pair.rejected])
+    ask, better, worse = (_key(turns) for turns in (pair.prompt, pair.chosen, pair.rejected))
+    tally.add("equal-answers", pair.origin, when=better == worse)
+    tally.add("negative-margins", pair.origin, when=pair.margin < 0)
+    tally.add("zero-weights", pair.origin, when=pair.weight == 0)
+    tally.repeated(seen, (ask, better, worse), pair.origin)
+    is_both_ways = better != worse and hash((ask, worse, better)) in seen
+    tally.add("contradictions", pair.origin, when=is_both_ways)
+    long, short = len(text(pair.chosen)), len(text(pair.rejected))
+    return (long > short) - (long < short)
+
+
+def _group(tally: _Tally, group: Group, seen: dict[int, int]) -> None:
+    answers = [candidate.response for candidate in group.candidates]
+    tally.row(group, answers)
+    keys = (_key(group.prompt), *(_key(answer) for answer in answers))
+    tally.repeated(seen, keys, group.origin)
+    scores = [candidate.score for candidate in group.candidates]
+    tally.add("no-scores", group.origin, when=None in scores)
+    is_flat = len(scores) > 1 and None not in scores and len(set(scores)) == 1
+    tally.add("equal-scores", group.origin, when=is_flat)
+    tally.add("zero-weights", group.origin, when=group.facts.get("weight") == 0)
 
 
 def lint_lengths(
@@ -160,8 +184,9 @@ def worst_first(findings: list[Finding]) -> list[Finding]:
 class _Tally:
     """Counts what rows do, and remembers where it was first seen."""
 
-    def __init__(self, held_out: Iterable[Pair | Group]) -> None:
+    def __init__(self, held_out: Iterable[Pair | Group], tolerated: Collection[str]) -> None:
         self.rows = 0
+        self.tolerated = tolerated
         self.counts = Counter[str]()
         self.examples: dict[str, list[str]] = {}
         self.held_out = Counter(_loose_key(record.prompt) for record in held_out)
@@ -220,7 +245,8 @@ class _Tally:
             count = sum(self.held_out[key] for key in self.overlap)
             total = self.held_out.total()
         share = count / total
-        level: Level = "error" if share >= limit else "warning"
+        is_error = share >= limit and code not in self.tolerated
+        level: Level = "error" if is_error else "warning"
         return Finding(level, code, count, share, said, tuple(self.examples[code]))
 
 

@@ -21,6 +21,7 @@ from melior.records import Metrics, Pair
 from melior.stages.inputs import check_inputs
 
 if TYPE_CHECKING:
+    from melior.models.heads import RewardModel
     from melior.stages.reward import RewardPlan
 
 MARGINS, ABOUT, REWARD = "with_margins.jsonl", "margins.json", "reward"
@@ -319,14 +320,15 @@ def _reward_loop(config: Config) -> LoopOptions:
     )  # fmt: skip
 
 
-def _reward_plan(config: Config, data: DataOptions, loop: LoopOptions) -> RewardPlan:
-    from melior.stages.reward import RewardPlan, reward_loss
+def _reward_plan(config: Config, data: DataOptions, loop: LoopOptions) -> RewardPlan[RewardModel]:
+    from melior.stages.kinds import scalar
+    from melior.stages.reward import RewardPlan
 
     own = config.margins
-    loss = reward_loss(margin_weight=0.0, label_smoothing=0.0, center_rewards_coefficient=0.0)
+    kind = scalar(margin_weight=0.0, label_smoothing=0.0, center_rewards_coefficient=0.0)
     optim = OptimConfig(learning_rate=own.reward_learning_rate, warmup_ratio=0.03)
     return RewardPlan(
-        "madpo, reward model", Madpo.paper, loss, own.validation_share, own.patience,
+        "madpo, reward model", Madpo.paper, kind, own.validation_share, own.patience,
         config.model, data, optim, loop, config,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, 
 from melior.stages.inputs import check_inputs
 
 if TYPE_CHECKING:
+    from melior.models.heads import RewardModel
     from melior.stages.reward import RewardPlan
 
 PAPER = "Bradley, Terry 1952; Stiennon et al. 2020, arXiv 2009.01325"
@@ -75,17 +76,18 @@ class Config:
         )
 
 
-def plan(config: Config) -> RewardPlan:
+def plan(config: Config) -> RewardPlan[RewardModel]:
     """Return what the stage needs to know."""
-    from melior.stages.reward import RewardPlan, reward_loss
+    from melior.stages.kinds import scalar
+    from melior.stages.reward import RewardPlan
 
-    loss = reward_loss(
+    kind = scalar(
         margin_weight=config.margin_weight,
         label_smoothing=config.label_smoothing,
         center_rewards_coefficient=config.center_rewards_coefficient,
     )
     return RewardPlan(
-        "train-reward", PAPER, loss, config.validation_share, config.patience,
+        "train-reward", PAPER, kind, config.validation_share, config.patience,
         config.model, config.data, config.optim, config.loop, config,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -11,16 +11,28 @@ from melior.data.batches import Lengths, TokenGroup, tokenise
 from melior.data.chat import ChatFormat, Encoded
 from melior.data.examples import Data, Example, read_examples, with_strangers
 from melior.data.files import as_group, read_any, read_pairs
-from melior.data.lint import Finding, lint_groups, lint_lengths, lint_pairs, truncation_table
+from melior.data.lint import Finding, lint_lengths, lint_records, truncation_table
 from melior.data.sources import content_hash, parse_source
+from melior.data.split import split_by_prompt
 from melior.data.steps import token_steps
 from melior.options import DataOptions
-from melior.records import Turns
+from melior.records import Group, Pair, Turns
 
 CHUNK = 512
 """Rows tokenised at once."""
 QUANTILES = 1000
 """Of the lengths, kept for a large data set."""
+Encode = Callable[[ChatFormat, Sequence[Example]], list[list[Encoded]]]
+"""How the answers of examples become tokens, a list of them for each example."""
+
+
+def answer_by_answer(chat: ChatFormat, examples: Sequence[Example]) -> list[list[Encoded]]:
+    """Encode each answer behind its prompt."""
+    prompts = [example.prompt for example in examples for _ in example.answers]
+    answers = [answer for example in examples for answer in example.answers]
+    origins = [example.origin for example in examples for _ in example.answers]
+    encoded = iter(chat.encode_many(prompts, answers, origins=origins))
+    return [list(islice(encoded, len(example.answers))) for example in examples]
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,15 @@ class Prepared:
                 )
 
 
+def hold_out(
+    groups: Sequence[TokenGroup], share: float, *, seed: int
+) -> tuple[list[TokenGroup], list[TokenGroup]]:
+    """Hold out a share of the prompts with all their rows, where there are two prompts or more."""
+    if not share or len({_prompt(group) for group in groups}) < 2:
+        return list(groups), []
+    return split_by_prompt(groups, share=share, seed=seed, prompt=_prompt)
+
+
 def prepare(
     sources: Sequence[str],
     chat: ChatFormat,
@@ -73,6 +94,8 @@ def prepare(
     *,
     data: Data = "pairs",
     has_strangers: bool = False,
+    encode: Encode = answer_by_answer,
+    tolerated: Collection[str] = (),
     seed: int,
     held_out: Sequence[str] = (),
     longest_prompt: int = 2**31,
@@ -86,6 +109,8 @@ def prepare(
         options: which lengths are right.
         data: what the rows hold.
         has_strangers: put another prompt's answer beside each.
+        encode: how answers become tokens.
+        tolerated: codes of findings that are no errors.
         seed: of mixtures.
         held_out: sources whose prompts must not be among these.
         longest_prompt: of those that are put to the model.
@@ -95,11 +120,11 @@ def prepare(
         ValueError: a row cannot be read, or all are too long.
         FileNotFoundError: a source does not exist.
     """
-    findings = _lint(sources, data, held_out, seed)
+    findings = _lint(sources, data, held_out, seed, tolerated)
     examples = read_examples(data, sources, seed=seed)
     examples = with_strangers(examples) if has_strangers else examples
     groups, lengths = tokenise(
-        _encoded(chat, examples, on_progress),
+        _encoded(chat, examples, encode, on_progress),
         max_length=options.max_length,
         truncation_mode=options.truncation_mode,
     )
@@ -116,6 +141,10 @@ def prepare(
     rows = (one for one in read_examples(data, sources, seed=seed) if one.origin in first)
     prompts = list(dict.fromkeys(row.prompt for row in islice(rows, len(first))))
     return Prepared(data, groups, findings, prompts, sha256, record)
+
+
+def _prompt(group: TokenGroup) -> bytes:
+    return group.answers[0].tokens[: group.answers[0].n_prompt].tobytes()
 
 
 def _record(chat: ChatFormat, lengths: Lengths, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -135,11 +164,20 @@ def _record(chat: ChatFormat, lengths: Lengths, findings: Sequence[Finding]) -> 
     }  # fmt: skip
 
 
-def _lint(sources: Sequence[str], data: Data, held_out: Sequence[str], seed: int) -> list[Finding]:
+def _lint(
+    sources: Sequence[str],
+    data: Data,
+    held_out: Sequence[str],
+    seed: int,
+    tolerated: Collection[str],
+) -> list[Finding]:
     apart = read_any(held_out, seed=seed) if held_out else ()
+    records: Iterable[Pair | Group] = read_any(sources, seed=seed)
     if data == "pairs":
-        return lint_pairs(read_pairs(sources, seed=seed), apart)
-    return lint_groups(map(as_group, read_any(sources, seed=seed)), apart)
+        records = read_pairs(sources, seed=seed)
+    elif data != "comparisons":
+        records = map(as_group, records)
+    return lint_records(records, apart, tolerated=tolerated)
 
 
 def _check(
@@ -173,17 +211,15 @@ def _thinned(lengths: Sequence[int]) -> list[int]:
 
 
 def _encoded(
-    chat: ChatFormat, examples: Iterable[Example], on_progress: Callable[[int], None]
+    chat: ChatFormat,
+    examples: Iterable[Example],
+    encode: Encode,
+    on_progress: Callable[[int], None],
 ) -> Iterator[tuple[Example, list[Encoded], list[list[int]]]]:
     done = 0
     rows = iter(examples)
     while chunk := list(islice(rows, CHUNK)):
-        prompts = [example.prompt for example in chunk for _ in example.answers]
-        answers = [answer for example in chunk for answer in example.answers]
-        origins = [example.origin for example in chunk for _ in example.answers]
-        encoded = iter(chat.encode_many(prompts, answers, origins=origins))
-        for example in chunk:
-            sides = list(islice(encoded, len(example.answers)))
+        for example, sides in zip(chunk, encode(chat, chunk), strict=True):
             yield example, sides, _steps(chat, example, sides)
         done += len(chunk)
         on_progress(done)

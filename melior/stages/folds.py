@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from melior.data.files import read_pairs, write_pairs
+from melior.models.heads import RewardModel
 from melior.options import DataOptions, LoopOptions, ModelOptions
 from melior.records import Pair
 from melior.rewards.scalar import ScalarScorer, load_scorer, with_margin
@@ -22,7 +23,7 @@ CROSS_FITTED = "cross_fitted.jsonl"
 
 
 def cross_fit(
-    plan: Callable[[DataOptions, LoopOptions], RewardPlan],
+    plan: Callable[[DataOptions, LoopOptions], RewardPlan[RewardModel]],
     model: ModelOptions,
     data: DataOptions,
     loop: LoopOptions,

@@ -88,7 +88,8 @@ def test_held_out_pairs_are_ranked_right(seed, adapter, model_folder, data, tmp_
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     samples = rows(tmp_path / "run" / "samples.jsonl")
     assert len(samples) == 8
-    assert "chosen, reward" in samples[0]["after"]
+    assert samples[0]["after"].startswith("chosen:\nthank you")
+    assert samples[0]["score_after"] > samples[0]["score_before"]
 
 
 def test_the_saved_folder_is_judged_and_loads_in_plain_transformers(model_folder, data, tmp_path):
@@ -131,7 +132,7 @@ def test_training_stops_and_keeps_the_best_step(model_folder, tmp_path):
     assert evaluation["title"].endswith(f"step {best}")
     assert evaluation["comparisons"][1]["after"] == pytest.approx(judged[best], rel=1e-6)
     notes = read(tmp_path / "run" / "run.json")["notes"]
-    assert any("18 of 60 pairs are held out" in note for note in notes)
+    assert any("18 of 60 rows are held out" in note for note in notes)
 
 
 def test_a_reward_model_that_comes_in_is_not_made_worse(model_folder, data, tmp_path):

@@ -8,7 +8,10 @@ from melior.data.examples import of_pair
 from melior.models.heads import load_reward_model
 from melior.options import ModelOptions
 from melior.records import Pair, Turn
-from melior.stages.reward import reward_loss, reward_objective, split_by_prompt
+from melior.stages.data import hold_out
+from melior.stages.judge_rewards import judgement, metrics_of, ranges
+from melior.stages.kinds import scalar
+from melior.stages.reward import reward_objective
 
 
 @pytest.fixture
@@ -31,11 +34,11 @@ def pairs(model):
     return tokenise(rows, max_length=512, truncation_mode="drop")[0]
 
 
-def gradient(model, loss, pairs, budget):
+def gradient(model, kind, pairs, budget):
     reference = TokenValues.zeros(pairs)
     loader = GroupBatches(pairs, reference, batch_size=9, max_tokens=budget, seed=0)
     seen, value, metrics = [], 0.0, {}
-    objective = reward_objective(model, loss, seen)
+    objective = reward_objective(kind, model, seen)
     model.model.zero_grad()
     for part in loader.portions(range(9)):
         own, found = objective(part)
@@ -43,35 +46,37 @@ def gradient(model, loss, pairs, budget):
         value += float(own.detach())
         metrics = {name: metrics.get(name, 0.0) + number for name, number in found.items()}
     grads = [p.grad.flatten() for p in model.model.parameters()]
-    return value, metrics, torch.cat(grads), torch.cat(seen)
+    return value, metrics, torch.cat(grads), ranges(seen)
 
 
 def test_portions_add_up_to_the_whole_batch(model, pairs):
-    loss = reward_loss(margin_weight=1.0, label_smoothing=0.1, center_rewards_coefficient=0.3)
-    whole, parts = (gradient(model, loss, pairs, budget) for budget in (10**6, 40))
+    kind = scalar(margin_weight=1.0, label_smoothing=0.1, center_rewards_coefficient=0.3)
+    whole, parts = (gradient(model, kind, pairs, budget) for budget in (10**6, 40))
     assert whole[0] == pytest.approx(parts[0], rel=1e-9)
     whole[1].pop("num_tokens"), parts[1].pop("num_tokens")  # fewer prefixes are shared
     assert whole[1] == pytest.approx(parts[1], rel=1e-7, abs=1e-9)
     assert (whole[2] - parts[2]).norm() < 1e-7 * whole[2].norm()  # norms are float32
-    assert whole[3].sort().values.tolist() == pytest.approx(parts[3].sort().values.tolist())
+    assert whole[3].keys() == {"min_reward", "mean_reward", "max_reward"}
+    assert whole[3] == pytest.approx(parts[3])
 
 
 def test_the_objective_is_the_papers_on_plain_rewards(model, pairs):
     """Each answer alone through the whole model, the equation by hand, weights and margins in."""
-    loss = reward_loss(margin_weight=0.5, label_smoothing=0.1, center_rewards_coefficient=0.3)
-    value, metrics, found, _ = gradient(model, loss, pairs, 200)
+    kind = scalar(margin_weight=0.5, label_smoothing=0.1, center_rewards_coefficient=0.3)
+    value, metrics, found, _ = gradient(model, kind, pairs, 200)
 
     def reward(side):
         hidden = model.core.model(input_ids=torch.tensor([list(side.tokens)])).last_hidden_state
         return model.core.score(hidden)[0, -1, 0]
 
     model.model.zero_grad()
-    wanted, margins = 0.0, []
+    wanted, margins, losses = 0.0, [], []
     for pair in pairs:
         better, worse = map(reward, pair.answers)
         u = better - worse - 0.5 * pair.margin
         likelihood = 0.9 * torch.log(1 + torch.exp(-u)) + 0.1 * torch.log(1 + torch.exp(u))
-        wanted = wanted + pair.weight * (likelihood + 0.3 * (better + worse) ** 2) / 9
+        losses.append(likelihood + 0.3 * (better + worse) ** 2)
+        wanted = wanted + pair.weight * losses[-1] / 9
         margins.append(float((better - worse).detach()))
     wanted.backward()
     right = torch.cat([p.grad.flatten() for p in model.model.parameters()])
@@ -79,11 +84,16 @@ def test_the_objective_is_the_papers_on_plain_rewards(model, pairs):
     assert (found - right).norm() < 1e-5 * right.norm()
     assert metrics["margin"] == pytest.approx(sum(margins) / 9, rel=1e-6, abs=1e-9)
     assert metrics["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 9)
+    for budget in (40, 10**6):  # held-out rows do not weigh
+        held_out = metrics_of(judgement(kind, model, pairs, max_tokens=budget))
+        assert held_out["loss"] == pytest.approx(float(sum(losses).detach()) / 9, rel=1e-6)
+        assert held_out["margin"] == pytest.approx(metrics["margin"], rel=1e-6, abs=1e-9)
+        assert held_out["accuracy"] == pytest.approx(metrics["accuracy"])
 
 
-@pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.01, 1), (0.5, 3), (0.99, 4)])
+@pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.01, 1), (0.6, 3), (0.99, 4)])
 def test_prompts_are_held_out_whole(pairs, share, held):
-    kept, apart = split_by_prompt(pairs, share, seed=0)
+    kept, apart = hold_out(pairs, share, seed=0)
 
     def prompts(some):
         return {pair.answers[0].tokens[: pair.answers[0].n_prompt].tobytes() for pair in some}
@@ -91,8 +101,8 @@ def test_prompts_are_held_out_whole(pairs, share, held):
     assert len(kept) + len(apart) == 9
     assert len(prompts(apart)) == held
     assert not prompts(kept) & prompts(apart)
-    assert split_by_prompt(pairs, share, seed=0) == (kept, apart)
+    assert hold_out(pairs, share, seed=0) == (kept, apart)
 
 
 def test_a_single_prompt_is_trained_on(pairs):
-    assert split_by_prompt(pairs[:2], 0.5, seed=0) == (pairs[:2], [])
+    assert hold_out(pairs[:2], 0.5, seed=0) == (pairs[:2], [])
