@@ -6,9 +6,8 @@ Any scorer, any choice and any objective of the house in the same rounds; RLHF W
 
 from __future__ import annotations
 
-import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,10 @@ from melior.config import config_from_dict
 from melior.objectives.objective import Objective
 from melior.objectives.table import objective_kind
 from melior.options import (
-    DataOptions,
     JudgeOptions,
     LoopOptions,
     ModelOptions,
     OptimConfig,
-    ScoringOptions,
 )
 from melior.stages.inputs import check_prompted
 from melior.stages.round_options import (
@@ -29,10 +26,12 @@ from melior.stages.round_options import (
     PromptOptions,
     ProposalOptions,
     RoundOptions,
+    ServingOptions,
 )
 
 if TYPE_CHECKING:
     from melior.stages.learn import Plan
+    from melior.stages.rounds import Setting
 
 PAPER = "Dong et al. 2024, arXiv 2405.07863"
 
@@ -53,6 +52,7 @@ class Config:
     """Its options, such as `beta=0.05 label_smoothing=0.1`."""
     optim: OptimConfig = OptimConfig(learning_rate=1e-6)
     judge: JudgeOptions = field(default_factory=JudgeOptions)
+    serving: ServingOptions = ServingOptions()
 
     def __post_init__(self) -> None:
         """Check the ranges, and that choice and objective belong together."""
@@ -89,75 +89,47 @@ class Config:
 
 def run(config: Config) -> None:
     """Go through the rounds; each is judged, and leaves all that it was made of."""
-    scoring = ScoringOptions(
-        dtype=config.model.dtype, device=config.model.device, judge=config.judge
+    scoring = check_prompted(
+        config.model, config.prompts, config.rounds, config.loop, judge=config.judge
     )
-    _check(config, scoring)
     from melior.report.rounds import present
     from melior.stages import rounds
     from melior.stages.choose import choose, score
-    from melior.stages.judge_rounds import answer, judge
+    from melior.stages.judge_rounds import judge
     from melior.stages.propose import propose
-    from melior.training.run import Run
 
-    own, loop = config.rounds, config.loop
-    if loop.overwrite:
-        rounds.delete_rounds(Path(loop.out))
-    with Run.create(
-        loop.out, "online", config, sys.argv, paper=PAPER, resume=loop.resume,
-        overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
-    ) as record:  # fmt: skip
-        setting, judged = rounds.begin(
-            config.model, config.prompts, own, loop,
+    with rounds.opened("online", PAPER, config, config.loop) as record:
+        setting = rounds.begin(
+            config.model, config.prompts, config.rounds, config.loop,
             max_new_tokens=config.proposal.max_new_tokens, scoring=scoring,
         )  # fmt: skip
-        record.rewind(0)
-        results, policy = [judged], setting.start
+        results, policies = [rounds.judge_start(setting)], [setting.start]
         for number in range(1, config.prompts.rounds + 1):
             here, seeds, began = setting.here(number), setting.seeds(number), time.monotonic()
-            propose(here, policy, config.proposal, seed=seeds["answers"])
+            propose(here, policies, config.proposal, config.serving, seed=seeds["answers"])
             score(here, setting.scorer)
             counts = choose(here, config.choice, seed=seeds["choice"])
-            record.note(f"round {number}: {counts.sentence()}")
-            if not counts.chosen:
-                record.note(f"stopped before round {number} could learn; the others are kept")
+            if not rounds.has_lessons(record, number, counts):
                 break
-            rounds.learn_round(here, _plan(config, here, number, policy))
-            models = {"policy": policy, "learned": rounds.policy_of(setting.start, here)}
-            policy = models["learned"]
-            answer(here, policy, setting.start, setting.panel)
-            results.append(judge(here, setting.panel, number))
-            rounds.close(
-                here, results[-1], counts, models=models, seeds=seeds,
-                cost=rounds.spent(setting), began=began,
-            )  # fmt: skip
+            policies.append(rounds.learn_round(here, _plan(config, setting, policies[-1], number)))
+            results.append(judge(here, policies[-1], setting.start, setting.panel, number))
+            rounds.close(setting, results[-1], counts, policies[-2:], began=began)
             record.append(number, rounds.metrics_of(results[-1], counts))
-            if not rounds.may_go_on(record, results[-1], own):
+            if not rounds.may_go_on(record, results[-1], config.rounds):
                 break
-        rounds.finish(setting, results, keep_best=own.keep == "best", record=record)
-    present(Path(loop.out))
+        rounds.finish(setting, results, keep_best=config.rounds.keep == "best", record=record)
+    present(Path(config.loop.out))
 
 
-def _check(config: Config, scoring: ScoringOptions) -> None:
-    sources = (*config.prompts.prompts, *config.prompts.eval_prompts)
-    scorers = [name for name in (config.rounds.scorer, config.rounds.judge_with) if name]
-    check_prompted(config.model, sources, config.loop, scorers, scoring)
-
-
-def _plan(config: Config, here: Path, number: int, policy: ModelOptions) -> Plan:
-    """Return what a round learns: from where, of which pairs, relative to which model."""
+def _plan(config: Config, setting: Setting, policy: ModelOptions, number: int) -> Plan:
+    """Return what a round learns: from where, of which answers, relative to which model."""
+    from melior.stages import rounds
     from melior.stages.learn import Plan
-    from melior.stages.rounds import learned_from
 
-    own, objective = config.rounds, config.built()
-    begins_at = policy.model if own.warm_start else config.model.model
-    held_to = config.model.model if own.reference == "start" else policy.model
-    data = DataOptions(
-        data=learned_from(here, number, own.history), max_length=own.max_length,
-        max_long_share=1.0, allow_lint_errors=True, n_samples=0,
-    )  # fmt: skip
-    loop = replace(config.loop, seed=config.loop.seed + number, eval_steps=0, report_to=())
+    objective, here = config.built(), setting.here(number)
+    begins, reference = rounds.ends_of(config.model, policy, config.rounds)
     return Plan(
-        "online", objective.paper, objective.method(), replace(config.model, model=begins_at),
-        data, config.optim, loop, config, reference="" if held_to == begins_at else held_to,
+        "online", objective.paper, objective.method(), begins,
+        rounds.learning_data(here, number, config.rounds), config.optim,
+        rounds.learning_loop(config.loop, setting.seeds(number)), config, reference,
     )  # fmt: skip

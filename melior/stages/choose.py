@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from melior.types import Scorer
 
 SCORED, CHOSEN = "scored.jsonl", "pairs.jsonl"
 """In a round's folder."""
+Targets = Callable[[Group], Group]
+Ranked = tuple[Candidate, float]
+"""An answer, and what it was ranked by."""
+Shape = Callable[[Group, Ranked, Ranked], Pair | Group]
 EMPTY, UNFINISHED, UNSCORED = "empty answers", "unfinished answers", "missing scores"
 IDENTICAL, EQUAL, CLOSE = "identical answers", "equal scores", "a margin that is a tie"
 """Why a prompt teaches nothing; of the first three, when fewer than two answers are left."""
@@ -71,17 +75,26 @@ def scored(scorer: Scorer, groups: Iterator[Group] | Sequence[Group]) -> Iterato
     return map(_finite, scorer.groups(groups))
 
 
-def choose(here: Path, options: ChoiceOptions, *, seed: int) -> Counts:
+def choose(
+    here: Path, options: ChoiceOptions, *, seed: int, targets: Targets | None = None
+) -> Counts:
     """Write what is learned from one round's scored answers, and return the counts.
 
-    Raises:
-        ValueError: nothing was asked.
+    Args:
+        here: the round's folder.
+        options: which answers are taken.
+        seed: of what is drawn.
+        targets: from a scored group to one whose scores are what each answer is to be learned at;
+            two answers then go out as a group with these, not as a pair.
     """
     counts, draw = Counts(), generator(seed)
 
     def chosen() -> Iterator[Pair | Group]:
         for group in read_groups(here / SCORED):
-            found = choice(group, options, counts, generator=draw)
+            if targets is None:
+                found = choice(group, options, counts, generator=draw)
+            else:
+                found = choice(targets(group), options, counts, generator=draw, shape=_two_apart)
             counts.prompts += 1
             if isinstance(found, str):
                 counts.dropped[found] += 1
@@ -94,7 +107,12 @@ def choose(here: Path, options: ChoiceOptions, *, seed: int) -> Counts:
 
 
 def choice(
-    group: Group, options: ChoiceOptions, counts: Counts, *, generator: torch.Generator
+    group: Group,
+    options: ChoiceOptions,
+    counts: Counts,
+    *,
+    generator: torch.Generator,
+    shape: Shape | None = None,
 ) -> Pair | Group | str:
     """Return what is learned from a group's answers, or why nothing is.
 
@@ -115,8 +133,10 @@ def choice(
         return EQUAL
     if text(left[first].response) == text(left[second].response):
         return IDENTICAL
-    margin = ranks[first] - ranks[second]
-    return CLOSE if margin < options.min_margin else _pair(group, left[first], left[second], margin)
+    if ranks[first] - ranks[second] < options.min_margin:
+        return CLOSE
+    both = ((left[first], ranks[first]), (left[second], ranks[second]))
+    return (shape or _pair)(group, *both)
 
 
 def ranking(candidate: Candidate, length_penalty: float) -> float:
@@ -160,10 +180,19 @@ def _two(ranks: torch.Tensor, select: str, draw: torch.Generator) -> tuple[int, 
     return int(pair[0]), int(pair[1])
 
 
-def _pair(group: Group, chosen: Candidate, rejected: Candidate, margin: float) -> Pair:
+def _pair(group: Group, better: Ranked, worse: Ranked) -> Pair:
+    """Return two answers as a pair, whose margin is what ranked them."""
+    (chosen, high), (rejected, low) = better, worse
     facts = {key: value for key, value in group.facts.items() if key not in COMPARED}
     facts |= {"score_chosen": chosen.score, "score_rejected": rejected.score}
-    return Pair(group.prompt, chosen.response, rejected.response, margin, facts=facts)
+    return Pair(group.prompt, chosen.response, rejected.response, high - low, facts=facts)
+
+
+def _two_apart(group: Group, better: Ranked, worse: Ranked) -> Group:
+    """Return two answers as a group, each with what ranked it."""
+    facts = {key: value for key, value in group.facts.items() if key not in COMPARED}
+    candidates = tuple(replace(one, score=rank) for one, rank in (better, worse))
+    return replace(group, candidates=candidates, facts=facts)
 
 
 COMPARED = frozenset({"comparisons", "orders"})

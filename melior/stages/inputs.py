@@ -8,9 +8,16 @@ from pathlib import Path
 from melior.data.examples import Data, read_examples
 from melior.data.files import read_any, read_prompts
 from melior.models.names import check_named
-from melior.options import DataOptions, LoopOptions, ModelOptions, ScoringOptions
+from melior.options import (
+    DataOptions,
+    JudgeOptions,
+    LoopOptions,
+    ModelOptions,
+    ScoringOptions,
+)
 from melior.records import Group
 from melior.rewards.named import check_scorer, find_scorer
+from melior.stages.round_options import PromptOptions, RoundOptions
 from melior.training.folder import check_folder
 from melior.training.trackers import check_installed
 
@@ -42,17 +49,21 @@ def check_inputs(
 
 def check_prompted(
     model: ModelOptions,
-    sources: Sequence[str],
+    prompts: PromptOptions,
+    rounds: RoundOptions,
     loop: LoopOptions,
-    scorers: Sequence[str],
-    scoring: ScoringOptions,
-) -> None:
-    """Look at what a run of several rounds needs: its folder, model, prompts and scorers.
+    *,
+    judge: JudgeOptions,
+) -> ScoringOptions:
+    """Look at what a run of several rounds needs, and return how its scorers are held.
 
     Raises:
         FileNotFoundError: the model, its template, a scorer or a source is not there.
         ValueError: the folder holds a run, a tracker is not installed, or a source has no prompt.
     """
+    scoring = ScoringOptions(dtype=model.dtype, device=model.device, judge=judge)
+    sources = (*prompts.prompts, *prompts.eval_prompts)
+    scorers = [name for name in (rounds.scorer, rounds.judge_with) if name]
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
     check_named(model)
     check_installed(loop.report_to)
@@ -63,6 +74,7 @@ def check_prompted(
     for source in sources:
         if next(read_prompts([source]), None) is None:
             raise ValueError(f"{source}: needs at least one prompt; found no row")
+    return scoring
 
 
 def held_out_data(data: Data, sources: Sequence[str]) -> Data:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from melior.data.files import read_groups, read_prompts, turn_rows, write_groups
-from melior.data.growing import whole_rows
 from melior.evaluation.compare import Comparison, bca_interval, compare
 from melior.evaluation.length_control import Judged, lacks, length_controlled
 from melior.models.loading import load
@@ -74,42 +73,25 @@ class Opinion:
         return 0.5 + 0.5 * float(np.sign(one - two))
 
 
-def answer(here: Path, model: ModelOptions, start: ModelOptions, panel: Panel) -> None:
-    """Answer the held-out prompts, unless that is done, and say how far the model has moved.
+def judge(
+    here: Path, model: ModelOptions, start: ModelOptions, panel: Panel, number: int
+) -> dict[str, Any]:
+    """Answer the held-out prompts, hold the answers against others', and return what is kept.
 
     Args:
         here: the round's folder.
         model: what the round has learned.
         start: what the first round started from; it has KL 0 to itself.
-        panel: how answers are drawn: all rounds draw with the same noise.
+        panel: who judges, and how answers are drawn: all rounds draw with the same noise.
+        number: of the round; 0 is the start model.
     """
-    if (here / HELD_OUT).exists():
-        return
-    prompts = list(read_prompts(here.parent / "round-0" / PROMPTS))
-    turns = [group.prompt for group in prompts]
-    sampling = Sampling(k=1, max_new_tokens=panel.max_new_tokens)
-    noise = generator(seed_of(panel.seed, "held out"))
-    drawn = load(model, trainable=False).complete(turns, sampling, generator=noise)
-    moved = [0.0] * len(prompts)
-    if model != start:
-        reference = load(start, trainable=False)
-        moved = kl_by_prompt(reference, turns, drawn, max_tokens=panel.max_tokens)
-    write_groups(
-        here / HELD_OUT,
-        (
-            replace(group, candidates=(candidate(one),), facts={**group.facts, "kl": kl})
-            for group, (one,), kl in zip(prompts, drawn, moved, strict=True)
-        ),
-    )
-
-
-def judge(here: Path, panel: Panel, number: int) -> dict[str, Any]:
-    """Hold a round's answers against the start's and the last round's; return what is kept."""
     path = here / JUDGED
     if path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
+    _answer(here, model, start, panel)
     places = sorted({0, max(0, number - 1), number})
-    sides = [list(read_groups(here.parent / f"round-{n}" / HELD_OUT)) for n in places]
+    earlier = [here.parent / f"round-{n}" for n in places[:-1]]
+    sides = [list(read_groups(place / HELD_OUT)) for place in (*earlier, here)]
     groups = [_together(one) for one in zip(*sides, strict=True)]
     opinions = {name: _opinions(scorer, groups) for name, scorer in panel.scorers.items()}
     new, last = len(places) - 1, max(0, len(places) - 2)
@@ -163,6 +145,28 @@ def agreement(opinions: Mapping[str, Sequence[Opinion]], new: int) -> float | No
     votes = zip(*([one.win(new, 0) for one in own] for own in opinions.values()), strict=True)
     signs = [(np.sign(a - 0.5), np.sign(b - 0.5)) for a, b in votes if None not in (a, b)]
     return float(np.mean([(1 + a * b) / 2 for a, b in signs])) if signs else None
+
+
+def _answer(here: Path, model: ModelOptions, start: ModelOptions, panel: Panel) -> None:
+    """Answer the held-out prompts, unless that is done, and say how far the model has moved."""
+    if (here / HELD_OUT).exists():
+        return
+    prompts = list(read_prompts(here.parent / "round-0" / PROMPTS))
+    turns = [group.prompt for group in prompts]
+    sampling = Sampling(k=1, max_new_tokens=panel.max_new_tokens)
+    noise = generator(seed_of(panel.seed, "held out"))
+    drawn = load(model, trainable=False).complete(turns, sampling, generator=noise)
+    moved = [0.0] * len(prompts)
+    if model != start:
+        reference = load(start, trainable=False)
+        moved = kl_by_prompt(reference, turns, drawn, max_tokens=panel.max_tokens)
+    write_groups(
+        here / HELD_OUT,
+        (
+            replace(group, candidates=(candidate(one),), facts={**group.facts, "kl": kl})
+            for group, (one,), kl in zip(prompts, drawn, moved, strict=True)
+        ),
+    )
 
 
 def _together(sides: Sequence[Group]) -> Group:
@@ -314,8 +318,3 @@ def spread(here: Path, judged: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, numbers in (("before", start["numbers"]), ("after", judged["numbers"]))
         for reward, length in zip(numbers["reward"], numbers["length"], strict=True)
     ]
-
-
-def n_answered(here: Path) -> int:
-    """Return how many held-out prompts a round has answered."""
-    return len(whole_rows(here / HELD_OUT))

@@ -16,7 +16,6 @@ from pathlib import Path
 from melior.data.chat import ChatFormat
 from melior.data.files import read_prompts, write_groups
 from melior.data.growing import growing, whole_rows
-from melior.models.endpoint import Server
 from melior.models.language import LanguageModel
 from melior.models.loading import load
 from melior.ops import generator
@@ -24,7 +23,8 @@ from melior.options import ModelOptions, Sampling
 from melior.records import Candidate, Group, Turns
 from melior.sampling.candidates import candidates
 from melior.sampling.server import server_candidates
-from melior.stages.round_options import PromptOptions, ProposalOptions
+from melior.stages.round_options import PromptOptions, ProposalOptions, ServingOptions
+from melior.stages.served import prove, refresh, server_of
 from melior.training.hooks import counted
 
 PROMPTS, CANDIDATES = "prompts.jsonl", "candidates.jsonl"
@@ -32,6 +32,9 @@ PROMPTS, CANDIDATES = "prompts.jsonl", "candidates.jsonl"
 CHUNK = 32
 """Prompts answered together. A run that was stopped draws its last chunk anew, so that every answer
 is computed in the same company as without the stop: up to rounding is not enough for equal bits."""
+
+
+NOWHERE = ServingOptions()
 
 
 @dataclass(frozen=True)
@@ -80,20 +83,35 @@ def divide(options: PromptOptions, chat: ChatFormat, *, longest: int, seed: int)
     return Asked(_shares(left, options.rounds), held_out, counts)
 
 
-def propose(here: Path, policy: ModelOptions, options: ProposalOptions, *, seed: int) -> None:
+def propose(
+    here: Path,
+    policies: Sequence[ModelOptions],
+    options: ProposalOptions,
+    serving: ServingOptions = NOWHERE,
+    *,
+    seed: int,
+) -> None:
     """Answer a round's prompts, as far as that is still to do.
 
     Args:
         here: the round's folder, which holds the prompts.
-        policy: what answers.
+        policies: what answered the rounds so far, and last what is to answer this one.
         options: how many answers, and how they are drawn.
+        serving: where it is served, if it does not answer here.
         seed: of the round's answers.
+
+    Raises:
+        ValueError: the server cannot be reached, has other weights, or refuses; what it answered
+            is kept.
     """
+    if serving.server:
+        _propose_from_server(here, policies, options, serving, seed=seed)
+        return
     prompts = list(read_prompts(here / PROMPTS))
     done = _answered(here, len(prompts), CHUNK)
     if done == len(prompts):
         return
-    model = load(policy, trainable=False)
+    model = load(policies[-1], trainable=False)
 
     def rest() -> Iterator[Group]:
         for first in range(done, len(prompts), CHUNK):
@@ -114,29 +132,33 @@ def answers(
     return _joined([list(share) for share in shares], options.samplings())
 
 
-def propose_from_server(here: Path, server: Server, options: ProposalOptions, *, seed: int) -> None:
-    """Let a server answer a round's prompts, as far as that is still to do.
-
-    Raises:
-        ValueError: the server cannot be reached, or refuses; what it answered is kept.
-        PermissionError: it wants another key.
-    """
-    prompts = list(read_prompts(here / PROMPTS))
-    done = _answered(here, len(prompts), 1)
-    if done == len(prompts):
-        return
-    shares = [
-        server_candidates(server, prompts, sampling, seed=seed_of(seed, place), start=done)
-        for place, sampling in enumerate(options.samplings())
-    ]
-    _grow(here, _joined(shares, options.samplings()), done, len(prompts))
-
-
 def write_prompts(here: Path, prompts: Iterable[Group]) -> None:
     """Leave a round's prompts in its folder, unless they are there."""
     here.mkdir(parents=True, exist_ok=True)
     if not (here / PROMPTS).exists():
         write_groups(here / PROMPTS, prompts)
+
+
+def _propose_from_server(
+    here: Path,
+    policies: Sequence[ModelOptions],
+    options: ProposalOptions,
+    serving: ServingOptions,
+    *,
+    seed: int,
+) -> None:
+    prompts = list(read_prompts(here / PROMPTS))
+    done = _answered(here, len(prompts), 1)
+    if done == len(prompts):
+        return
+    refresh(serving, policies[-1])
+    server, tolerance = server_of(serving), serving.stale_tolerance
+    prove(here, server, prompts, policies[-2:], tolerance=tolerance, seed=seed_of(seed, "proof"))
+    shares = [
+        server_candidates(server, prompts, sampling, seed=seed_of(seed, place), start=done)
+        for place, sampling in enumerate(options.samplings())
+    ]
+    _grow(here, _joined(shares, options.samplings()), done, len(prompts))
 
 
 def _answered(here: Path, n_prompts: int, chunk: int) -> int:

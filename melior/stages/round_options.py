@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from melior.options import Sampling, in_range
+from melior.options import LoopOptions, Sampling, in_range
 
 Select = Literal["best-and-worst", "best-and-random", "best-and-second", "random", "all"]
 """Which answers of a prompt are learned from; `all` is for objectives of whole lists."""
@@ -121,6 +121,16 @@ class RoundOptions:
         in_range("max_length", self.max_length, 2)
         if self.stop_on_overoptimisation and not self.judge_with:
             raise ValueError("stop_on_overoptimisation needs a held-out scorer; give --judge-with")
+
+
+@dataclass(frozen=True)
+class RoundLoop(LoopOptions):
+    """How long each round learns, and what it leaves behind."""
+
+    epochs: Annotated[float, tyro.conf.arg(aliases=["--num-train-epochs"])] = 2.0
+    """Over each round's own choice, or over all so far."""
+    batch_size: int = 128
+    """Examples per optimizer step, however many portions they are computed in."""
 
 
 @dataclass(frozen=True)

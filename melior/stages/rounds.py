@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from typing import Any
 
 from melior.models.loading import folder_of, load_chat, merge, n_positions
 from melior.models.names import adapter_base
-from melior.options import LoopOptions, ModelOptions, ScoringOptions
+from melior.options import DataOptions, LoopOptions, ModelOptions, ScoringOptions
 from melior.records import Metrics
 from melior.rewards.named import load_scorer
 from melior.stages.choose import CHOSEN, SCORED, Counts
@@ -26,7 +27,6 @@ from melior.stages.judge_rounds import (
     HELD_OUT,
     JUDGED,
     Panel,
-    answer,
     judge,
     side_by_side,
     spread,
@@ -48,7 +48,6 @@ from melior.types import Scorer
 MANIFEST, LEARNED = "manifest.json", "learn"
 """In a round's folder: what it was made of, written last, and the run of its learning."""
 FILES = (PROMPTS, CANDIDATES, SCORED, CHOSEN, HELD_OUT, JUDGED)
-NONE_LEFT = "nothing to learn from"
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,19 @@ class Setting:
         }
 
 
+def opened(name: str, paper: str, config: object, loop: LoopOptions) -> Run:
+    """Begin a run of several rounds in its folder, or go on with it; earlier rounds may go."""
+    if loop.overwrite:
+        for folder in Path(loop.out).glob("round-*"):
+            shutil.rmtree(folder)
+    run = Run.create(
+        loop.out, name, config, sys.argv, paper=paper, resume=loop.resume,
+        overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
+    )  # fmt: skip
+    run.rewind(0)  # finished rounds write their line again
+    return run
+
+
 def begin(
     model: ModelOptions,
     prompts: PromptOptions,
@@ -86,8 +98,8 @@ def begin(
     *,
     max_new_tokens: int,
     scoring: ScoringOptions,
-) -> tuple[Setting, dict[str, Any]]:
-    """Divide the prompts, load the scorers, and judge the start model; return its judgement, too.
+) -> Setting:
+    """Divide the prompts among the rounds, and load the scorers.
 
     Raises:
         ValueError: there are too few prompts, or a server cannot be reached.
@@ -97,16 +109,17 @@ def begin(
     scorers = {"reward": load_scorer(rounds.scorer, scoring)}
     if rounds.judge_with:
         scorers["judge"] = load_scorer(rounds.judge_with, scoring)
-    start = whole(model, model.model)
     panel = Panel(scorers, max_new_tokens, loop.max_tokens, loop.seed)
-    setting = Setting(Path(loop.out), start, asked, scorers["reward"], panel, loop.seed)
+    start = whole(model, model.model)
+    return Setting(Path(loop.out), start, asked, scorers["reward"], panel, loop.seed)
+
+
+def judge_start(setting: Setting) -> dict[str, Any]:
+    """Judge the start model, as round 0."""
     here, began = setting.here(0), time.monotonic()
-    answer(here, start, start, panel)
-    judged = judge(here, panel, 0)
-    close(
-        here, judged, Counts(), models={"policy": start}, seeds={}, cost=asked.counts, began=began
-    )
-    return setting, judged
+    found = judge(here, setting.start, setting.start, setting.panel, 0)
+    close(setting, found, Counts(), [setting.start], began=began)
+    return found
 
 
 def learned_from(here: Path, number: int, history: str) -> tuple[str, ...]:
@@ -116,16 +129,43 @@ def learned_from(here: Path, number: int, history: str) -> tuple[str, ...]:
     return tuple(map(str, paths))
 
 
-def learn_round(here: Path, plan: Plan) -> Path:
-    """Learn from a round's choice, or go on with that, and return the run's folder."""
+def learning_data(here: Path, number: int, rounds: RoundOptions) -> DataOptions:
+    """Return what a round learns from; nothing in it is held out, and no row stops the run."""
+    return DataOptions(
+        data=learned_from(here, number, rounds.history), max_length=rounds.max_length,
+        max_long_share=1.0, allow_lint_errors=True, n_samples=0,
+    )  # fmt: skip
+
+
+def learning_loop(loop: LoopOptions, seeds: Mapping[str, int]) -> LoopOptions:
+    """Return how long a round learns; the whole run's trackers are not told of its steps."""
+    return replace(loop, seed=seeds["learning"], eval_steps=0, report_to=(), overwrite=False)
+
+
+def ends_of(
+    start: ModelOptions, policy: ModelOptions, rounds: RoundOptions
+) -> tuple[ModelOptions, str]:
+    """Return where a round's learning begins, and what it is relative to, if not to that.
+
+    Args:
+        start: the model of the first round, with the adapter that is to be trained, if any.
+        policy: what the round before has learned.
+        rounds: what the user wants.
+    """
+    begins = policy.model if rounds.warm_start else start.model
+    held_to = start.model if rounds.reference == "start" else policy.model
+    return replace(start, model=begins), "" if held_to == begins else held_to
+
+
+def learn_round(here: Path, plan: Plan) -> ModelOptions:
+    """Learn from a round's choice, or go on with that, and return what came of it."""
     folder = here / LEARNED
-    if _status(folder) == "finished":
-        return folder
-    if not (folder / "run.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off at once
-    has_begun = folder.exists()
-    loop = replace(plan.loop, out=str(folder), resume=has_begun, overwrite=False)
-    return learn(replace(plan, loop=loop))
+    if _status(folder) != "finished":
+        if not (folder / "run.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off at once
+        has_begun = folder.exists()
+        learn(replace(plan, loop=replace(plan.loop, out=str(folder), resume=has_begun)))
+    return policy_of(plan.model, here)
 
 
 def policy_of(start: ModelOptions, here: Path) -> ModelOptions:
@@ -142,19 +182,26 @@ def policy_of(start: ModelOptions, here: Path) -> ModelOptions:
 
 
 def close(
-    here: Path,
+    setting: Setting,
     judged: Mapping[str, Any],
     counts: Counts,
+    policies: Sequence[ModelOptions],
     *,
-    models: Mapping[str, ModelOptions],
-    seeds: Mapping[str, int],
-    cost: Mapping[str, Any],
     began: float,
 ) -> None:
     """Complete the round's run folder with its judgement, and write the manifest, last of all.
 
     All of it but `cost` is the same whether the round was stopped on its way or not.
+
+    Args:
+        setting: of the run.
+        judged: the round's judgement.
+        counts: of what it chose from.
+        policies: what answered in the round, and what it learned.
+        began: when the round began, in this process.
     """
+    number = int(judged["round"])
+    here = setting.here(number)
     if (here / MANIFEST).exists():
         return
     learned = here / LEARNED
@@ -162,21 +209,24 @@ def close(
         write_json(learned / "evaluation.json", verdict(judged, counts.to_json()))
         write_json_lines(learned / "samples.jsonl", side_by_side(here, judged))
         write_json_lines(learned / "scores.jsonl", spread(here, judged))
-        write_card(learned, base=models["policy"].model)
+        write_card(learned, base=policies[0].model)
         shutil.rmtree(learned / "checkpoints", ignore_errors=True)
-    spent = {"seconds": round(time.monotonic() - began, 2), **cost}
+    models = zip(("policy", "learned"), policies, strict=False)
     write_json(
         here / MANIFEST,
         {
-            "round": judged["round"],
-            "models": {name: _model(options, here.parent) for name, options in models.items()},
+            "round": number,
+            "models": {name: _model(options, setting.out) for name, options in models},
             "template": _template(learned),
-            "seeds": dict(seeds),
+            "seeds": setting.seeds(number),
             "files": {name: _sha256(here / name) for name in FILES if (here / name).exists()},
-            "counts": counts.to_json(),
+            "counts": counts.to_json() if number else {"left_out": setting.asked.counts},
             "means": judged["means"],
             "parts": judged.get("parts", ""),
-            "cost": spent,
+            "cost": {
+                "seconds": round(time.monotonic() - began, 2),
+                "scorers": {name: one.remarks() for name, one in setting.panel.scorers.items()},
+            },
         },
     )
 
@@ -195,9 +245,12 @@ def metrics_of(judged: Mapping[str, Any], counts: Counts) -> Metrics:
     return found
 
 
-def spent(setting: Setting) -> dict[str, Any]:
-    """Return what the scorers say of their work so far, in this process."""
-    return {"said": {name: one.remarks() for name, one in setting.panel.scorers.items()}}
+def has_lessons(record: Run, number: int, counts: Counts) -> bool:
+    """Say what a round chose from; and whether there is anything to learn."""
+    record.note(f"round {number}: {counts.sentence()}")
+    if not counts.chosen:
+        record.note(f"stopped before round {number} could learn; the others are kept")
+    return counts.chosen > 0
 
 
 def may_go_on(record: Run, judged: Mapping[str, Any], rounds: RoundOptions) -> bool:
@@ -214,12 +267,15 @@ def finish(
     setting: Setting, judged: Sequence[Mapping[str, Any]], *, keep_best: bool, record: Run
 ) -> None:
     """End the run with one round's model and its judgement in the run folder."""
-    number = best_round(judged) if keep_best else int(judged[-1]["round"])
+    last = int(judged[-1]["round"])
+    number = best_round(judged) if keep_best else last
+    whose = f"of round {number} of {last}" if number else "that it began with, which none improved"
+    record.note(f"the run ends with the model {whose}")
     here = setting.here(number)
-    record.note(f"the run ends with the model of round {number} of {len(judged) - 1}")
     for name in ("evaluation.json", "samples.jsonl", "scores.jsonl"):
-        if (here / LEARNED / name).exists():
-            shutil.copyfile(here / LEARNED / name, setting.out / name)
+        told = setting.here(number or last) / LEARNED / name
+        if told.exists():
+            shutil.copyfile(told, setting.out / name)
     keep(setting.out, policy_of(setting.start, here) if number else setting.start)
 
 
@@ -241,12 +297,6 @@ def keep(out: Path, model: ModelOptions) -> None:
     shutil.copytree(source, beside)
     shutil.rmtree(place, ignore_errors=True)
     beside.replace(place)
-
-
-def delete_rounds(out: Path) -> None:
-    """Delete what the rounds of an earlier run left."""
-    for folder in out.glob("round-*"):
-        shutil.rmtree(folder)
 
 
 def _status(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 OWNED = (
@@ -48,11 +49,17 @@ def check_folder(place: Path, *, resume: bool, overwrite: bool) -> None:
             "replace it by --overwrite, or choose another folder"
         )
     others = [name for name in OWNED if (place / name).exists()]
-    if others and not holds_run:
+    if others and not holds_run and not _was_cut_off(place, others):
         raise ValueError(
             f"{place}: a folder without {', '.join(others)} is needed, since the run will write "
             "there; found them, of no run; choose another folder"
         )
+
+
+def _was_cut_off(place: Path, others: Sequence[str]) -> bool:
+    """Say whether a run was killed in the moment before it wrote its record."""
+    is_early = set(others) <= {"metrics.jsonl", "config.yaml"} and "metrics.jsonl" in others
+    return is_early and not (place / "metrics.jsonl").stat().st_size
 
 
 def _came_to_nothing(place: Path) -> bool:
