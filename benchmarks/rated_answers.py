@@ -23,9 +23,9 @@ from melior.data.files import read_pairs, read_records, turn_rows
 from melior.records import text
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-RATED, TRAINED, HELD_OUT = 150, 300, 150
+RATED, TRAINED, HELD_OUT = 120, 200, 150
 """Prompts of each data set."""
-LONGEST = 900
+LONGEST = 600
 """Characters of prompt and answer."""
 
 

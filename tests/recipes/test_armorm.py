@@ -282,6 +282,46 @@ def test_other_families_and_plain_text_serve(family, data, tmp_path):
     assert read(tmp_path / "run" / "evaluation.json")["comparisons"][0]["after"] >= 0.65
 
 
+def test_sources_keep_their_objectives_and_answers_apart_give_the_correlations(
+    model_folder, data, tmp_path
+):
+    """HelpSteer's and UltraFeedback's columns as they are, and single answers as reference."""
+    dice, helpsteer, ultrafeedback, others = random.Random(5), [], [], []
+    for number in range(120):
+        prompt = asked(dice, number)[0]
+        completions = []
+        for _ in range(2):
+            said, true, polite, length = answer(dice)
+            helpsteer.append({"prompt": prompt, "response": said, "helpfulness": 4 * polite,
+                              "correctness": 4 * true, "coherence": None, "complexity": 0,
+                              "verbosity": length})  # fmt: skip
+            rating = {"Rating": str(1 + 4 * polite)} if dice.random() < 0.8 else {"Rating": "N/A"}
+            completions.append({"response": said, "annotations": {"helpfulness": rating}})
+            others.append({"prompt": f"{prompt} again", "completion": said})
+        ultrafeedback.append({"instruction": f"{prompt} now", "completions": completions})
+    sources = [write(tmp_path / f"{name}.jsonl", made) for name, made in
+               (("h", helpsteer), ("u", ultrafeedback), ("others", others))]  # fmt: skip
+    main(command(model_folder, (sources[0], *data[1:]), tmp_path / "run", "--ratings", *sources[:2],
+                 "--reference", sources[2]))  # fmt: skip
+    found = read(tmp_path / "run" / "data.json")
+    objectives = {name: row["ratings"] for name, row in found["ratings"]["objectives"].items()}
+    assert "helpsteer-coherence" not in objectives
+    assert objectives["helpsteer-helpfulness"] == objectives["helpsteer-verbosity"] == 240
+    assert 150 < objectives["ultrafeedback-helpfulness"] < 230
+    rated = objectives["ultrafeedback-helpfulness"]  # an answer without a rating teaches nothing
+    assert [source["rows"] for source in found["ratings"]["sources"]] == [240, rated]
+    assert found["reference"]["rows"] == 240
+    notes = " ".join(read(tmp_path / "run" / "run.json")["notes"])
+    assert "helpsteer-complexity: all 240 ratings are the same" in notes
+    folder = tmp_path / "run" / "model"
+    model = load_aspect_model(ModelOptions(model=str(folder), dtype="fp32"))
+    both = [one for one in model.aspects.each if one.name.endswith("-helpfulness")]
+    assert [(one.scale.start, one.scale.width) for one in both] == [(-0.5, 5), (0.5, 5)]
+    penalties = {one.name: one.penalty for one in model.aspects.each}
+    assert penalties["helpsteer-complexity"] == 0  # constant: it shares nothing
+    assert penalties["helpsteer-verbosity"] == 1
+
+
 def test_what_ratings_cannot_tell_is_said(model_folder, data, tmp_path):
     """One class, few ratings, verbosity that does not differ: each is learned around, and noted."""
     flat = write_ratings(tmp_path / "flat.jsonl", 300, manners=1, verbosity=2)
