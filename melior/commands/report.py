@@ -32,6 +32,13 @@ class Config:
 
 def run(config: Config) -> None:
     """Write the page and print the essentials."""
-    from melior.report.terminal import present
+    from melior.report import rounds, terminal
 
-    present([Path(folder) for folder in config.runs], Path(config.out) if config.out else None)
+    folders, out = (
+        [Path(folder) for folder in config.runs],
+        Path(config.out) if config.out else None,
+    )
+    if len(folders) == 1 and rounds.has_rounds(folders[0]):
+        rounds.present(folders[0], out)
+    else:
+        terminal.present(folders, out)

@@ -71,7 +71,12 @@ class Scale:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, as_percent: bool = False, bands: Sequence[Band] = ()
+    title: str,
+    lines: Sequence[Line],
+    *,
+    as_percent: bool = False,
+    bands: Sequence[Band] = (),
+    over: str = "step",
 ) -> Html:
     """Draw lines over steps, with a legend where there are several, and what marks a stretch."""
     lines = [line for line in lines if line.points]
@@ -86,11 +91,12 @@ def line_chart(
         "x": [x.low, x.high, LEFT, RIGHT],
         "y": [y.low, y.high, BOTTOM, TOP],
         "percent": as_percent,
+        "over": over,
         "lines": [[n.name, n.hue, [[s, _short(v)] for s, v in thin(n.points)]] for n in lines],
     }
     summary = "; ".join(
         f"{n.name} from {write(n.points[0][1])} to {write(n.points[-1][1])}" for n in lines
-    ) + "".join(f"; {band.name} from step {figure(band.first)}" for band in bands)
+    ) + "".join(f"; {band.name} from {over} {figure(band.first)}" for band in bands)
     svg = tag(
         "svg",
         [_band(band, x) for band in bands],
@@ -100,7 +106,7 @@ def line_chart(
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         tabindex=0,
-        aria_label=f"{title} over steps: {summary}. Arrow keys read out values.",
+        aria_label=f"{title} over {over}s: {summary}. Arrow keys read out values.",
     )
     return tag(
         "figure",

@@ -186,6 +186,7 @@ def _bar(parts: dict[str, Html]) -> Html:
         "How it was made": "origin",
         "Which differences are real": "duels",
         "Settings tried": "sweeps",
+        "Scorer and held-out scorer": "parting",
     }
     links: list[Child] = [
         tag("a", name, href=f"#{anchors.get(name, name.lower())}") for name in parts

@@ -53,12 +53,12 @@
       at = Math.max(0, Math.min(steps.length - 1, index));
       const step = steps[at], x = place(chart.x, step);
       cursor.replaceChildren(svgTag("line", { x1: x, x2: x, y1: chart.y[3], y2: chart.y[2] }));
-      const rows = [`step ${step.toLocaleString("en")}`];
+      const rows = [`${chart.over} ${step.toLocaleString("en")}`];
       for (const [name, hue, points] of chart.lines) {
         const [own, value] = nearest(points, step);
         if (Math.abs(own - step) > (chart.x[1] - chart.x[0]) / 25) continue;
         cursor.append(svgTag("circle", { cx: place(chart.x, own), cy: place(chart.y, value), r: 4, class: `hue${hue}` }));
-        rows.push(`${name} ${write(value, chart.percent)}${own === step ? "" : ` (step ${own.toLocaleString("en")})`}`);
+        rows.push(`${name} ${write(value, chart.percent)}${own === step ? "" : ` (${chart.over} ${own.toLocaleString("en")})`}`);
       }
       readout.replaceChildren(...rows.map((row) => Object.assign(document.createElement("div"), { textContent: row })));
       const share = x / 360;
