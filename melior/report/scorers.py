@@ -141,7 +141,7 @@ def _accuracy(found: Sequence[Findings]) -> Html:
     if sections and sections != names:
         shares = [[one.accuracies.sections.get(name) for one in found] for name in sections]
         means = [one.accuracies.overall for one in found]
-        last = [["Mean of the sections", *(f"{m:.1%}" if m is not None else "" for m in means)]]
+        last = [["Mean of the sections", "", *(f"{m:.1%}" if m is not None else "" for m in means)]]
         parts.append(_table("Section", found, sections, shares, last))
     if len(names) > 1:
         subsets = [[one.accuracies.subsets.get(name) for one in found] for name in names]
@@ -157,11 +157,25 @@ def _table(
     last: Sequence[Sequence[str]],
 ) -> Html:
     rows: list[Sequence[Child]] = [
-        [name, *(_said(share) if share else words.DASH for share in own)]
+        [name, _sizes(own), *(_cell(share) if share else words.DASH for share in own)]
         for name, own in zip(names, shares, strict=True)
     ]
-    return tag("div", table([head, *(one.name for one in found)], [*rows, *last]),
-               class_="comparison")  # fmt: skip
+    heads = [head, "Prompts", *(one.name for one in found)]
+    return tag("div", table(heads, [*rows, *last], "standings"), class_="comparison")
+
+
+def _sizes(shares: Sequence[Share | None]) -> str:
+    """Return how many prompts there are; several numbers where scorers left some out."""
+    return " / ".join(dict.fromkeys(words.figure(share.n) for share in shares if share))
+
+
+def _cell(share: Share) -> str:
+    ends = (
+        ""
+        if share.low is None or share.high is None
+        else (f" ({100 * share.low:.1f} to {100 * share.high:.1f})")
+    )
+    return f"{share.accuracy:.1%}{ends}"
 
 
 def _reliability(found: Sequence[Findings]) -> Html:
@@ -229,7 +243,8 @@ def _picture(drawn: Html) -> Html:
     """Put a picture in as a file of its own, whose style touches nothing else on the page."""
     said = html.unescape(drawn.partition("<title>")[2].partition("</title>")[0])
     source = f"data:image/svg+xml,{quote(drawn)}"
-    return tag("p", tag("img", src=source, alt=said, style="max-width: 100%"))
+    image = tag("img", src=source, alt=said, style="min-width: 520px; max-width: 100%")
+    return tag("div", image, class_="scroll", tabindex=0, role="region", aria_label="Picture")
 
 
 def _section(name: str, parts: Sequence[Child]) -> Html:
