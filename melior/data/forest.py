@@ -8,7 +8,6 @@ from the root. What a model says of a `Forest` must equal what it says of the se
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -116,10 +115,8 @@ def plant(sequences: Sequence[Marked], *, min_shared: int = 16) -> Forest:
 
 def size(sequences: Sequence[Marked], *, min_shared: int = 16) -> int:
     """Return how many tokens a forest of these sequences holds."""
-    ordered = sorted(list(sequence.tokens) for sequence in sequences)
-    total = sum(len(tokens) for tokens in ordered)
-    shared = (_common(a, b) for a, b in itertools.pairwise(ordered))
-    return total - sum(length for length in shared if length >= min_shared)
+    order = sorted(range(len(sequences)), key=lambda i: list(sequences[i].tokens))
+    return _Layout(sequences, min_shared).size(order, depth=0)
 
 
 def _check(sequences: Sequence[Marked]) -> None:
@@ -175,6 +172,14 @@ class _Layout:
             rest = [m for m in cluster if len(self.sequences[m].tokens) > shared]
             self.grow(rest, shared, index)
             self.segments[index] = Segment(start, start + shared - depth, len(self.tokens), parent)
+
+    def size(self, members: list[int], depth: int) -> int:
+        """Count the tokens that `grow` would lay out."""
+        total = 0
+        for cluster, shared in self._clusters(members, depth):
+            rest = [m for m in cluster if len(self.sequences[m].tokens) > shared]
+            total += shared - depth + self.size(rest, shared)
+        return total
 
     def _clusters(self, members: list[int], depth: int) -> list[tuple[list[int], int]]:
         """Split sorted members into runs that share enough beyond `depth`, with what they share."""

@@ -10,6 +10,7 @@ the end token.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from melior.data.batches import portions
 from melior.data.chat import ChatFormat
-from melior.data.forest import Forest, Marked, plant
+from melior.data.forest import Forest, Marked, plant, size
 from melior.models import attention
 from melior.models.language import evaluating, fingerprint
 from melior.models.layout import forest_hidden, padded_hidden, why_padded
@@ -149,21 +150,36 @@ def outputs_of(
 
     Args:
         model: the reward model.
-        groups: in any order; those of like length are computed together, a prompt once a group.
-        max_tokens: computed at once; one group alone may exceed them.
+        groups: in any order; those of like length are computed together, a prompt once a group,
+            or as often as it takes to stay within the tokens.
+        max_tokens: computed at once; one answer alone may exceed them.
         on_progress: told how many groups are done.
     """
-    found = [torch.zeros(0, model.core.num_labels, dtype=torch.float64) for _ in groups]
-    done = 0
-    for part in portions(groups, max_tokens):
-        forest = plant([answer for i in part for answer in groups[i]])
+    parts = [(i, part) for i, group in enumerate(groups) for part in _within(group, max_tokens)]
+    found = [torch.zeros(0, model.core.num_labels, dtype=torch.float64) for _ in parts]
+    left, done = Counter(i for i, part in parts if part), 0
+    for together in portions([part for _, part in parts], max_tokens):
+        forest = plant([answer for place in together for answer in parts[place][1]])
         with model.evaluating():
             outputs = model.outputs(forest).double().cpu()
-        for i, own in zip(part, outputs.split([len(groups[i]) for i in part]), strict=True):
-            found[i] = own
-        done += len(part)
+        sizes = [len(parts[place][1]) for place in together]
+        for place, own in zip(together, outputs.split(sizes), strict=True):
+            found[place] = own
+            left[parts[place][0]] -= 1
+            done += not left[parts[place][0]]
         on_progress(done)
-    return found
+    whole: list[list[Tensor]] = [[] for _ in groups]
+    for (i, _), own in zip(parts, found, strict=True):
+        whole[i].append(own)
+    return [torch.cat(own) for own in whole]
+
+
+def _within(group: Sequence[Marked], max_tokens: int) -> list[Sequence[Marked]]:
+    """Halve a group of answers until each part is of so many tokens, or one answer."""
+    if len(group) < 2 or size(group) <= max_tokens:
+        return [group]
+    half = len(group) // 2
+    return [*_within(group[:half], max_tokens), *_within(group[half:], max_tokens)]
 
 
 def rewards_of(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from melior.data.forest import plant
+from melior.data.forest import plant, size
 from melior.models import attention, layout
 from melior.models.layout import forest_hidden, packed_hidden, padded_hidden, why_padded
 from melior.models.output import output_layer
@@ -104,6 +104,12 @@ def test_every_distinct_prefix_stands_once(sequences):
     forest = plant(sequences, min_shared=1)
     prefixes = {s.tokens[:i] for s in sequences for i in range(1, len(s.tokens) + 1)}
     assert len(forest.tokens) == len(prefixes)
+
+
+@given(sequences=trees(), min_shared=st.integers(1, 20))
+def test_the_size_is_known_before_planting(sequences, min_shared):
+    forest = plant(sequences, min_shared=min_shared)
+    assert size(sequences, min_shared=min_shared) == len(forest.tokens)
 
 
 @given(sequences=trees(), min_shared=st.integers(1, 20))

@@ -153,6 +153,26 @@ def test_rewards_do_not_depend_on_who_is_scored_beside(max_tokens, model_folder)
             assert float(alone) == pytest.approx(float(reward), abs=1e-5)
 
 
+def test_a_group_of_any_size_stays_within_the_tokens(model_folder, monkeypatch):
+    """Of 1,000 answers to one prompt, repeated ones among them; as many come back, in order."""
+    model = loaded(model_folder)
+    said = [f"{'fox ' * (i % 7)}{i % 400}" for i in range(1000)]
+    (group,) = encoded(model, [("what about the fox?", said)])
+    sizes, hidden = [], model.hidden
+    monkeypatch.setattr(
+        model,
+        "hidden",
+        lambda forest, rows: sizes.append(len(forest.tokens)) or hidden(forest, rows),
+    )
+    counts: list[int] = []
+    (found,) = rewards_of(model, [group], max_tokens=300, on_progress=counts.append)
+    assert max(sizes) <= 300
+    assert (len(found), counts[-1]) == (1000, 1)
+    for i in (0, 1, 399, 400, 999):
+        (alone,) = rewards_of(model, [[group[i]]], max_tokens=300)
+        assert float(alone) == pytest.approx(float(found[i]), abs=1e-5)
+
+
 def test_a_group_without_answers_has_no_rewards(model_folder):
     model = loaded(model_folder)
     groups = [[], *encoded(model)[:1], []]
