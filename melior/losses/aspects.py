@@ -121,8 +121,7 @@ def masked_ridge(
         is_rated = ~rated[:, place].isnan()
         own = rated[is_rated, place]
         n_fitted = _n_fitted(own, asked[is_rated], name, held_out)
-        usual = [alpha for alpha in sorted(alphas) if alpha >= LEAST_ALPHA]
-        tried = sorted(alphas) if len(own) >= LEAST_RATINGS or not usual else usual
+        tried = _trusted(alphas, len(own))
         weights, *measured = _chosen_ridge(design[is_rated], own, n_fitted, tried)
         fits.append((weights, len(own), *measured))
     rows, *columns = zip(*fits, strict=True)
@@ -138,6 +137,12 @@ def ridge(
     penalty = alpha * torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)
     factor = torch.linalg.cholesky(features.T @ features + penalty)
     return torch.cholesky_solve((features.T @ ratings)[:, None], factor)[:, 0]
+
+
+def _trusted(alphas: Sequence[float], n_ratings: int) -> list[float]:
+    """Return the strengths that so many ratings may choose from."""
+    strong = sorted(alpha for alpha in alphas if alpha >= LEAST_ALPHA)
+    return strong if n_ratings < LEAST_RATINGS and strong else sorted(alphas)
 
 
 def _n_fitted(

@@ -159,7 +159,7 @@ def _learn(plan: AspectPlan, run: Run, inputs: Inputs, verbosity: int | None) ->
         run.note(f"answers are computed one by one, under padding: {reward.padded_because}")
     features = KeptFeatures(reward, max_tokens=plan.loop.max_tokens)
     pairs, apart = _apart(plan, run, inputs)
-    _refuse_shared(inputs.reference, apart)
+    _look_for_shared(run, inputs, apart)
     regression = _regression(plan, run, inputs.rated, features)
     train, held_out = (
         _table(regression, features.of(own, title), own)
@@ -251,16 +251,26 @@ def _table(regression: Regression, table: FeatureTable, pairs: Sequence[TokenGro
     return PairTable(rewards[::2], rewards[1::2], table.prompts, weights, origins)
 
 
-def _refuse_shared(reference: Prepared | None, apart: Sequence[TokenGroup]) -> None:
-    """Refuse to measure correlations on what the verdict is spoken on."""
+def _look_for_shared(run: Run, inputs: Inputs, apart: Sequence[TokenGroup]) -> None:
+    """Refuse to measure correlations on what the verdict is spoken on; say what ratings know of it.
+
+    Raises:
+        ValueError: a reference answer is to a prompt of a held-out pair.
+    """
     known = {prompt_of(pair) for pair in apart}
-    shared = (
-        [own.origin for own in reference.groups if prompt_of(own) in known] if reference else []
-    )
-    if shared:
+
+    def shared(part: Prepared | None) -> list[str]:
+        return [own.origin for own in part.groups if prompt_of(own) in known] if part else []
+
+    if found := shared(inputs.reference):
         raise ValueError(
-            f"{shared[0]}: the reference must have other prompts than the held-out pairs; found"
-            f" {len(shared)} of the same"
+            f"{found[0]}: the reference must have other prompts than the held-out pairs; found"
+            f" {len(found)} of the same"
+        )
+    if found := shared(inputs.rated.prepared):
+        run.note(
+            f"{len(found)} prompts of held-out pairs have rated answers (first {found[0]}), so that"
+            " the verdict is a little too kind"
         )
 
 
@@ -279,11 +289,9 @@ def _aspects(
         found = decorrelation(rewards, place, target=plan.target, correlation=plan.correlation)
         own = zip(found.penalties.tolist(), rated.is_constant, strict=True)
         penalties = [0.0 if is_constant else penalty for penalty, is_constant in own]
-        open_ = [
-            name for name, is_met in zip(rated.names, found.reached, strict=True) if not is_met
-        ]
-        if open_:
-            run.note(f"no penalty takes verbosity off {', '.join(open_)}: it is 1 there")
+        rows = zip(rated.names, penalties, found.reached, strict=True)
+        if bound := [name for name, penalty, is_met in rows if penalty and not is_met]:
+            run.note(f"no penalty takes verbosity off {', '.join(bound)}: it is 1 there")
     each = zip(rated.names, rated.scales, penalties, strict=True)
     return Aspects(tuple(Aspect(*one) for one in each), place)
 
