@@ -171,18 +171,24 @@ def plan(config: Config) -> AspectPlan:
 def run(config: Config) -> None:
     """Read, compute features, fit, train the gate, judge, save and report."""
     check_inputs(config.model, config.data, config.run.loop())
-    _check_ratings(config)
+    _look(config)
     from melior.report.terminal import present
     from melior.stages.aspects import train_aspects
 
     present([train_aspects(plan(config))])
 
 
-def _check_ratings(config: Config) -> None:
-    """Read the first rated answer of each source: wrong columns are said before torch loads."""
+def _look(config: Config) -> None:
+    """Look at the model's kind and at the first rated answers: what is wrong is said at once."""
     from melior.data.aspects import named, parse_ranges, read_rated
     from melior.data.sources import parse_source
+    from melior.models.names import kind_of
 
+    if (kind := kind_of(config.model.model)) in ("aspects", "general"):
+        raise ValueError(
+            f"{config.model.model}: needs a language model, or a reward model of one number;"
+            f" found one of kind {kind!r}; give the model that it was made of"
+        )
     parse_ranges(config.rated.scales)
     for source in (*config.rated.ratings, *config.rated.reference):
         parse_source(named(source)[1])

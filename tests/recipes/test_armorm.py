@@ -275,13 +275,15 @@ def test_a_reward_model_lends_its_features_too(model_folder, data, tmp_path):
     assert all(torch.equal(own[name], base[name]) for name in own)
 
 
-def test_without_held_out_pairs_the_last_step_is_kept(model_folder, data, tmp_path):
+def test_without_held_out_pairs_the_last_step_is_kept(model_folder, data, tmp_path, capsys):
     main(command(model_folder, data, tmp_path / "run", "--validation-share", "0"))
     found = read(tmp_path / "run" / "evaluation.json")
     assert found["comparisons"] == []
     assert [row[0] for row in found["tables"][0]["rows"]] == ["manners", "verbosity", "fact"]
     assert not any("eval_loss" in row for row in rows(tmp_path / "run" / "metrics.jsonl"))
-    assert load_aspect_model(ModelOptions(model=str(tmp_path / "run" / "model"), dtype="fp32"))
+    with pytest.raises(SystemExit):
+        main(command(tmp_path / "run" / "model", data, tmp_path / "again"))
+    assert "found one of kind 'aspects'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
