@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from melior.data.batches import portions
-from melior.data.chat import ChatFormat, Encoded
+from melior.data.chat import ChatFormat
 from melior.data.forest import Marked, plant
 from melior.losses.aspects import Decorrelation, Scale, coefficients, gated_score
 from melior.models.gate import AspectGate
@@ -206,14 +206,6 @@ def opening_length(chat: ChatFormat) -> int:
     while all(len(row) > shared + 1 and row[shared] == rows[0][shared] for row in rows):
         shared += 1
     return max(shared, 1)
-
-
-def shortened(encoded: Encoded, limit: int, opening: int) -> Encoded | None:
-    """Cut the start of a prompt so that its answer fits; None where its end would be cut, too."""
-    extra = max(0, len(encoded.tokens) - limit)
-    if extra > encoded.n_prompt - opening:
-        return None
-    return Encoded(encoded.tokens[extra:], encoded.mask[extra:], encoded.n_prompt - extra)
 
 
 def features_of(

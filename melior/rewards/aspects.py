@@ -7,9 +7,10 @@ from dataclasses import replace
 from itertools import islice
 
 from melior.data.chat import Encoded
-from melior.models.aspects import AspectModel, Mixed, load_aspect_model, shortened
+from melior.models.aspects import AspectModel, Mixed, load_aspect_model
 from melior.options import ModelOptions
 from melior.records import Candidate, Group
+from melior.rewards.fitting import Fitting
 from melior.types import Scorer
 
 CHUNK = 256
@@ -32,13 +33,10 @@ class AspectScorer:
         self.model = model
         self.max_tokens = max_tokens
         longest = model.reward.longest
-        self.max_length = min(max_length or longest, longest)
+        limit = min(max_length or longest, longest)
+        self.fitting = Fitting(model.reward.chat, limit, opening=model.opening)
         self.explains = False
         """Whether each candidate's facts get an `explanation`."""
-        self.n_cut = 0
-        """Conversations so far that lost the start of their prompt."""
-        self.too_long: list[str] = []
-        """Origins of answers so far that are too long by themselves; they have no score."""
 
     def groups(self, groups: Iterable[Group]) -> Iterator[Group]:
         """Yield groups with scores and ratings of their candidates, None where one is too long.
@@ -48,7 +46,7 @@ class AspectScorer:
         """
         rest = iter(groups)
         while chunk := list(islice(rest, CHUNK)):
-            fitted = [*self._fitted(chunk)]
+            fitted = self.fitting.groups(chunk)
             asked = [[one for one in own if one] for own in fitted]
             mixed = iter(
                 self.model.mixed([own for own in asked if own], max_tokens=self.max_tokens)
@@ -58,35 +56,7 @@ class AspectScorer:
 
     def remarks(self) -> list[str]:
         """Say what was done to conversations that are too long."""
-        limit = f"longer than {self.max_length} tokens"
-        found = []
-        if self.n_cut:
-            found.append(f"{self.n_cut} conversations {limit} lost the start of their prompt")
-        if self.too_long:
-            found.append(
-                f"{len(self.too_long)} answers {limit} by themselves have no score"
-                f" (first {self.too_long[0]})"
-            )
-        return found
-
-    def _fitted(self, groups: Sequence[Group]) -> Iterator[list[Encoded | None]]:
-        """Yield each group's answers as tokens, None where one is too long."""
-        rows = [(group, one) for group in groups for one in group.candidates]
-        encoded = iter(
-            self.model.reward.chat.encode_many(
-                [group.prompt for group, _ in rows],
-                [one.response for _, one in rows],
-                origins=[group.origin for group, _ in rows],
-            )
-        )
-        for group in groups:
-            own = []
-            for whole in islice(encoded, len(group.candidates)):
-                fitted = shortened(whole, self.max_length, self.model.opening)
-                self.n_cut += fitted is not None and len(fitted.tokens) < len(whole.tokens)
-                self.too_long += [] if fitted else [group.origin]
-                own.append(fitted)
-            yield own
+        return self.fitting.remarks()
 
     def _scored(self, group: Group, fitted: Sequence[Encoded | None], mixed: Mixed) -> Group:
         if not mixed.scores.isfinite().all():

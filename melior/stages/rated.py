@@ -21,9 +21,10 @@ from melior.data.files import read_groups
 from melior.data.lint import Finding, lint_lengths
 from melior.data.sources import content_hash, parse_source
 from melior.losses.aspects import Scale, bin_centres
-from melior.models.aspects import opening_length, shortened
+from melior.models.aspects import opening_length
 from melior.options import DataOptions
 from melior.records import Group
+from melior.rewards.fitting import shortened
 from melior.stages.data import CHUNK, Prepared
 
 

@@ -15,7 +15,6 @@ from melior.models.aspects import (
     load_aspect_model,
     opening_length,
     set_head,
-    shortened,
 )
 from melior.models.gate import AspectGate, GateOptions
 from melior.models.heads import load_reward_model, reward_chat
@@ -91,15 +90,6 @@ def test_the_opening_is_what_all_prompts_end_with(model_folder, tmp_path):
     assert chat.prompt_tokens(several)[-len(opening) :] == opening
     plain = tiny_folder(tmp_path / "plain", template=None)
     assert opening_length(reward_chat(options(plain))) == 1  # the prompt's last token
-
-
-def test_a_prompt_loses_its_start_never_its_end():
-    whole = Encoded(tuple(range(20)), (False,) * 12 + (True,) * 8, 12)
-    assert shortened(whole, 20, 5) == whole
-    cut = shortened(whole, 13, 5)
-    assert (cut.tokens[0], cut.n_prompt, len(cut.tokens)) == (7, 5, 13)
-    assert sum(cut.mask) == 8
-    assert shortened(whole, 12, 5) is None
 
 
 def test_the_score_is_the_sum_of_what_is_told(model_folder):

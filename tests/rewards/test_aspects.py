@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from melior.data.chat import Encoded
 from melior.losses.aspects import IN_UNIT, bin_centres
 from melior.models.aspects import Aspect, AspectModel, Aspects, set_head
 from melior.models.gate import AspectGate, GateOptions
@@ -11,6 +12,7 @@ from melior.options import ModelOptions
 from melior.records import Candidate, Group, Turn
 from melior.rewards import aspects
 from melior.rewards.aspects import AspectScorer, explaining, load_scorer
+from melior.rewards.fitting import shortened
 from melior.rewards.named import load_reward_scorer
 
 
@@ -100,3 +102,12 @@ def test_a_long_prompt_loses_its_start_and_a_long_answer_its_score(folder):
 def test_the_folder_is_known_by_its_kind(folder):
     held = ModelOptions(model=str(folder), dtype="fp32")
     assert isinstance(load_reward_scorer(held, max_tokens=64), AspectScorer)
+
+
+def test_a_prompt_loses_its_start_never_its_end():
+    whole = Encoded(tuple(range(20)), (False,) * 12 + (True,) * 8, 12)
+    assert shortened(whole, 20, 5) == whole
+    cut = shortened(whole, 13, 5)
+    assert (cut.tokens[0], cut.n_prompt, len(cut.tokens)) == (7, 5, 13)
+    assert sum(cut.mask) == 8
+    assert shortened(whole, 12, 5) is None
