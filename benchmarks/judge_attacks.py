@@ -2,15 +2,16 @@
 
 Each worse answer of a pair is judged against the better one three times: as it is, with an
 instruction to the judge behind it, and with harmless words of the same length instead. What the
-harmless words do is the judge's own noise; an attack counts for what it does beyond that. Then
-constant answers, the same to every request, are judged against the better ones (null models; Zheng
-et al. 2024, arXiv 2410.07137).
+harmless words do is the judge's own noise; an attack counts for what it does beyond that. The worse
+answer is the one that is labelled so, and, for judges who cannot tell these apart, an answer to
+another request. The judge compares, and rates. Then constant answers, the same to every request,
+are judged against the better ones (null models; Zheng et al. 2024, arXiv 2410.07137).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -63,43 +64,72 @@ def main() -> None:
     kept = Kept(cache_folder() / "verdicts.sqlite")
     judge = Judge(model, kept, budget=Budget(calls=asked.calls))
     pairs = sorted(read_pairs(asked.data), key=_length)[: asked.n]
-    found = "\n".join([*with_attacks(judge, pairs), *with_constants(judge, pairs[: asked.n_null])])
-    page = f"{found}\n{_about(judge, len(pairs))}"
+    found: list[str] = []
+    for worse, own in (("labelled worse", pairs), ("to another request", elsewhere(pairs))):
+        for mode, margins in (("compares", compared), ("rates", rated)):
+            found += [f"**The judge {mode}; the worse answer is the one {worse}.**", ""]
+            found += [*with_attacks(judge, own, margins), ""]
+    found += with_constants(judge, pairs[: asked.n_null])
+    page = "\n".join([*found, _about(judge, len(pairs))])
     print(page)
     if asked.markdown:
         _put(Path(asked.markdown), page)
 
 
-def with_attacks(judge: Judge, pairs: Sequence[Pair]) -> list[str]:
+Margins = Callable[[Judge, Sequence[Pair]], list[float | None]]
+"""By how much the worse answers are judged better than the better ones; None where they are not."""
+
+
+def compared(judge: Judge, pairs: Sequence[Pair]) -> list[float | None]:
+    """Return the logits that the worse answers win, over both orders."""
+    asked = [Comparison(pair.prompt, pair.rejected, pair.chosen) for pair in pairs]
+    return [verdict.logit for verdict in judge.compare(asked)]
+
+
+def rated(judge: Judge, pairs: Sequence[Pair]) -> list[float | None]:
+    """Return the worse answers' ratings less the better ones'."""
+    worse = judge.rate([(pair.prompt, pair.rejected) for pair in pairs])
+    better = judge.rate([(pair.prompt, pair.chosen) for pair in pairs])
+    both = zip(worse, better, strict=True)
+    return [None if a is None or b is None else a - b for a, b in both]
+
+
+def elsewhere(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return pairs whose worse answer is the better one to the next request."""
+    others = [*pairs[1:], *pairs[:1]]
+    return [replace(pair, rejected=one.chosen) for pair, one in zip(pairs, others, strict=True)]
+
+
+def with_attacks(judge: Judge, pairs: Sequence[Pair], margins: Margins) -> list[str]:
     """Judge every pair in three shapes, and say what an attack does beyond harmless words."""
     shapes = []
     for pair, attack in zip(pairs, cycle(ATTACKS), strict=False):
         harmless = (HARMLESS * 2)[: len(attack)]
         shapes += [pair, _with_words(pair, harmless), _with_words(pair, attack)]
-    logits = _logits(judge, shapes)
-    by_pair = zip(logits[::3], logits[1::3], logits[2::3], strict=True)
-    rows = [row for row in by_pair if None not in row]
+    found = margins(judge, shapes)
+    rows = [row for row in zip(found[::3], found[1::3], found[2::3], strict=True)
+            if None not in row]  # fmt: skip
     bare, harmless, attacked = (np.array(arm, dtype=float) for arm in zip(*rows, strict=True))
     arms = {"as it is": bare, "with harmless words": harmless, "with an attack": attacked}
-    lines = ["| the worse answer | wins | wins only so |", "| --- | --- | --- |"]
+    lines = ["| the worse answer | is credited | only so |", "| --- | --- | --- |"]
     for name, arm in arms.items():
         lines.append(f"| {name} | {_share(arm > 0)} | {int(((bare <= 0) & (arm > 0)).sum())} |")
-    lines += ["", f"An attack less harmless words, over {len(rows)} pairs:", ""]
     generator = ops.generator(0)
     wins = compare(1.0 * (harmless > 0), 1.0 * (attacked > 0), name="wins", generator=generator)
-    shift = compare(harmless, attacked, name="logit", generator=generator)
-    for name, one in (("share of wins", wins), ("logit", shift)):
-        span = f"{one.low:+.3f} to {one.high:+.3f}"
-        lines.append(f"- {name} {one.difference:+.3f} ({span}; p {one.p_value:.2g})")
-    return lines
+    shift = compare(harmless, attacked, name="margin", generator=generator)
+    effects = [
+        f"{name} {one.difference:+.3f} ({one.low:+.3f} to {one.high:+.3f}; p {one.p_value:.2g})"
+        for name, one in (("share credited", wins), ("margin", shift))
+    ]
+    return [*lines, "", f"An attack less harmless words, {len(rows)} pairs: {'; '.join(effects)}."]
 
 
 def with_constants(judge: Judge, pairs: Sequence[Pair]) -> list[str]:
     """Judge answers that are the same to every request against the better ones."""
-    lines = ["", "| to every request | wins against the better answer |", "| --- | --- |"]
+    lines = ["| to every request | wins against the better answer |", "| --- | --- |"]
     for name, words in CONSTANT.items():
         constant = [replace(pair, rejected=(Turn("assistant", words),)) for pair in pairs]
-        logits = [logit for logit in _logits(judge, constant) if logit is not None]
+        logits = [logit for logit in compared(judge, constant) if logit is not None]
         lines.append(f"| {name} | {_share([logit > 0 for logit in logits])} |")
     return lines
 
@@ -121,12 +151,6 @@ def _put(page: Path, found: str) -> None:
     head, _, rest = page.read_text(encoding="utf-8").partition(begin)
     tail = rest.partition(end)[2]
     page.write_text(f"{head}{begin}\n\n{found}\n\n{end}{tail}", encoding="utf-8")
-
-
-def _logits(judge: Judge, pairs: Sequence[Pair]) -> list[float | None]:
-    """Return the logits that the worse answers win."""
-    asked = [Comparison(pair.prompt, pair.rejected, pair.chosen) for pair in pairs]
-    return [verdict.logit for verdict in judge.compare(asked)]
 
 
 def _with_words(pair: Pair, words: str) -> Pair:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -76,6 +76,7 @@ def run(config: Config) -> Metrics:
     from melior.data.files import read_prompts
     from melior.data.growing import opened
     from melior.models.names import check_named
+    from melior.training.hooks import counted
 
     if not config.server:
         check_named(_model(config))
@@ -85,13 +86,16 @@ def run(config: Config) -> Metrics:
     start = _answered(config, prompts)
     asked = _under_goal(config, prompts)
     tally = _Tally()
-    with opened(config.out, start=start) as put, _progress(len(prompts), start) as show:
+    with (
+        opened(config.out, start=start) as put,
+        counted("prompts answered", len(prompts), start=start) as show,
+    ):
         try:
             drawn = zip(prompts[start:], _source(config, asked, start), strict=True)
             for given, group in drawn:
                 put(replace(group, prompt=given.prompt))
                 tally.add(group)
-                show(tally)
+                show(start + tally.groups, tally.cost())
         except KeyboardInterrupt as error:
             done = start + tally.groups
             way = "; --resume goes on" if config.out != "-" else ""
@@ -186,6 +190,7 @@ class _Tally:
     answers: int = 0
     tokens: int = 0
     unfinished: int = 0
+    started: float = field(default_factory=time.perf_counter)
 
     def add(self, group: Group) -> None:
         facts = [one.facts for one in group.candidates]
@@ -193,6 +198,12 @@ class _Tally:
         self.answers += len(facts)
         self.tokens += sum(fact.get("n_tokens", 0) for fact in facts)
         self.unfinished += sum(not fact["is_finished"] for fact in facts)
+
+    def cost(self) -> str:
+        """Say how fast it is."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        tokens = f", {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
+        return f"{self.answers / seconds:.1f} answers/s{tokens}"
 
     def metrics(self) -> Metrics:
         return {
@@ -209,36 +220,3 @@ class _Tally:
             f"drew {self.answers} answers to {self.groups} prompts{where}; "
             f"{share:.0%} were cut at max_new_tokens"
         )
-
-
-@contextmanager
-def _progress(total: int, start: int) -> Iterator[Callable[[_Tally], None]]:
-    """Show how far it is, how fast, and the time left, on standard error."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("prompts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, completed=start, rate="")
-
-        def show(tally: _Tally) -> None:
-            seconds = bar.tasks[0].elapsed or 1e-9
-            rate = f"{tally.answers / seconds:.1f} answers/s"
-            if tally.tokens:
-                rate += f", {tally.tokens / seconds:.0f} tokens/s"
-            bar.update(task, completed=start + tally.groups, rate=rate)
-
-        yield show

@@ -40,6 +40,7 @@ __all__ = [
     "write_groups",
     "write_pairs",
     "write_records",
+    "written_whole",
 ]
 
 Sources = str | Path | Sequence[str | Path]
@@ -244,17 +245,23 @@ def _stdout() -> Iterator[Callable[[bytes], object]]:
 
 @contextmanager
 def _replaced(path: Path) -> Iterator[Callable[[bytes], object]]:
-    """Write beside a path and move there when all is on the disk; leave nothing half written."""
+    """Write JSON lines to a path, compressed by its suffix, all or nothing."""
     inner = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
     if inner.suffix not in (".jsonl", ".ndjson"):
         raise ValueError(f"{path}: needs a name in .jsonl, .jsonl.gz or .jsonl.zst to be written")
+    with written_whole(path) as file, _packed(file, path) as packed:
+        yield packed.write
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Write beside a path and move there when all is on the disk; leave nothing half written."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {str(path.parent)!r} does not exist; make it")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as file:
-            with _packed(file, path) as packed:
-                yield packed.write
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

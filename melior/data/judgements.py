@@ -10,14 +10,13 @@ import csv
 import io
 import json
 import math
-import os
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from melior.data.files import written_whole
 from melior.data.layouts import Row, number
 from melior.data.sources import read_records
 from melior.records import Facts
@@ -344,13 +343,5 @@ def _name(hint: Any) -> str:
 
 
 def _put(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {str(path.parent)!r} does not exist; make it")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            beside.unlink()
+    with written_whole(path) as file:
+        file.write(text.encode())

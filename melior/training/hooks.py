@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +21,9 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from melior.records import Metrics
-from melior.training.loop import Hook
+
+if TYPE_CHECKING:
+    from melior.training.loop import Hook  # which needs torch
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "reward", "accuracy", "kl", "grad_norm")
 """Metrics that the progress shows, where a step has them."""
@@ -48,7 +50,12 @@ class Shown(Protocol):
 
 @contextmanager
 def counted(
-    title: str, total: int | None = None, *, console: Console | None = None, pause: float = 10.0
+    title: str,
+    total: int | None = None,
+    *,
+    start: int = 0,
+    console: Console | None = None,
+    pause: float = 10.0,
 ) -> Iterator[Shown]:
     """Show how many are done of what takes a while: a live line, or plain lines to a file."""
     place = console or Console(stderr=True)
@@ -58,7 +65,7 @@ def counted(
     note = TextColumn("{task.fields[note]}", markup=False)
     columns = (SpinnerColumn(), TextColumn(title), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, note, console=place, transient=True) as bar:
-        task = bar.add_task("", total=total, note="")
+        task = bar.add_task("", total=total, completed=start, note="")
 
         def show(done: int, note: str = "") -> None:
             bar.update(task, completed=done, note=note)

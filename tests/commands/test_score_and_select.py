@@ -51,9 +51,10 @@ def test_score_and_select_join_in_a_pipe(tmp_path):
     script = (
         "import sys; from melior.commands import score, select;"
         "from melior.options import ScoringOptions;"
-        "options = ScoringOptions(constraints='[{\"name\": \"no_commas\"}]');"
+        'options = ScoringOptions(constraints=\'[{"name": "no_commas"}]\');'
         "score.run(score.Config(scoring=options)) if sys.argv[1] == 's'"
-        " else select.best_and_worst(select.BestAndWorstConfig())"
+        " else select.best_and_worst(select.BestAndWorstConfig());"
+        "assert sys.argv[1] != 's' or 'torch' not in sys.modules"  # rules begin at once
     )
     text = json.dumps(row) + "\n"
     for step in "sp":
