@@ -33,16 +33,18 @@ from rival import RIVAL_ENV, describe_machine, describe_versions, fill_in, machi
 from turns import Message, Worker
 from workloads import GROUPS, groups
 
-from melior.commands.score import Config
 from melior.models.embedded import embedded_folder
 from melior.models.heads import load_reward_model, save_reward_model
-from melior.options import ModelOptions
+from melior.options import ModelOptions, ScoringOptions
 
 K = 8
 TOLERANCE = 1e-4
 """Of a float32 reward, relative to how far rewards are spread."""
-BATCH_SIZES = (1, 4, 8, 16, 32)
+BATCH_SIZES = (1, 4, 8, 16)
 """Of the rival; the one that takes the least CPU time is timed."""
+TORCH_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+WARM = 2
+"""Prompts that do not count: both warm up on them, and the rival's batch size is chosen."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--workloads", default=",".join(WORKLOADS))
     made.add_argument("--prompts", type=int, default=0, help="instead of each workload's own")
     made.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
-    made.add_argument("--max-tokens", type=int, default=Config().max_tokens, help="of melior")
+    made.add_argument(
+        "--max-tokens", type=int, default=ScoringOptions().max_tokens, help="of melior"
+    )
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process")
     made.add_argument("--json", type=Path, help="write all results to this file")
@@ -136,40 +140,41 @@ def compare(
     scratch: Path,
     versions: dict[str, Message],
 ) -> dict[str, Any]:
-    """Make a reward model, check that both read the same rewards, and time them."""
+    """Check that both read the same rewards, choose the rival's batch size, and time both."""
+    request = prepared(load, scratch, options)
+    pythons = {"melior": Path(sys.executable), "trl": rival}
+
+    def started(dtype: str, *sides: str) -> dict[str, Worker]:
+        own = {**request, "dtype": dtype, "torch_dtype": TORCH_DTYPES[dtype]}
+        return {
+            side: stack.enter_context(
+                Worker(side, pythons[side], options.threads, own, kind="_scores")
+            )
+            for side in sides
+        }
+
+    with ExitStack() as stack:
+        both = started("fp32", *pythons)
+        exact = {side: warm(worker, batch_size=4)["rewards"] for side, worker in both.items()}
+    check(exact)
+    # A process of its own, so that what larger batches needed is in no peak.
+    with ExitStack() as stack:
+        best, trials = batch_size(started(options.dtype, "trl")["trl"])
+    with ExitStack() as stack:
+        both = started(options.dtype, *pythons)
+        versions.update({side: worker.versions for side, worker in both.items()})
+        found = take_turns(both, load, best)
+    return {**found, "float32": exact, "batch_size": best, "trials": trials}
+
+
+def prepared(load: Workload, scratch: Path, options: argparse.Namespace) -> Message:
+    """Write the reward model and the prompts, and return where they lie."""
     folder = reward_model(scratch / "model", load.layers, options.seed)
-    # Those before the first that count warm both up and choose the rival's batch size.
-    first = [*groups(load.texts, folder, count=4, k=K, seed=options.seed + 1)]
+    first = groups(load.texts, folder, count=WARM, k=K, seed=options.seed + 1)
     drawn = groups(load.texts, folder, count=load.prompts, k=K, seed=options.seed)
     rows = scratch / "groups.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in first + drawn), encoding="utf-8")
-    pythons = {"melior": Path(sys.executable), "trl": rival}
-
-    def workers(stack: ExitStack, dtype: str) -> dict[str, Worker]:
-        request = {
-            "model": str(folder),
-            "groups": str(rows),
-            "dtype": dtype,
-            "torch_dtype": {"bf16": "bfloat16", "fp32": "float32"}[dtype],
-            "max_tokens": options.max_tokens,
-        }
-        return {
-            side: stack.enter_context(
-                Worker(side, python, options.threads, request, kind="_scores")
-            )
-            for side, python in pythons.items()
-        }
-
-    with ExitStack() as stack:
-        exact = {
-            side: worker.ask("score", start=0, stop=len(first), batch_size=4)["rewards"]
-            for side, worker in workers(stack, "fp32").items()
-        }
-    check(exact)
-    with ExitStack() as stack:
-        both = workers(stack, options.dtype)
-        versions.update({side: worker.versions for side, worker in both.items()})
-        return take_turns(both, load, len(first)) | {"float32": exact}
+    return {"model": str(folder), "groups": str(rows), "max_tokens": options.max_tokens}
 
 
 def reward_model(folder: Path, layers: int, seed: int) -> Path:
@@ -193,38 +198,34 @@ def check(found: dict[str, list[float]]) -> None:
         )
 
 
-def take_turns(workers: dict[str, Worker], load: Workload, first: int) -> dict[str, Any]:
+def warm(worker: Worker, *, batch_size: int) -> Message:
+    """Score the prompts that do not count; add the time."""
+    return worker.timed("score", start=0, stop=WARM, batch_size=batch_size)
+
+
+def take_turns(workers: dict[str, Worker], load: Workload, best: int) -> dict[str, Any]:
     """Score block after block; who goes first changes from block to block."""
-    best, trials = batch_size(workers["trl"], first)
-    warm = {
-        side: worker.ask("score", start=0, stop=first, batch_size=best)["rewards"]
-        for side, worker in workers.items()
-    }
+    first = {side: warm(worker, batch_size=best)["rewards"] for side, worker in workers.items()}
     for worker in workers.values():
         worker.forget_peak()
     blocks: dict[str, list[Message]] = {side: [] for side in workers}
-    starts = range(first, first + load.prompts, load.block)
+    starts = range(WARM, WARM + load.prompts, load.block)
     for turn, start in enumerate(starts):
-        stop = min(start + load.block, first + load.prompts)
+        stop = min(start + load.block, WARM + load.prompts)
         for side in list(workers) if turn % 2 else list(reversed(workers)):
             scored = workers[side].timed("score", start=start, stop=stop, batch_size=best)
             blocks[side].append(scored)
     return {
         "blocks": blocks,
-        "batch_size": best,
-        "trials": trials,
-        "warm": warm,
+        "warm": first,
         "peak_gib": {side: worker.peak_gib() for side, worker in workers.items()},
     }
 
 
-def batch_size(worker: Worker, first: int) -> tuple[int, dict[int, float]]:
+def batch_size(worker: Worker) -> tuple[int, dict[int, float]]:
     """Return the rival's best batch size, and the CPU time that each took."""
     worker.ask("score", start=0, stop=1, batch_size=1)
-    trials = {
-        size: worker.timed("score", start=0, stop=first, batch_size=size)["cpu"]
-        for size in BATCH_SIZES
-    }
+    trials = {size: warm(worker, batch_size=size)["cpu"] for size in BATCH_SIZES}
     return min(trials, key=lambda size: trials[size]), trials
 
 
@@ -263,9 +264,9 @@ def cells(found: dict[str, Any]) -> list[str]:
 
 def remark(name: str, found: dict[str, Any]) -> str:
     """Say what was scored and how far numbers lie apart."""
-    exact, warm, blocks = found["float32"], found["warm"], found["blocks"]
+    exact, first, blocks = found["float32"], found["warm"], found["blocks"]
     apart = [
-        f"{greatest_gap(warm[side], exact[side]):.2g} ({who})"
+        f"{greatest_gap(first[side], exact[side]):.2g} ({who})"
         for side, who in (("melior", "melior"), ("trl", "plain"))
     ]
     return (

@@ -312,8 +312,9 @@ class ScoringOptions:
     """`auto`, `cpu`, `cuda`, `mps`, ..."""
     chat_template: str = "auto"
     """Of a judge or of implicit rewards: `auto`, `plain`, `chatml`, or a file."""
-    max_tokens: int = 16384
-    """Tokens that a model computes at once; a prompt counts once for all its answers."""
+    max_tokens: int = 4096
+    """Tokens that a model computes at once; a prompt counts once for all its answers. On a CPU more
+    take memory and save no time; on a GPU they may."""
     max_length: int = 0
     """Tokens of prompt and answer that a reward model reads, the last ones; 0 is all it can.
     Longer answers have no implicit reward."""

@@ -34,7 +34,7 @@ class Config:
     dtype: Literal["bf16", "fp32"] = "bf16"
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`, ..."""
-    max_tokens: int = 16384
+    max_tokens: int = 4096
     """Tokens computed at once; a prompt counts once for both answers."""
     max_length: int = 0
     """Tokens of prompt and answer that are read, the last ones; 0 is all that the model can."""
