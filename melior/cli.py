@@ -29,6 +29,7 @@ COMMANDS = {
     "reward-augmented": ("recipes.reward_augmented", "", "learn from rated pairs, under goals"),
     "train-pairwise": ("recipes.pairwise", "", "train a model that compares two answers"),
     "train-reward": ("recipes.reward", "", "train a reward model on pairs"),
+    "gpm": ("recipes.gpm", "", "a reward model of preferences that may go in circles"),
     "armorm": ("recipes.armorm", "", "a reward model of rated objectives, mixed by the prompt"),
     "compare": ("recipes.compare", "", "tune, train and judge objectives alike: which to use"),
     "rlhf-workflow": ("recipes.rlhf_workflow", "", "online iterative DPO: best against worst of n"),

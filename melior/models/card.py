@@ -59,10 +59,10 @@ class Card:
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _kind(self) -> str:
-        return "reward-model" if self.is_reward_model else "preference-optimization"
+        return "reward-model" if self.is_reward_model or self.kind else "preference-optimization"
 
     def _start(self) -> str:
-        if self.is_reward_model:
+        if self.is_reward_model or self.kind:
             return _STARTS.get(self.kind, _REWARD_START)
         load = "AutoPeftModelForCausalLM" if self.is_adapter else "AutoModelForCausalLM"
         package = "peft" if self.is_adapter else "transformers"
@@ -135,8 +135,67 @@ print(read(text, add_special_tokens=False, top_k=None, function_to_apply="none")
 These are the answer's ratings by each objective, in the unit interval. How a prompt mixes them to
 one score, and the raters' own scales, are known to `melior score --with FOLDER`; `--explain` says
 what each objective adds.""",
+    "general": """## Quick start
+
+```
+melior score groups.jsonl --with FOLDER --out scored.jsonl
+```
+
+compares all answers to a prompt: `comparisons` holds the log-odds that each (row) beats each other
+one (column), which may go in circles; an answer's `score` is the mean of its row. Other programs
+read an answer's embedding from the folder of this page:
+
+```python
+from transformers import pipeline
+
+read = pipeline("text-classification", model=".")
+turns = [
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": "Hello, how can I help?"},
+]
+text = read.tokenizer.apply_chat_template(turns, tokenize=False)
+print(read(text, add_special_tokens=False, top_k=None, function_to_apply="none"))
+```
+
+These are the coordinates `a0 b0 a1 b1 ...`, two to a plane, before they get the length 1 where
+`melior.json` has `is_normalised`. A score is skew-symmetric: the sum over planes of
+`gate (a_i b_j - b_i a_j)`, with the gate in the folder `gate`, read at the prompt's last token.""",
+    "pairwise": """## Quick start
+
+In the folder of this page:
+
+```python
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = (
+    kind.from_pretrained(".") for kind in (AutoModelForCausalLM, AutoTokenizer)
+)
+letters = tokenizer.convert_tokens_to_ids(["A", "B"])
+
+
+def first_wins(request, first, second):
+    asked = (
+        f"[CONTEXT] \\n\\n\\n<turn> user\\n {request}\\n\\n\\n"
+        f" [RESPONSE A] {first} [RESPONSE B] {second} \\n"
+    )
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked}],
+        add_generation_prompt=True, return_dict=True, return_tensors="pt",
+    )
+    with torch.no_grad():
+        return model(**inputs).logits[0, -1, letters].float().softmax(-1)[0].item()
+
+
+one, two = "Hello, how can I help?", "What do you want?"
+print((first_wins("Hello!", one, two) + 1 - first_wins("Hello!", two, one)) / 2)
+```
+
+That is the probability that the first answer is the better one: both orders are averaged, as a
+model favours a slot. `melior score --with FOLDER` compares all answers to a prompt, of several
+turns, too, and breaks up what looks like a tag inside an answer.""",
 }
-"""Of reward models that give more than one number, by their kind."""
+"""Of reward models that give more than one number or compare, by their kind."""
 
 
 def _source(source: Mapping[str, Any]) -> tuple[str, ...]:

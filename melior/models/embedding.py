@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from melior import ops
 from melior.losses.general import mean_one_gate
 from melior.models.parts import load_part, save_part
 from melior.options import in_range, one_of
@@ -41,10 +42,15 @@ class EmbeddingOptions:
     def __post_init__(self) -> None:
         """Check the ranges."""
         in_range("features", self.features, 1)
-        in_range("dimensions", self.dimensions, 2)
-        if self.dimensions % 2:
-            raise ValueError(f"dimensions must be even, two to a plane; found {self.dimensions}")
+        check_dimensions(self.dimensions)
         one_of("gate", self.gate, tuple(GATES))
+
+
+def check_dimensions(dimensions: int) -> None:
+    """Check that an embedding has two numbers to a plane."""
+    in_range("dimensions", dimensions, 2)
+    if dimensions % 2:
+        raise ValueError(f"dimensions must be even, two to a plane; found {dimensions}")
 
 
 class PreferenceHead(nn.Module):
@@ -57,34 +63,71 @@ class PreferenceHead(nn.Module):
     def __init__(self, options: EmbeddingOptions, *, seed: int) -> None:
         super().__init__()
         self.options = options
-        width, planes = options.features, options.dimensions // 2
-        draw = torch.Generator().manual_seed(seed)
-        self.embedding = _layer(width, options.dimensions, draw)
-        self.planes = _layer(width, planes, draw).requires_grad_(options.gate != "none")
+        draw = ops.generator(seed)
+        self.embedding = nn.utils.skip_init(
+            nn.Linear, options.features, options.dimensions, bias=False
+        )
+        draw_layer(self.embedding, generator=draw)
+        planes = GateOptions(options.features, options.dimensions // 2, options.gate)
+        self.gate = PlaneGate(planes, generator=draw)
 
     def forward(self, answers: Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:
         """Return the embeddings of answers, in the head's own precision."""
         vectors = self.embedding(answers.to(self.embedding.weight.dtype))
-        # The bound is the paper's; padding that slipped in has the length 0.
-        return F.normalize(vectors, dim=-1, eps=1e-6) if self.options.is_normalised else vectors
+        return unit(vectors) if self.options.is_normalised else vectors
 
-    def gate(self, prompts: Float[Tensor, "n d"]) -> Float[Tensor, "n p"]:
-        """Return how much each plane counts for each prompt."""
-        logits = self.planes(prompts.to(self.planes.weight.dtype))
-        return GATES[self.options.gate](logits, self.options.features)
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What a PlaneGate is made from."""
+
+    features: int
+    """Width of the hidden states."""
+    planes: int
+    form: str = "mean-one"
+    """One of `GATES`."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        in_range("features", self.features, 1)
+        in_range("planes", self.planes, 1)
+        one_of("gate", self.form, tuple(GATES))
+
+
+class PlaneGate(nn.Module):
+    """How much each plane of an embedding counts for a prompt: one linear layer without bias."""
+
+    def __init__(self, options: GateOptions, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.options = options
+        self.logits = nn.utils.skip_init(nn.Linear, options.features, options.planes, bias=False)
+        draw_layer(self.logits, generator=generator)
+        self.requires_grad_(options.form != "none")
+
+    def forward(self, prompts: Float[Tensor, "n d"]) -> Float[Tensor, "n p"]:
+        """Return what the planes count for prompts, in the gate's own precision."""
+        logits = self.logits(prompts.to(self.logits.weight.dtype))
+        return GATES[self.options.form](logits, self.options.features)
 
     def save(self, folder: Path) -> None:
         """Write weights and options into a folder."""
         save_part(self, asdict(self.options), folder)
 
     @classmethod
-    def load(cls, folder: Path) -> PreferenceHead:
+    def load(cls, folder: Path) -> PlaneGate:
         """Read what `save` wrote."""
-        return load_part(cls, lambda said: cls(EmbeddingOptions(**said), seed=0), folder)
+        return load_part(cls, lambda o: cls(GateOptions(**o), generator=ops.generator(0)), folder)
 
 
-def _layer(width: int, out: int, draw: torch.Generator) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, width, out, bias=False)
+def unit(vectors: Float[Tensor, "*n e"]) -> Float[Tensor, "*n e"]:
+    """Return vectors of the length 1, and 0 for 0."""
+    return F.normalize(vectors, dim=-1, eps=1e-6)  # the paper's bound
+
+
+def draw_layer(layer: nn.Linear, *, generator: torch.Generator) -> None:
+    """Draw the weights of a head with the deviation `1 / (d + 1)` of the released code."""
+    fresh = torch.empty(layer.weight.shape).normal_(
+        0, 1 / (layer.in_features + 1), generator=generator
+    )
     with torch.no_grad():
-        layer.weight.normal_(0, 1 / (width + 1), generator=draw)
-    return layer
+        layer.weight.copy_(fresh)

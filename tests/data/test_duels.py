@@ -34,7 +34,7 @@ def test_every_two_answers_meet_once_and_groups_count_alike(scores):
     place = {int(seq): (row, i) for row, own in enumerate(batch.members.tolist())
              for i, seq in enumerate(own) if seq >= 0}  # fmt: skip
     met = []
-    order = {tuple(g.answers[0].tokens)[0]: list(g.scores) for g in groups}
+    order = {g.answers[0].tokens[0]: list(g.scores) for g in groups}
     rows = [int(batch.forest.tokens[batch.prompts[i]]) for i in range(len(groups))]
     assert rows == [1] * len(groups)
     firsts = [order[int(batch.forest.tokens[batch.prompts[i] - 1])] for i in range(len(groups))]

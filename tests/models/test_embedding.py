@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from melior import ops
-from melior.losses.general import general_preference, skew_score, skew_scores
-from melior.models.embedding import GATES, EmbeddingOptions, PreferenceHead
+from melior.losses.general import general_preference, skew_score
+from melior.models.embedding import GATES, EmbeddingOptions, GateOptions, PlaneGate, PreferenceHead
 
 SMALL = EmbeddingOptions(16)
 
@@ -43,7 +43,7 @@ def test_gates(name):
 
 def test_the_logits_of_mean_one_are_divided_by_the_root_of_the_width():
     network, prompts = head(), 100 * hidden(2)
-    logits = (prompts @ network.planes.weight.T / math.sqrt(16)).double()
+    logits = (prompts @ network.gate.logits.weight.T / math.sqrt(16)).double()
     wanted = 3 * logits.exp() / logits.exp().sum(-1, keepdim=True)
     assert torch.allclose(network.gate(prompts).double(), wanted, rtol=1e-5)
 
@@ -72,18 +72,16 @@ def test_every_layer_is_taught_and_no_gate_stays_as_it_is():
         score = skew_score(network(first), network(second), network.gate(prompts))
         general_preference(score, torch.ones(6), beta=0.1).sum().backward()
         assert network.embedding.weight.grad.abs().max() > 0
-        assert (network.planes.weight.grad is not None) == (name != "none")
+        assert (network.gate.logits.weight.grad is not None) == (name != "none")
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_a_saved_head_comes_back_to_the_bit(tmp_path, name):
-    network = head(seed=7, dimensions=4, is_normalised=False, gate=name)
-    network.save(tmp_path)
-    loaded = PreferenceHead.load(tmp_path)
-    assert loaded.options == network.options
-    answers, prompts = hidden(2, 5), hidden(2, seed=1)
-    wanted = skew_scores(network(answers), network.gate(prompts))
-    assert torch.equal(skew_scores(loaded(answers), loaded.gate(prompts)), wanted)
+def test_a_saved_gate_comes_back_to_the_bit(tmp_path, name):
+    gate = head(seed=7, dimensions=4, gate=name).gate
+    gate.save(tmp_path)
+    loaded = PlaneGate.load(tmp_path)
+    assert loaded.options == gate.options == GateOptions(16, 2, name)
+    assert torch.equal(loaded(hidden(2)), gate(hidden(2)))
 
 
 @pytest.mark.parametrize(
