@@ -1,0 +1,393 @@
+"""From labelled and unlabelled pairs to a model whose own judges agree: one round of SCIR.
+
+Zhou et al. 2025, arXiv 2502.08922. Read, ask about, judge, train, judge again, save.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from melior.config import config_to_dict
+from melior.data.batches import GroupBatches, TokenGroup, TokenValues, scored_lengths
+from melior.data.examples import Example, read_examples
+from melior.losses.preference import dpo
+from melior.models.language import LanguageModel
+from melior.models.loading import load, load_chat, n_positions, save_model
+from melior.ops import generator
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
+from melior.stages.consistency import Portion, choose, consistent_objective
+from melior.stages.data import Prepared, prepare
+from melior.stages.health import of_answers
+from melior.stages.internal import ANSWERS, SelfJudge, with_questions
+from melior.stages.judge_internal import (
+    Opinions,
+    at_start,
+    comparisons,
+    facts,
+    opinions,
+    parted,
+    see,
+    shortcut,
+)
+from melior.stages.learn import SAMPLE_TOKENS, Bench, Plan, write_card
+from melior.stages.method import Method, log_ratio_method
+from melior.stages.reference import reference_log_probs
+from melior.stages.scir_options import ConsistencyOptions
+from melior.training.checkpoint import Checkpoints, Generators
+from melior.training.health import Health
+from melior.training.hooks import Progress, counted, every
+from melior.training.loop import Hook, descend, fit
+from melior.training.run import Run, read_rows, write_json, write_json_lines
+from melior.training.symptoms import Setting, detectors
+
+CHUNK = 512
+"""Pairs about which questions are written at once."""
+FEWEST_KEPT = 0.01
+"""Share of a step's pairs below which hardly anything is learned from."""
+
+
+@dataclass(frozen=True)
+class ConsistencyPlan:
+    """All that a round needs to know, as values."""
+
+    recipe: str
+    paper: str
+    options: ConsistencyOptions
+    unlabelled: tuple[str, ...]
+    """Where unlabelled pairs lie; which answer is called chosen is not read."""
+    model: ModelOptions
+    data: DataOptions
+    """The labelled pairs, and those held out."""
+    optim: OptimConfig
+    loop: LoopOptions
+    config: object
+    """The recipe's dataclass, to be written down."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs with their questions."""
+
+    groups: list[TokenGroup]
+    prepared: Prepared
+    n_equal: int = 0
+    """Pairs left out, whose answers are the same, ..."""
+    n_too_long: int = 0
+    """... and whose questions are too long."""
+
+    @property
+    def plain(self) -> list[TokenGroup]:
+        """The pairs without their questions."""
+        return [
+            replace(one, answers=one.answers[:ANSWERS], scores=one.scores[:ANSWERS])
+            for one in self.groups
+        ]
+
+    def said_of(self, name: str) -> list[str]:
+        """Return a sentence on what was left out, if anything was."""
+        reasons = ((self.n_equal, "have equal answers"), (self.n_too_long, "are too long to judge"))
+        left = " and ".join(f"{n} {reason}" for n, reason in reasons if n)
+        return [f"of the {name} pairs, {left}: left out"] if left else []
+
+
+@dataclass(frozen=True)
+class Material:
+    """All pairs of a round, ready for the model."""
+
+    seed: Pairs
+    free: Pairs
+    held_out: Pairs | None
+
+
+def learn_consistently(plan: ConsistencyPlan) -> Path:
+    """Learn, and prove what came of it; return the run's folder, which holds it all."""
+    loop, judge = plan.loop, SelfJudge(load_chat(plan.model))
+    material = _prepare(plan, judge)
+    allowed = plan.data.allow_lint_errors
+    material.seed.prepared.refuse_errors(allowed=allowed)
+    with Run.create(
+        loop.out, plan.recipe, plan.config, sys.argv, paper=plan.paper, resume=loop.resume,
+        overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
+    ) as run:  # fmt: skip
+        parts = {"train": material.seed, "unlabelled": material.free}
+        parts |= {"held_out": material.held_out} if material.held_out else {}
+        write_json(run.folder / "data.json", {k: one.prepared.record for k, one in parts.items()})
+        for name, one in parts.items():
+            for remark in one.said_of(name.replace("_", "-")) if not loop.resume else ():
+                run.note(remark)
+        _learn(plan, run, judge, material)
+    return run.folder
+
+
+class Examiner:
+    """Holds both internal reward models against held-out labels; made of the start model."""
+
+    def __init__(
+        self, plan: ConsistencyPlan, model: LanguageModel, judge: SelfJudge, pairs: Pairs
+    ) -> None:
+        self.plan = plan
+        self.model = model
+        self.labels = judge.labels
+        self.groups = pairs.groups
+        self.reference = start_values(model, pairs, max_tokens=plan.loop.max_tokens)
+        seen = see(model, self.groups, self.reference, self.labels, max_tokens=self._limit)
+        self.before = opinions(at_start(seen), plan.options)
+
+    def now(self) -> Opinions:
+        """Examine the model as it is."""
+        seen = see(self.model, self.groups, self.reference, self.labels, max_tokens=self._limit)
+        return opinions(seen, self.plan.options)
+
+    @property
+    def _limit(self) -> int:
+        return self.plan.loop.max_tokens
+
+
+def start_values(model: LanguageModel, pairs: Pairs, *, max_tokens: int) -> TokenValues:
+    """Return the start model's log-probabilities of pairs with questions, which have none."""
+    with counted("log-probabilities of the reference", len(pairs.groups)) as progress:
+        found = reference_log_probs(model, pairs.plain, max_tokens=max_tokens, on_progress=progress)
+    return TokenValues(found.values, scored_lengths(pairs.groups))
+
+
+def together(
+    free: GroupBatches, seed: GroupBatches, total: int, *, start: int
+) -> Iterator[list[Portion]]:
+    """Yield the portions of each step: unlabelled ones, then labelled ones."""
+    both = (batches.iterate(total, start=start) for batches in (free, seed))
+    for loose, held in zip(*both, strict=True):
+        yield [*(Portion(one, False) for one in loose), *(Portion(one, True) for one in held)]
+
+
+class Patience:
+    """Stops a run in which next to nothing is learned from for many steps: a hook."""
+
+    def __init__(self, steps: int, past: Sequence[dict[str, float]]) -> None:
+        self.steps = steps
+        self.waited = 0
+        for row in past:
+            self._count(row)
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        """Take in a step.
+
+        Raises:
+            ValueError: the last steps kept less than 1 % of their pairs.
+        """
+        self._count(metrics)
+        if self.waited >= self.steps:
+            raise ValueError(
+                f"step {step}: pairs on which judge and implicit reward agree are needed; found"
+                f" less than {FEWEST_KEPT:.0%} in each of the last {self.waited} steps; lower"
+                " --delta, or give more labelled pairs"
+            )
+
+    def _count(self, metrics: dict[str, float]) -> None:
+        if "consistency/kept" in metrics:
+            is_idle = metrics["consistency/kept"] < FEWEST_KEPT
+            self.waited = self.waited + 1 if is_idle else 0
+
+
+def _learn(plan: ConsistencyPlan, run: Run, judge: SelfJudge, material: Material) -> None:
+    model = load(plan.model, trainable=True, seed=plan.loop.seed)
+    if model.padded_because:
+        run.note(f"answers are computed one by one, under padding: {model.padded_because}")
+    held_out = material.held_out
+    source = (held_out or material.seed).prepared
+    bench = Bench(_as_plan(plan), model, source if held_out else None, source.first_prompts)
+    examiner = Examiner(plan, model, judge, held_out) if held_out else None
+    health = _train(plan, run, model, judge, material, examiner)
+    save_model(model, run.folder / "model")
+    evaluation = bench.verdict()
+    if examiner:
+        after = examiner.now()
+        evaluation["comparisons"] += comparisons(examiner.before, after, seed=plan.loop.seed)
+        evaluation["facts"] |= facts(examiner.before, after)
+        health.add(parted(examiner.before, after, seed=plan.loop.seed))
+    write_json(run.folder / "evaluation.json", evaluation)
+    said = bench.before, bench.after, material.seed.plain, evaluation["facts"]
+    names = frozenset(config_to_dict(plan.config))
+    health.add(*of_answers(*said, kl_budget=plan.loop.kl_budget, options=names))
+    write_json_lines(run.folder / "samples.jsonl", bench.side_by_side())
+    write_card(run.folder, base=plan.model.model)
+
+
+def _train(
+    plan: ConsistencyPlan,
+    run: Run,
+    model: LanguageModel,
+    judge: SelfJudge,
+    material: Material,
+    examiner: Examiner | None,
+) -> Health:
+    """Take all steps, or those still to come; return what watched them."""
+    loop, (free, seed) = plan.loop, _batches(plan, model, judge, material)
+    total = loop.max_steps or ceil(loop.epochs * free.steps_per_epoch)
+    if loop.gradient_checkpointing:
+        model.checkpoint_activations()
+    step = descend(
+        consistent_objective(model, judge.labels, plan.options), model.trainable(), plan.optim,
+        total_steps=total, masters=model.masters,
+    )  # fmt: skip
+    chosen = choose(model, judge.labels, plan.options)
+    kept = Checkpoints(
+        run.folder / "checkpoints", {"step": step, "generators": Generators()},
+        about=_about(plan, model, material, total), keep=loop.save_total_limit,
+    )  # fmt: skip
+    start = _resume(plan, run, kept) if loop.resume else 0
+    health, past = _watch(plan, run, total), read_rows(run.folder)
+
+    def note(number: int, metrics: dict[str, float]) -> None:
+        run.append(number, {"epoch": number / free.steps_per_epoch} | metrics)
+
+    def examine(number: int) -> None:
+        if examiner:
+            numbers = examiner.now().numbers()
+            run.append(number, {f"eval_{name}": value for name, value in numbers.items()})
+
+    with Progress(total, start=start) as progress:
+        hooks: list[Hook] = [
+            note, progress, health, every(loop.eval_steps, examine),
+            every(loop.save_steps, kept.save, last=total), Patience(plan.options.patience, past),
+        ]  # fmt: skip
+        todo = together(free, seed, total, start=start)
+        fit(lambda parts: step(chosen(parts)), todo, hooks=hooks, start=start, save=kept.save)
+    return health
+
+
+def _watch(plan: ConsistencyPlan, run: Run, total: int) -> Health:
+    options = frozenset(config_to_dict(plan.config))
+    setting = Setting(total, plan.optim.max_grad_norm, None, options)
+    past = read_rows(run.folder) if plan.loop.resume else []
+    watch = (*detectors(setting), shortcut)
+    return Health(run.folder, watch, total_steps=total, note=run.note, past=past)
+
+
+def _about(
+    plan: ConsistencyPlan, model: LanguageModel, material: Material, total: int
+) -> dict[str, Any]:
+    """Return all that a checkpoint must have been made with."""
+    parts = (material.seed, material.free, material.held_out)
+    data = [one.prepared.sha256 if one else "" for one in parts]
+    options = config_to_dict(plan.config)
+    return {"options": options, "steps": total, "data": data, "model": model.start_hash}
+
+
+def _resume(plan: ConsistencyPlan, run: Run, kept: Checkpoints) -> int:
+    """Go back to the newest whole checkpoint and return its step."""
+    start, remark = kept.restore(allow_changes=plan.loop.allow_changes)
+    if remark:
+        run.note(remark)
+    run.rewind(start)
+    return start
+
+
+def _batches(
+    plan: ConsistencyPlan, model: LanguageModel, judge: SelfJudge, material: Material
+) -> tuple[GroupBatches, GroupBatches]:
+    """Return batches of unlabelled and of labelled pairs; the model still is the start model."""
+    loop, found = plan.loop, []
+    n_seed = max(1, round(plan.options.seed_ratio * loop.batch_size))
+    for pairs, size in ((material.free, loop.batch_size), (material.seed, n_seed)):
+        reference = start_values(model, pairs, max_tokens=loop.max_tokens)
+        groups = pairs.groups
+        if pairs is material.free and plan.options.labels == "judge":
+            seen = see(model, groups, reference, judge.labels, max_tokens=loop.max_tokens)
+            logits = seen.judge.double().logit().tolist()
+            groups = [replace(g, margin=own) for g, own in zip(groups, logits, strict=True)]
+        found.append(
+            GroupBatches(
+                groups, reference, batch_size=size, max_tokens=loop.max_tokens, seed=loop.seed
+            )
+        )
+    return found[0], found[1]
+
+
+def _as_plan(plan: ConsistencyPlan) -> Plan:
+    """Return the plan by which held-out pairs and answers are judged as after any other run."""
+    return Plan(
+        plan.recipe, plan.paper, _method(plan.options), plan.model, plan.data, plan.optim,
+        plan.loop, plan.config,
+    )  # fmt: skip
+
+
+def _method(options: ConsistencyOptions) -> Method:
+    def loss(policy: Any, reference: Any) -> Any:
+        return dpo(policy, reference, beta=options.beta)
+
+    return log_ratio_method(loss, beta=options.beta)
+
+
+def _prepare(plan: ConsistencyPlan, judge: SelfJudge) -> Material:
+    """Read, check and ask about all pairs before any weights are loaded."""
+    data, positions = plan.data, n_positions(plan.model)
+    limit = min(plan.options.judge_max_length, positions)
+
+    def pairs(sources: Sequence[str], *, is_free: bool = False, apart: Sequence[str] = ()) -> Pairs:
+        with counted("tokenising pairs") as progress:
+            prepared = prepare(
+                sources, judge.chat, data, seed=plan.loop.seed, held_out=apart,
+                longest_prompt=positions - SAMPLE_TOKENS, on_progress=progress,
+            )  # fmt: skip
+        prepared.refuse_beyond(positions)
+        examples = read_examples("pairs", sources, seed=plan.loop.seed)
+        found = asked(judge, prepared, examples, limit=limit, seed=plan.loop.seed, is_free=is_free)
+        if not found.groups:
+            raise ValueError(
+                f"{', '.join(sources)}: needs a pair of different answers with a question of at"
+                f" most {limit} tokens; found {found.n_equal} of equal answers and"
+                f" {found.n_too_long} that are longer; raise --judge-max-length"
+            )
+        return found
+
+    return Material(
+        pairs(data.data, apart=data.eval_data),
+        pairs(plan.unlabelled, is_free=True, apart=data.eval_data),
+        pairs(data.eval_data) if data.eval_data else None,
+    )
+
+
+def asked(
+    judge: SelfJudge,
+    prepared: Prepared,
+    examples: Iterator[Example],
+    *,
+    limit: int,
+    seed: int,
+    is_free: bool,
+) -> Pairs:
+    """Put to each pair the questions about it.
+
+    Args:
+        judge: who is asked.
+        prepared: the pairs as tokens.
+        examples: the same as text, and others.
+        limit: tokens of a question.
+        seed: of the order of unlabelled answers.
+        is_free: they are unlabelled, so that half of them are exchanged, and equal ones go.
+    """
+    waiting = {group.origin: group for group in prepared.groups}
+    draw, counts = generator(seed), {"equal": 0, "long": 0}
+    found: list[TokenGroup] = []
+    rows = (one for one in examples if one.origin in waiting)
+    while chunk := list(islice(rows, CHUNK)):
+        prompts, answers = [one.prompt for one in chunk], [one.answers for one in chunk]
+        flips = torch.randint(2, (len(chunk),), generator=draw).tolist()
+        questions = judge.questions(prompts, answers)
+        for one, both, flip in zip(chunk, questions, flips, strict=True):
+            if is_free and one.answers[0] == one.answers[1]:
+                counts["equal"] += 1
+            elif max(map(len, both)) > limit:
+                counts["long"] += 1
+            else:
+                exchanged = is_free and bool(flip)
+                found.append(with_questions(waiting[one.origin], both, is_exchanged=exchanged))
+    return Pairs(found, prepared, counts["equal"], counts["long"])
