@@ -18,7 +18,9 @@ from melior.cli import COMMANDS, command
 from melior.objectives.objective import ChosenLikelihood
 from melior.options import (
     DataOptions,
+    EnsembleOptions,
     GoalOptions,
+    JudgeOptions,
     LoopOptions,
     ModelOptions,
     OptimConfig,
@@ -27,7 +29,7 @@ from melior.options import (
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 SHARED = (ModelOptions, DataOptions, LoopOptions, OptimConfig, Sampling, GoalOptions,
-          ChosenLikelihood)  # fmt: skip
+          JudgeOptions, EnsembleOptions, ChosenLikelihood)  # fmt: skip
 POSITIONAL = get_args(Positional[str])[1]
 HEAD = """# Commands
 

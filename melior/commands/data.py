@@ -82,7 +82,7 @@ class ConvertConfig:
     """A file in .jsonl, .jsonl.gz or .jsonl.zst, or `-`; a .json list for AlpacaEval."""
     family: Annotated[str, tyro.conf.arg(aliases=["--from"])] = "auto"
     """The tool that wrote the rows, such as trl, alpaca, sharegpt, swift or ultrafeedback."""
-    to: Literal["melior", "alpaca-eval", "arena-hard", "mt-bench", "next-turn"] = "melior"
+    to: Literal["jsonl", "alpaca-eval", "arena-hard", "mt-bench", "next-turn"] = "jsonl"
     """Write answers, or, of two answers that a judge has compared, judgments, as that benchmark's
     files; `next-turn` writes the prompts of MT-Bench's second turn."""
     against: str = ""
@@ -157,7 +157,7 @@ def convert(config: ConvertConfig) -> None:
     first, records = _peek(seen.watch(read_any(config.source, family=config.family)))
     if first is None:
         raise ValueError(f"{config.source}: needs at least one row; found none")
-    if config.against or config.to != "melior":
+    if config.against or config.to != "jsonl":
         records = _answers_of(map(as_group, records), config)
     if config.to in KINDS:
         write(config.to, Path(config.out), map(as_group, records))
