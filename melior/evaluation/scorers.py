@@ -31,9 +31,8 @@ class Opinion:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every answer has a score, and every two are compared."""
-        is_compared = self.comparisons is None or not np.isnan(self.comparisons).any()
-        return None not in self.scores and is_compared
+        """Whether every answer has a score."""
+        return None not in self.scores
 
     @property
     def known(self) -> list[float]:
@@ -43,7 +42,8 @@ class Opinion:
     def margins(self, item: Item) -> list[float]:
         """Return by how much each better answer beats each worse one: compared, or by scores.
 
-        Where answers are compared, their scores are means over the others, and say less.
+        Where answers are compared, their scores are means over the others, and say less; two that
+        are not compared (a verdict is missing, or many answers met in a knock-out) have nan.
         """
         if self.comparisons is not None:
             return [float(self.comparisons[i, j]) for i, j in item.pairs]
@@ -92,11 +92,10 @@ class Findings:
 
     name: str
     n_missing: int
-    """Prompts left out everywhere, since an answer of theirs has no score, or two of them no
-    comparison."""
+    """Prompts left out everywhere, since an answer of theirs has no score."""
     accuracies: Accuracies
     pairs: PairScores
-    """Over all pairs of a better and a worse answer."""
+    """Over all pairs of a better and a worse answer that have a margin."""
     calibration: Calibration
     sureness: tuple[Sureness, ...]
     """Whether it knows which pairs it ranks wrong, by each way to be sure."""
@@ -142,7 +141,8 @@ def findings(
             f" {len(items)} prompts with answers that have none"
         )
     judged, whole = [item for item, _ in kept], [own for _, own in kept]
-    scores, found = [own.known for own in whole], _margins(judged, whole)
+    scores, margins = [own.known for own in whole], _margins(judged, whole)
+    found = margins[~np.isnan(margins)]
     return Findings(
         name,
         len(items) - len(kept),
@@ -150,7 +150,7 @@ def findings(
         pair_scores(found),
         calibrated(found),
         sureness(found, _members_margins(judged, whole)),
-        _lengths(judged, scores, found),
+        _lengths(judged, scores, margins),
         answers_per_second=rate,
         circles=circles(own.comparisons for own in opinions if own.comparisons is not None),
     )
@@ -183,7 +183,8 @@ def between(
     if not rows:
         return None
     own, left, right = ([*column] for column in zip(*rows, strict=True))
-    h, g = _margins(own, left), _margins(own, right)
+    both = np.stack([_margins(own, left), _margins(own, right)])
+    h, g = both[:, ~np.isnan(both).any(0)]
     correct = [
         [best_share(one.known, item.is_best) for item, one in zip(own, side, strict=True)]
         for side in (left, right)
@@ -215,9 +216,11 @@ def majority_circles(opinions: Sequence[Sequence[Opinion]]) -> Circles | None:
     return circles(majority([one.known for one in own]) for own in known)
 
 
-def _margins(items: Sequence[Item], opinions: Sequence[Opinion]) -> list[float]:
-    """Return the margins of each better and worse answer to each prompt."""
-    return [h for item, own in zip(items, opinions, strict=True) for h in own.margins(item)]
+def _margins(items: Sequence[Item], opinions: Sequence[Opinion]) -> Array:
+    """Return the margins of each better and worse answer to each prompt, or nan."""
+    return np.array(
+        [h for item, own in zip(items, opinions, strict=True) for h in own.margins(item)]
+    )
 
 
 def _members_margins(items: Sequence[Item], opinions: Sequence[Opinion]) -> list[list[float]]:
@@ -241,15 +244,16 @@ def _across_halves(h: Array) -> float:
     return calibration_error(reliability(np.concatenate(cooled)))
 
 
-def _lengths(items: Sequence[Item], scores: Sequence[Sequence[float]], found: Numbers) -> Lengths:
-    better = [item.lengths[i] for item in items for i, _ in item.pairs]
-    worse = [item.lengths[j] for item in items for _, j in item.pairs]
-    flat = [score for own in scores for score in own]
+def _lengths(items: Sequence[Item], scores: Sequence[Sequence[float]], margins: Array) -> Lengths:
+    pairs = [(item.lengths[i], item.lengths[j]) for item in items for i, j in item.pairs]
+    rows = [(h, *two) for h, two in zip(margins, pairs, strict=True) if not np.isnan(h)]
+    known, better, worse = ([*column] for column in zip(*rows, strict=True))
     longer = [a - b for a, b in zip(better, worse, strict=True)]
+    flat = [score for own in scores for score in own]
     return Lengths(
-        length_bias(found, better, worse),
+        length_bias(known, better, worse),
         _spearman(flat, [length for item in items for length in item.lengths]),
-        _spearman(found, longer),
+        _spearman(known, longer),
     )
 
 

@@ -194,12 +194,16 @@ def test_a_comparator_is_calibrated_by_its_logits_and_not_by_its_mean_wins():
     assert timid.accuracies == found.accuracies
 
 
-def test_a_prompt_with_two_answers_not_compared_is_left_out():
-    item = Item("0", "all", (1.0, 0.0, 0.5), (1, 1, 1))
-    whole = Opinion((1.0, 0.0, 0.5), compared(1.0, 1.0, 1.0))
-    partly = Opinion((1.0, 0.0, 0.5), compared(1.0, math.nan, 1.0))
+def test_two_answers_that_are_not_compared_make_no_pair_and_cost_no_prompt():
+    item = Item("0", "all", (1.0, 0.0, 0.5), (1, 9, 1))
+    whole = Opinion((1.0, 0.0, 0.5), compared(1.0, 1.0, -1.0))
+    partly = Opinion((1.0, 0.0, 0.5), compared(1.0, math.nan, -1.0))
     found = findings("judge", [item, item], [whole, partly], rate=None)
-    assert (found.n_missing, found.accuracies.everything.n) == (1, 1)
+    assert (found.n_missing, found.accuracies.everything.n) == (0, 2)
+    assert found.pairs.n == 5
+    assert found.lengths.bias.chosen_shorter.n == 3
+    both = between(("a", [whole, partly]), ("b", [whole, whole]), [item, item], generator=draw())
+    assert both.agreement == 1.0 and both.accuracy.n == 2
 
 
 def test_an_ensemble_is_judged_by_what_its_members_disagree_on_too():
