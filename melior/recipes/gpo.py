@@ -54,8 +54,8 @@ class Gpo(Objective):
     """Targets beyond it, on either side, are cut to it, in nats; a choice of ours, as the paper has
     none and its released scripts export a clamp of 1000."""
     score_scale: float = 1.0
-    """Scores are multiplied by it; the release's tables hold about twice a score over 0.1, so 20
-    there."""
+    """Scores, which are log-odds here, are multiplied by it. The paper's scores are log-odds times
+    its model's beta, 0.1; its released tables hold twice the log-odds."""
     length_power: float = 0.0
     """Log-ratios are divided by the answer's tokens to this power; 1 is the paper's LN-GPO."""
 

@@ -208,25 +208,29 @@ def _against(
     for name, own in opinions.items():
         unit = "share" if own and own[0].logits else ""
         levels = [(one.level(old), one.level(new)) for one in own]
-        comparisons += _compared(levels, TITLES[name], unit, True, seed)
-        won = [win for one in own if (win := one.win(new, old)) is not None]
-        if won:
-            wins[name] = _wins(won, sides, own, new, old, seed=seed)
+        comparisons += _compared(levels, TITLES[name], unit=unit, seed=seed)
+        won = [one.win(new, old) for one in own]
+        if any(win is not None for win in won):
+            wins[name] = _wins(won, _gaps(sides[old], sides[new]), seed=seed, at_equal=old == 0)
     lengths = [
         tuple(float(side[i].candidates[0].facts["n_tokens"]) for side in (sides[old], sides[new]))
         for i in range(len(sides[new]))
     ]
-    comparisons += _compared(lengths, "answer length", "tokens", None, seed)
+    comparisons += _compared(
+        lengths, "answer length", unit="tokens", seed=seed, higher_is_better=None
+    )
     return {"comparisons": [one.to_json() for one in comparisons], "wins": wins}
 
 
 def _compared(
     pairs: Sequence[tuple[float | None, ...]],
     name: str,
+    *,
     unit: str,
-    higher_is_better: bool | None,
     seed: int,
+    higher_is_better: bool | None = True,
 ) -> list[Comparison]:
+    """Compare a quantity on the prompts where both sides have it; nothing where they are few."""
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     if len(known) < 2:
         return []
@@ -240,37 +244,32 @@ def _compared(
     ]  # fmt: skip
 
 
-def _wins(
-    won: Sequence[float],
-    sides: Sequence[Sequence[Group]],
-    opinions: Sequence[Opinion],
-    new: int,
-    old: int,
-    *,
-    seed: int,
-) -> dict[str, Any]:
-    """Count wins, with an interval over prompts, and the rate at equal lengths."""
-    rate = bca_interval(won, generator=generator(seed))
+def _wins(won: Numbers, gaps: Sequence[int], *, seed: int, at_equal: bool) -> dict[str, Any]:
+    """Count wins, with an interval over prompts, and maybe the rate at equal lengths."""
+    known = [(win, gap) for win, gap in zip(won, gaps, strict=True) if win is not None]
+    wins = np.array([win for win, _ in known])
+    rate = bca_interval(wins, generator=generator(seed))
     found: dict[str, Any] = {
-        "wins": sum(one > 0.5 for one in won),
-        "ties": sum(one == 0.5 for one in won),
-        "losses": sum(one < 0.5 for one in won),
+        "wins": int((wins > 0.5).sum()),
+        "ties": int((wins == 0.5).sum()),
+        "losses": int((wins < 0.5).sum()),
         "win_rate": rate.estimate,
         "low": rate.low,
         "high": rate.high,
     }
-    gaps = [
-        len(text(a.candidates[0].response)) - len(text(b.candidates[0].response))
-        for a, b, one in zip(sides[old], sides[new], opinions, strict=True)
-        if one.win(new, old) is not None
-    ]
-    judged = Judged(np.array(won, dtype=float), np.array(gaps, dtype=float), np.zeros(len(won)))
-    if not lacks(judged):
-        controlled = length_controlled(judged, generator=generator(seed)).win_rate
+    given = Judged(wins, np.array([float(gap) for _, gap in known]), np.zeros(len(known)))
+    if at_equal and not lacks(given):
+        rate = length_controlled(given, generator=generator(seed)).win_rate
         found["length_controlled"] = {
-            "win_rate": controlled.estimate, "low": controlled.low, "high": controlled.high,
+            "win_rate": rate.estimate, "low": rate.low, "high": rate.high,
         }  # fmt: skip
     return found
+
+
+def _gaps(old: Sequence[Group], new: Sequence[Group]) -> list[int]:
+    """Return characters of the old answers minus those of the new ones."""
+    sizes = [[len(text(one.candidates[0].response)) for one in side] for side in (old, new)]
+    return [a - b for a, b in zip(*sizes, strict=True)]
 
 
 def verdict(judged: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:

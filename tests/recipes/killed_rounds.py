@@ -71,9 +71,7 @@ def newest(folder):
 
 def same(one, other):
     weights = zip(sorted(one[2].items()), sorted(other[2].items()), strict=True)
-    return one[:2] == other[:2] and all(
-        a == b and torch.equal(x, y) for (a, x), (b, y) in weights
-    )
+    return one[:2] == other[:2] and all(a == b and torch.equal(x, y) for (a, x), (b, y) in weights)
 
 
 def killed(place, n_kills, words):
