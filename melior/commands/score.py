@@ -35,7 +35,8 @@ class Config:
     """What scores: `rules` (the constraints that a group's row holds); a reward model of any kind,
     as a folder such as `runs/rm/model` or a name such as `org/model`; `judge:` and a server's
     address or a language model, which compares or rates; `implicit:POLICY,REFERENCE`, the log-ratio
-    of two language models (an adapter's reference is its base model)."""
+    of two language models (an adapter's reference is its base model); `ensemble:A,B`, several of
+    these as one."""
     out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = "-"
     """Where the scored groups go, each as soon as it is scored: a .jsonl file, or `-` for standard
     output."""
