@@ -73,7 +73,8 @@ def policy_and_reference(names: str) -> tuple[str, str]:
         ValueError: no reference is named, and none is known.
     """
     policy, _, reference = (part.strip() for part in names.partition(","))
-    reference = reference or adapter_base(find(policy))
+    place = find(policy)
+    reference = reference or adapter_base(place)
     if not reference:
         raise ValueError(
             f"{names}: needs two models, POLICY,REFERENCE, as a model without an adapter does not"

@@ -1,14 +1,22 @@
 """A folder says which kind of reward model it holds, and a temperature what its scores mean."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from melior.models.names import kind_of
-from melior.options import ModelOptions
+from melior.options import ModelOptions, ScoringOptions
 from melior.records import Candidate, Group, Turn
-from melior.rewards.named import cooled, load_reward_scorer
+from melior.rewards.named import (
+    about_scorer,
+    cooled,
+    find_scorer,
+    folder_hash,
+    load_reward_scorer,
+    load_scorer,
+)
 
 
 def folder(tmp_path: Path, said: str) -> str:
@@ -48,3 +56,33 @@ def test_a_temperature_divides_scores_or_else_what_is_compared() -> None:
     assert found.facts == {"comparisons": [[0.0, 0.5], [-0.5, 0.0]], "id": 1}
     assert found.candidates == answers
     assert cooled(compared, 4.0) == compared
+
+
+def test_a_folder_is_known_by_every_byte_and_name_in_it(tmp_path: Path) -> None:
+    (tmp_path / "gate").mkdir()
+    (tmp_path / "gate" / "w").write_bytes(b"1")
+    first = folder_hash(tmp_path)
+    (tmp_path / "gate" / "w").write_bytes(b"2")
+    second = folder_hash(tmp_path)
+    (tmp_path / "gate" / "w").rename(tmp_path / "gate" / "v")
+    assert len({first, second, folder_hash(tmp_path)}) == 3
+
+
+def test_what_is_stored_says_all_that_decides_the_scores(model_folder: Path) -> None:
+    options = ScoringOptions(dtype="fp32", max_length=9)
+    rules = load_scorer("rules", options)
+    assert about_scorer("rules", rules, options) == {"name": "rules"}
+    name = f"implicit:{model_folder},{model_folder}"
+    about = about_scorer(name, load_scorer(name, options), options)
+    assert about["hashes"] == [folder_hash(model_folder)[:16]] * 2
+    assert (about["dtype"], about["max_length"]) == ("fp32", 9)
+    assert json.loads(json.dumps(about)) == about
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["judge:smolm2", "implicit:no/such/folder,smollm2", "no/such/folder", "ensemble:rules,./x"],
+)
+def test_what_is_not_there_is_said_before_anything_is_loaded(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="needs a folder, a hub name"):
+        find_scorer(name)
