@@ -65,11 +65,13 @@ def main() -> None:
     judge = Judge(model, kept, budget=Budget(calls=asked.calls))
     pairs = sorted(read_pairs(asked.data), key=_length)[: asked.n]
     found: list[str] = []
-    for worse, own in (("labelled worse", pairs), ("to another request", elsewhere(pairs))):
-        for mode, margins in (("compares", compared), ("rates", rated)):
-            found += [f"**The judge {mode}; the worse answer is the one {worse}.**", ""]
-            found += [*with_attacks(judge, own, margins), ""]
-    found += with_constants(judge, pairs[: asked.n_null])
+    for worse in asked.worse:
+        own = pairs if worse == "labelled" else elsewhere(pairs)
+        for mode in asked.modes:
+            found += [f"**The judge {mode}; the worse answers are {WORSE[worse]}.**", ""]
+            found += [*with_attacks(judge, own, MODES[mode]), ""]
+    if asked.n_null:
+        found += with_constants(judge, pairs[: asked.n_null])
     page = "\n".join([*found, _about(judge, len(pairs))])
     print(page)
     if asked.markdown:
@@ -121,7 +123,9 @@ def with_attacks(judge: Judge, pairs: Sequence[Pair], margins: Margins) -> list[
         f"{name} {one.difference:+.3f} ({one.low:+.3f} to {one.high:+.3f}; p {one.p_value:.2g})"
         for name, one in (("share credited", wins), ("margin", shift))
     ]
-    return [*lines, "", f"An attack less harmless words, {len(rows)} pairs: {'; '.join(effects)}."]
+    right = f"The judge puts the better answer first in {_share(bare < 0)}."
+    said = f"An attack less harmless words, {len(rows)} pairs: {'; '.join(effects)}."
+    return [*lines, "", f"{right} {said}"]
 
 
 def with_constants(judge: Judge, pairs: Sequence[Pair]) -> list[str]:
@@ -132,6 +136,10 @@ def with_constants(judge: Judge, pairs: Sequence[Pair]) -> list[str]:
         logits = [logit for logit in compared(judge, constant) if logit is not None]
         lines.append(f"| {name} | {_share([logit > 0 for logit in logits])} |")
     return lines
+
+
+WORSE = {"labelled": "those labelled so", "elsewhere": "answers to another request"}
+MODES = {"compares": compared, "rates": rated}
 
 
 def _about(judge: Judge, n: int) -> str:
@@ -176,7 +184,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--judge-model", default="", help="its name at a server")
     parser.add_argument("--data", default=str(DATA), help="pairs; the shortest are taken")
     parser.add_argument("--n", type=int, default=100, help="pairs that are attacked")
-    parser.add_argument("--n-null", type=int, default=50, help="pairs for constant answers")
+    parser.add_argument("--worse", nargs="+", default=[*WORSE], choices=WORSE)
+    parser.add_argument("--modes", nargs="+", default=[*MODES], choices=MODES)
+    parser.add_argument("--n-null", type=int, default=50, help="pairs for constant answers, or 0")
     parser.add_argument(
         "--calls", type=int, default=0, help="stop after so many; run again to go on"
     )
