@@ -19,7 +19,17 @@ from melior.data.lint import _RULES
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS]
-FOREIGN = {"--help", "--version", "--config", "--no-deps", "--against", "--n", "--n-null"}
+FOREIGN = {
+    "--help",
+    "--version",
+    "--config",
+    "--no-deps",
+    "--against",
+    "--n",
+    "--n-null",
+    "--modes",
+    "--worse",
+}
 """Options of melior as a whole, and of other programs."""
 
 
