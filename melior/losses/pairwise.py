@@ -15,15 +15,15 @@ from torch import Tensor
 def letter_cross_entropy(
     log_probs: Float[Tensor, "n 2"], share: Float[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """Cross-entropy of the letter: `-s log p(A) - (1 - s) log p(B)`.
+    """Cross-entropy of the letter: `-s log p(one) - (1 - s) log p(other)`.
 
     arXiv 2405.07863: next-token prediction of the letter, and of nothing else. The
     probabilities are those among all tokens, so that it also pulls what is said towards the
-    letters. Least where `p(A) = s` and `p(B) = 1 - s`.
+    letters. Least where `p(one) = s` and `p(other) = 1 - s`.
 
     Args:
-        log_probs: of `A` and of `B`, among all tokens.
-        share: in which the answer in slot A is preferred, 0 to 1; one half for a tie.
+        log_probs: of the letter of one answer and of that of the other, among all tokens.
+        share: in which the one is preferred, 0 to 1; one half for a tie.
     """
     return -(share * log_probs[:, 0] + (1 - share) * log_probs[:, 1])
 

@@ -7,7 +7,7 @@ A saved one is an ordinary causal LM, so that other programs read the same proba
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from melior.data.batches import portions
-from melior.data.chat import ChatFormat
 from melior.data.forest import Forest, Marked, plant
 from melior.data.pairwise import NAME, Comparisons, template_hash
 from melior.models.language import LanguageModel
@@ -33,29 +32,19 @@ class PairwiseModel:
 
     Args:
         language: the model.
+        is_fresh: nothing has trained it to say letters.
 
     Raises:
         ValueError: it has no chat template, or a letter is not one token behind it.
     """
 
-    def __init__(self, language: LanguageModel) -> None:
+    def __init__(self, language: LanguageModel, *, is_fresh: bool = False) -> None:
         self.language = language
+        self.is_fresh = is_fresh
         self.comparisons = Comparisons(language.chat)
-
-    @property
-    def chat(self) -> ChatFormat:
-        """How conversations become its tokens."""
-        return self.language.chat
-
-    @property
-    def masters(self) -> Mapping[str, Tensor]:
-        """Float32 originals of weights that are held in bfloat16, by parameter name."""
-        return self.language.masters
-
-    @property
-    def padded_because(self) -> str:
+        self.masters = language.masters
+        self.padded_because = language.padded_because
         """Why sequences are computed under padding; empty where the forest is exact."""
-        return self.language.padded_because
 
     @property
     def start_hash(self) -> str:
@@ -76,11 +65,18 @@ class PairwiseModel:
         """Return the parameters that training may change, by name."""
         return self.language.trainable()
 
-    def outputs(self, forest: Forest) -> Float[Tensor, "n 2"]:
-        """Return the log-probabilities of both letters behind each sequence."""
+    def letters(self, forest: Forest) -> Float[Tensor, "n 2"]:
+        """Return the log-probabilities of both letters behind each sequence, a question."""
         hidden = self.language.hidden(forest, forest.last).repeat_interleave(2, dim=0)
         letters = torch.tensor(self.comparisons.labels, device=hidden.device).repeat(forest.n)
         return self.language.output.log_probs(hidden, letters).unflatten(0, (forest.n, 2))
+
+    def said(self, forest: Forest) -> Float[Tensor, " n"]:
+        """Return the log-probability of each sequence's last token, the letter behind it."""
+        lengths = [len(forest.rows(i)) for i in range(forest.n)]
+        before = torch.tensor([forest.row(i, n - 2) for i, n in enumerate(lengths)])
+        hidden = self.language.hidden(forest, before)
+        return self.language.output.log_probs(hidden, forest.tokens[forest.last].to(hidden.device))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -104,8 +100,8 @@ def letter_logits(
     for part in portions(groups, max_tokens):
         forest = plant([question for i in part for question in groups[i]])
         with model.evaluating():
-            outputs = model.outputs(forest).double().cpu()
-        logits = outputs[:, 0] - outputs[:, 1]
+            letters = model.letters(forest).double().cpu()
+        logits = letters[:, 0] - letters[:, 1]
         for i, own in zip(part, logits.split([len(groups[i]) for i in part]), strict=True):
             found[i] = own
     return found
@@ -121,9 +117,10 @@ def load_pairwise_model(options: ModelOptions, *, trainable: bool, seed: int = 0
     """
     folder = find(options.model)
     path = Path(folder) / KIND_FILE
-    if isinstance(folder, Path) and path.exists():
+    is_fresh = not (isinstance(folder, Path) and path.exists())
+    if not is_fresh:
         _check(path, kind_of(options.model))
-    return PairwiseModel(load(options, trainable=trainable, seed=seed))
+    return PairwiseModel(load(options, trainable=trainable, seed=seed), is_fresh=is_fresh)
 
 
 def save_pairwise_model(model: PairwiseModel, folder: Path) -> None:
