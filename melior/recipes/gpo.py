@@ -179,7 +179,7 @@ def run(config: Config) -> None:
             if not rounds.has_lessons(record, number, counts):
                 break
             policies.append(rounds.learn_round(here, _plan(config, setting, policies[-1], number)))
-            results.append(judge(here, policies[-1], setting.start, setting.panel, number))
+            results.append(judge(here, policies[-1], setting.panel, number))
             rounds.close(setting, results[-1], counts, policies[-2:], began=began)
             record.append(number, rounds.metrics_of(results[-1], counts))
             if not rounds.may_go_on(record, results[-1], config.rounds):
@@ -237,7 +237,7 @@ def _tell_of_all(
     if config.average:
         mean = replace(setting.start, model=str(_averaged(policies, setting.out / "average")))
         here = Path(mean.model).parent
-        judged = judge(here, mean, setting.start, setting.panel, len(results))
+        judged = judge(here, mean, setting.panel, len(results))
         found["facts"]["reward of the mean of all weights"] = judged["means"].get("reward")
     write_json(path, found)
 

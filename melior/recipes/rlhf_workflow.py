@@ -94,7 +94,7 @@ def run(config: Config) -> None:
             if not rounds.has_lessons(record, number, counts):
                 break
             policies.append(rounds.learn_round(here, _plan(config, setting, policies[-1], number)))
-            results.append(judge(here, policies[-1], setting.start, setting.panel, number))
+            results.append(judge(here, policies[-1], setting.panel, number))
             rounds.close(setting, results[-1], counts, policies[-2:], began=began)
             record.append(number, rounds.metrics_of(results[-1], counts))
             if not rounds.may_go_on(record, results[-1], config.rounds):

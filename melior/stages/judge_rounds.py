@@ -44,6 +44,8 @@ Numbers = Sequence[float | None]
 class Panel:
     """Who judges the held-out answers, by the names in `TITLES`, and how they are drawn."""
 
+    start: ModelOptions
+    """What the first round started from; it has KL 0 to itself."""
     scorers: Mapping[str, Scorer]
     max_new_tokens: int
     max_tokens: int
@@ -73,22 +75,19 @@ class Opinion:
         return 0.5 + 0.5 * float(np.sign(one - two))
 
 
-def judge(
-    here: Path, model: ModelOptions, start: ModelOptions, panel: Panel, number: int
-) -> dict[str, Any]:
+def judge(here: Path, model: ModelOptions, panel: Panel, number: int) -> dict[str, Any]:
     """Answer the held-out prompts, hold the answers against others', and return what is kept.
 
     Args:
         here: the round's folder.
         model: what the round has learned.
-        start: what the first round started from; it has KL 0 to itself.
         panel: who judges, and how answers are drawn: all rounds draw with the same noise.
         number: of the round; 0 is the start model.
     """
     path = here / JUDGED
     if path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    _answer(here, model, start, panel)
+    _answer(here, model, panel)
     places = sorted({0, max(0, number - 1), number})
     earlier = [here.parent / f"round-{n}" for n in places[:-1]]
     sides = [list(read_groups(place / HELD_OUT)) for place in (*earlier, here)]
@@ -147,7 +146,7 @@ def agreement(opinions: Mapping[str, Sequence[Opinion]], new: int) -> float | No
     return float(np.mean([(1 + a * b) / 2 for a, b in signs])) if signs else None
 
 
-def _answer(here: Path, model: ModelOptions, start: ModelOptions, panel: Panel) -> None:
+def _answer(here: Path, model: ModelOptions, panel: Panel) -> None:
     """Answer the held-out prompts, unless that is done, and say how far the model has moved."""
     if (here / HELD_OUT).exists():
         return
@@ -157,8 +156,8 @@ def _answer(here: Path, model: ModelOptions, start: ModelOptions, panel: Panel) 
     noise = generator(seed_of(panel.seed, "held out"))
     drawn = load(model, trainable=False).complete(turns, sampling, generator=noise)
     moved = [0.0] * len(prompts)
-    if model != start:
-        reference = load(start, trainable=False)
+    if model != panel.start:
+        reference = load(panel.start, trainable=False)
         moved = kl_by_prompt(reference, turns, drawn, max_tokens=panel.max_tokens)
     write_groups(
         here / HELD_OUT,

@@ -109,15 +109,15 @@ def begin(
     scorers = {"reward": load_scorer(rounds.scorer, scoring)}
     if rounds.judge_with:
         scorers["judge"] = load_scorer(rounds.judge_with, scoring)
-    panel = Panel(scorers, max_new_tokens, loop.max_tokens, loop.seed)
     start = whole(model, model.model)
+    panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed)
     return Setting(Path(loop.out), start, asked, scorers["reward"], panel, loop.seed)
 
 
 def judge_start(setting: Setting) -> dict[str, Any]:
     """Judge the start model, as round 0."""
     here, began = setting.here(0), time.monotonic()
-    found = judge(here, setting.start, setting.start, setting.panel, 0)
+    found = judge(here, setting.start, setting.panel, 0)
     close(setting, found, Counts(), [setting.start], began=began)
     return found
 
@@ -191,33 +191,22 @@ def close(
 ) -> None:
     """Complete the round's run folder with its judgement, and write the manifest, last of all.
 
-    All of it but `cost` is the same whether the round was stopped on its way or not.
-
-    Args:
-        setting: of the run.
-        judged: the round's judgement.
-        counts: of what it chose from.
-        policies: what answered in the round, and what it learned.
-        began: when the round began, in this process.
+    All of it but `cost` is the same whether the round was stopped on its way or not. `policies` are
+    what answered in the round, and what it learned; `began` is when it did so in this process.
     """
     number = int(judged["round"])
     here = setting.here(number)
     if (here / MANIFEST).exists():
         return
-    learned = here / LEARNED
-    if learned.exists():
-        write_json(learned / "evaluation.json", verdict(judged, counts.to_json()))
-        write_json_lines(learned / "samples.jsonl", side_by_side(here, judged))
-        write_json_lines(learned / "scores.jsonl", spread(here, judged))
-        write_card(learned, base=policies[0].model)
-        shutil.rmtree(learned / "checkpoints", ignore_errors=True)
+    if number:
+        _complete(here, judged, counts, base=policies[0].model)
     models = zip(("policy", "learned"), policies, strict=False)
     write_json(
         here / MANIFEST,
         {
             "round": number,
             "models": {name: _model(options, setting.out) for name, options in models},
-            "template": _template(learned),
+            "template": _template(here / LEARNED),
             "seeds": setting.seeds(number),
             "files": {name: _sha256(here / name) for name in FILES if (here / name).exists()},
             "counts": counts.to_json() if number else {"left_out": setting.asked.counts},
@@ -297,6 +286,16 @@ def keep(out: Path, model: ModelOptions) -> None:
     shutil.copytree(source, beside)
     shutil.rmtree(place, ignore_errors=True)
     beside.replace(place)
+
+
+def _complete(here: Path, judged: Mapping[str, Any], counts: Counts, *, base: str) -> None:
+    """Leave the run of a round's learning as other runs are: judged, with a card, without steps."""
+    learned = here / LEARNED
+    write_json(learned / "evaluation.json", verdict(judged, counts.to_json()))
+    write_json_lines(learned / "samples.jsonl", side_by_side(here, judged))
+    write_json_lines(learned / "scores.jsonl", spread(here, judged))
+    write_card(learned, base=base)
+    shutil.rmtree(learned / "checkpoints", ignore_errors=True)
 
 
 def _status(folder: Path) -> str:

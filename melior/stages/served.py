@@ -94,32 +94,25 @@ def prove(
 
     Args:
         here: the round's folder.
-        server: what is asked, at temperature 1, where a server's log-probabilities are the model's.
+        server: what is asked, at temperature 1, where its log-probabilities are the model's.
         prompts: of the round.
         policies: the weights that it had the round before, if any, and those that it should have.
-        tolerance: nats a token that it may be off, as other programs and dtypes round otherwise.
+        tolerance: nats a token that it may be off, as programs and dtypes round differently.
         seed: of the answers.
 
     Raises:
         ValueError: the server has other weights, or does not say log-probabilities.
     """
-    sampling = Sampling(k=1, temperature=1.0, max_new_tokens=LENGTH)
-    asked = [prompts[i % len(prompts)] for i in range(ASKED)]
-    drawn = list(server_candidates(server, asked, sampling, seed=seed))
-    if any("log_prob" not in group.candidates[0].facts for group in drawn):
-        raise ValueError(
-            f"{server.url}: the server must report log-probabilities, without which nothing shows"
-            " whose weights it has; found answers without"
-        )
+    drawn = _drawn(server, prompts, seed)
     *others, policy = policies
     new = _known(load(policy, trainable=False), drawn)
+    old = _known(load(others[0], trainable=False), drawn) if others else new
     comparable = [place for place, value in enumerate(new) if value is not None]
     if len(comparable) < FEWEST:
         raise ValueError(
             f"{server.url}: {FEWEST} answers or more are needed whose tokens are known, to see"
             f" whose weights the server has; found {len(comparable)} of {len(drawn)}"
         )
-    old = _known(load(others[0], trainable=False), drawn) if others else new
     facts = [drawn[place].candidates[0].facts for place in comparable]
     tokens = torch.tensor([float(one["n_tokens"]) for one in facts])
     said = torch.tensor([float(one["log_prob"]) for one in facts])
@@ -129,6 +122,19 @@ def prove(
     if not proof.is_fresh:
         raise ValueError(_stale(server, policy, proof))
     return proof
+
+
+def _drawn(server: Server, prompts: Sequence[Group], seed: int) -> list[Group]:
+    """Return answers of the server, with what it says their log-probabilities are."""
+    sampling = Sampling(k=1, temperature=1.0, max_new_tokens=LENGTH)
+    asked = [prompts[i % len(prompts)] for i in range(ASKED)]
+    drawn = list(server_candidates(server, asked, sampling, seed=seed))
+    if any("log_prob" not in group.candidates[0].facts for group in drawn):
+        raise ValueError(
+            f"{server.url}: the server must report log-probabilities, without which nothing shows"
+            " whose weights it has; found answers without"
+        )
+    return drawn
 
 
 def _proof(server: torch.Tensor, last: torch.Tensor, tolerance: float) -> Proof:

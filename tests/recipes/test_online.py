@@ -187,6 +187,15 @@ def killed(line, place, n_kills):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_a_run_that_was_killed_before_its_record_may_begin_anew(model_folder, prompts, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.jsonl").touch()
+    (out / "config.yaml").write_text("rounds: 2\n")
+    main(words(model_folder, prompts, out, "--rounds", "1"))
+    assert len(manifests(out)) == 2
+
+
 def test_a_round_without_anything_to_learn_stops_the_run_and_keeps_the_others(
     model_folder, tmp_path, capsys
 ):

@@ -23,6 +23,7 @@ from melior.stages.choose import (
     Counts,
     choice,
     choose,
+    score,
     scored,
 )
 from melior.stages.round_options import ChoiceOptions
@@ -154,6 +155,19 @@ def test_scores_that_are_no_numbers_count_as_missing():
     pair, counts = chosen(one)
     assert text(pair.chosen) == "c"
     assert counts.unscored == 2
+
+
+def test_scores_go_to_the_disk_once_and_without_numbers_that_are_none(tmp_path):
+    asked = [group(*((one, None) for one in "abcd"))] * 3
+    write_groups(tmp_path / "candidates.jsonl", asked)
+    score(tmp_path, Odd())
+    first = (tmp_path / SCORED).read_bytes()
+    assert b"NaN" not in first
+    assert b"Infinity" not in first
+    score(tmp_path, None)  # nothing is asked again
+    assert (tmp_path / SCORED).read_bytes() == first
+    counts = choose(tmp_path, ChoiceOptions(), seed=0)
+    assert (counts.chosen, counts.unscored, counts.answers) == (3, 6, 12)
 
 
 def test_every_prompt_is_counted_once_and_comparisons_do_not_go_into_pairs(tmp_path):

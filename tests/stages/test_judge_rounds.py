@@ -133,9 +133,9 @@ def test_a_round_is_held_against_the_start_and_the_last_on_prompts_with_scores(t
     left(tmp_path, 0, ["a", "bb", "cc", "d", "?"] * 4)
     left(tmp_path, 1, ["aa", "bb", "cc", "dd", "xx"] * 4)
     here = left(tmp_path, 2, ["aaa", "bb", "c", "ddd", "xx"] * 4)
-    panel = Panel({"reward": ByLength(), "judge": ByLength(-1)}, 8, 64, 0)
     model = ModelOptions(model="nowhere")  # its answers are there
-    found = judge(here, model, model, panel, 2)
+    panel = Panel(model, {"reward": ByLength(), "judge": ByLength(-1)}, 8, 64, 0)
+    found = judge(here, model, panel, 2)
     start, last = (found["against"][side]["wins"]["reward"] for side in ("start", "last"))
     assert (start["wins"], start["ties"], start["losses"]) == (8, 4, 4)
     assert (last["wins"], last["ties"], last["losses"]) == (8, 8, 4)
