@@ -23,9 +23,9 @@ from melior.data.files import read_pairs, read_records, turn_rows
 from melior.records import text
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-RATED, TRAINED, HELD_OUT = 120, 200, 150
+RATED, TRAINED, HELD_OUT = 80, 120, 80
 """Prompts of each data set."""
-LONGEST = 600
+LONGEST = 500
 """Characters of prompt and answer."""
 
 
@@ -37,16 +37,19 @@ def main() -> None:
     given = asked.parse_args()
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
-    rated: list[dict[str, Any]] = []
+    rated: list[list[dict[str, Any]]] = []
     pairs: list[dict[str, Any]] = []
     held_out: list[dict[str, Any]] = []
     for rows in (list(arithmetic(given.gsm8k)), list(harmless(given.hh))):
         random.Random(0).shuffle(rows)
-        rated += [answer for row in rows[:RATED] for answer in row["rated"]]
+        rated += [row["rated"] for row in rows[:RATED]]
         pairs += [row["pair"] for row in rows[RATED : RATED + TRAINED]]
         held_out += [row["pair"] for row in rows[RATED + TRAINED :][:HELD_OUT]]
-    in_fifths(rated)
-    for name, rows in (("ratings", rated), ("pairs", pairs), ("held_out", held_out)):
+    for mixed in (rated, pairs, held_out):  # the first rows of a file are of both data sets
+        random.Random(1).shuffle(mixed)
+    answers = [answer for own in rated for answer in own]
+    in_fifths(answers)
+    for name, rows in (("ratings", answers), ("pairs", pairs), ("held_out", held_out)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         print(f"{out / name}.jsonl: {len(rows)} rows")
