@@ -65,6 +65,11 @@ def check_prompted(
     sources = (*prompts.prompts, *prompts.eval_prompts)
     scorers = [name for name in (rounds.scorer, rounds.judge_with) if name]
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
+    if any(Path(loop.out).glob("round-*")) and not (loop.resume or loop.overwrite):
+        raise ValueError(
+            f"{loop.out}: a folder without rounds is needed; found those of a failed run; go on"
+            " with them by --resume, or replace them by --overwrite"
+        )
     check_named(model)
     check_installed(loop.report_to)
     for scorer in scorers:

@@ -304,7 +304,7 @@ def _reference(
 def whole(options: ModelOptions, name: str) -> ModelOptions:
     """Return how another model is held: as the trained one, but without an adapter of its own."""
     return replace(
-        options, model=name, revision="main",
+        options, model=name,
         lora_r=0, lora_alpha=0.0, lora_dropout=0.0, lora_target_modules=(),
     )  # fmt: skip
 

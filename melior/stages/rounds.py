@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from melior.data.files import content_hash
 from melior.models.loading import folder_of, load_chat, merge, n_positions
 from melior.models.names import adapter_base
 from melior.options import DataOptions, LoopOptions, ModelOptions, ScoringOptions
 from melior.records import Metrics
-from melior.rewards.named import load_scorer
+from melior.rewards.named import about_scorer, load_scorer
 from melior.stages.choose import CHOSEN, SCORED, Counts
 from melior.stages.judge_rounds import (
     HELD_OUT,
@@ -42,9 +43,12 @@ from melior.stages.propose import (
     write_prompts,
 )
 from melior.stages.round_options import PromptOptions, RoundOptions
+from melior.training.checkpoint import refuse_changes
 from melior.training.run import Run, write_json, write_json_lines
 from melior.types import Scorer
 
+MADE_OF = "made_of.json"
+"""In the run folder: the start model, prompts and scorers, by their hashes."""
 MANIFEST, LEARNED = "manifest.json", "learn"
 """In a round's folder: what it was made of, written last, and the run of its learning."""
 FILES = (PROMPTS, CANDIDATES, SCORED, CHOSEN, HELD_OUT, JUDGED)
@@ -79,9 +83,11 @@ class Setting:
 
 def opened(name: str, paper: str, config: object, loop: LoopOptions) -> Run:
     """Begin a run of several rounds in its folder, or go on with it; earlier rounds may go."""
+    out = Path(loop.out)
     if loop.overwrite:
-        for folder in Path(loop.out).glob("round-*"):
-            shutil.rmtree(folder)
+        for folder in (*out.glob("round-*"), out / "average"):
+            shutil.rmtree(folder, ignore_errors=True)
+        (out / MADE_OF).unlink(missing_ok=True)
     run = Run.create(
         loop.out, name, config, sys.argv, paper=paper, resume=loop.resume,
         overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
@@ -106,10 +112,12 @@ def begin(
     """
     longest = min(rounds.max_length, n_positions(model)) - max_new_tokens
     asked = divide(prompts, load_chat(model), longest=longest, seed=loop.seed)
-    scorers = {"reward": load_scorer(rounds.scorer, scoring)}
-    if rounds.judge_with:
-        scorers["judge"] = load_scorer(rounds.judge_with, scoring)
+    named = {"reward": rounds.scorer}
+    named |= {"judge": rounds.judge_with} if rounds.judge_with else {}
+    scorers = {name: load_scorer(own, scoring) for name, own in named.items()}
     start = whole(model, model.model)
+    about = {name: about_scorer(own, scorers[name], scoring) for name, own in named.items()}
+    _refuse_others(start, prompts, about, loop)
     panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed)
     return Setting(Path(loop.out), start, asked, scorers["reward"], panel, loop.seed)
 
@@ -261,11 +269,13 @@ def finish(
     whose = f"of round {number} of {last}" if number else "that it began with, which none improved"
     record.note(f"the run ends with the model {whose}")
     here = setting.here(number)
-    for name in ("evaluation.json", "samples.jsonl", "scores.jsonl"):
+    for name in ("evaluation.json", "samples.jsonl", "scores.jsonl", "data.json"):
         told = setting.here(number or last) / LEARNED / name
         if told.exists():
             shutil.copyfile(told, setting.out / name)
     keep(setting.out, policy_of(setting.start, here) if number else setting.start)
+    if number:
+        write_card(setting.out, base=setting.start.model)
 
 
 def best_round(judged: Sequence[Mapping[str, Any]]) -> int:
@@ -286,6 +296,22 @@ def keep(out: Path, model: ModelOptions) -> None:
     shutil.copytree(source, beside)
     shutil.rmtree(place, ignore_errors=True)
     beside.replace(place)
+
+
+def _refuse_others(
+    start: ModelOptions, prompts: PromptOptions, scorers: Mapping[str, Any], loop: LoopOptions
+) -> None:
+    """Note what a run is made of besides its options, and refuse to go on with anything else."""
+    path = Path(loop.out) / MADE_OF
+    found = {
+        "start": _model(start, path.parent),
+        "prompts": content_hash(list(prompts.prompts)),
+        "eval_prompts": content_hash(list(prompts.eval_prompts)) if prompts.eval_prompts else "",
+        "scorers": scorers,
+    }
+    if path.exists() and not loop.allow_changes:
+        refuse_changes(json.loads(path.read_text(encoding="utf-8")), found, where=path.parent)
+    write_json(path, found)
 
 
 def _complete(here: Path, judged: Mapping[str, Any], counts: Counts, *, base: str) -> None:

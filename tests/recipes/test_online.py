@@ -82,7 +82,9 @@ def test_rounds_leave_all_they_were_made_of(model_folder, prompts, tmp_path):
         "reward of the scorer", "answer length",
     ]  # fmt: skip
     assert evaluation["facts"]["KL to the start, nats per answer"] > 0
-    assert (out / "model" / "README.md").exists()
+    card = (out / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"`{model_folder}`, trained with online" in card
+    assert "round-2/pairs.jsonl" in card
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -242,6 +244,31 @@ def test_going_on_with_other_options_is_refused(model_folder, prompts, tmp_path,
     with pytest.raises(SystemExit):
         main([*line, "--resume", "--k", "6"])
     assert "k was 4, is now 6" in capsys.readouterr().err
+
+
+def test_going_on_with_other_prompts_is_refused(model_folder, prompts, tmp_path, capsys):
+    line = words(model_folder, prompts, tmp_path / "run", "--rounds", "1")
+    main(line)
+    write_prompts(tmp_path / "prompts.jsonl", 41)
+    with pytest.raises(SystemExit):
+        main([*line, "--resume"])
+    assert "options and data must be as they were; found that prompts was" in (
+        capsys.readouterr().err
+    )
+
+
+def test_rounds_of_a_failed_run_are_not_mixed_with_new_ones(
+    model_folder, prompts, tmp_path, capsys
+):
+    line = words(model_folder, prompts, tmp_path / "run", "--rounds", "1")
+    main(line)
+    record = read(tmp_path / "run" / "run.json") | {"status": "failed"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit):
+        main([*line, "--seed", "7"])
+    assert "a folder without rounds is needed" in capsys.readouterr().err
+    main([*line, "--seed", "7", "--overwrite"])
+    assert manifests(tmp_path / "run")[1]["seeds"]["learning"] == 8
 
 
 def test_tiny_is_a_config_like_any_other(model_folder, prompts, tmp_path):
