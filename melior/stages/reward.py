@@ -177,10 +177,7 @@ def _train(
 ) -> None:
     """Take the steps still to come, until they are done or no longer help; end at the best."""
     loop, seen = plan.loop, list[Mapping[str, Tensor]]()
-    batches = GroupBatches(
-        groups, TokenValues.zeros(groups),
-        batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
-    )  # fmt: skip
+    batches = _batches(groups, loop)
     total = loop.max_steps or ceil(loop.epochs * batches.steps_per_epoch)
     if loop.gradient_checkpointing:
         model.checkpoint_activations()
@@ -204,15 +201,22 @@ def _train(
 
     if start == 0 and is_judged and not plan.kind.is_fresh(model):
         judge(0)  # a reward model that comes in may be the best there will be
+    pause = loop.eval_steps or batches.steps_per_epoch
     with Progress(total, start=start) as progress:
-        pause = (loop.eval_steps or batches.steps_per_epoch) if is_judged else 0
-        judging = every(pause, judge, last=total if is_judged else 0)
+        judging = every(pause, judge, last=total) if is_judged else every(0, judge)
         hooks: list[Hook] = [note, progress, judging, every(loop.save_steps, kept.save, last=total)]
         todo = takewhile(lambda _: not best.is_over, batches.iterate(total, start=start))
         fit(_with_range(step, seen), todo, hooks=hooks, start=start, save=kept.save)
     if is_judged:
         best.restore(weights)
         run.note(f"step {best.step} is kept, the best on held-out pairs: loss {best.loss:.4f}")
+
+
+def _batches(groups: Sequence[TokenGroup], loop: LoopOptions) -> GroupBatches:
+    return GroupBatches(
+        groups, TokenValues.zeros(groups),
+        batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
+    )  # fmt: skip
 
 
 def _checkpoints(
