@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from melior.options import in_range
+from melior.stages.round_options import ProposalOptions
 
 JudgeName = Literal["judge", "implicit"]
 
@@ -66,3 +69,13 @@ class ConsistencyOptions:
                 "frozen: the penalty must have one left to move; found both; give"
                 " --inconsistency-weight 0 to leave it out"
             )
+
+
+@dataclass(frozen=True)
+class SelfProposal(ProposalOptions):
+    """How the model answers the prompts that it is to learn from, as self-rewarding models do."""
+
+    k: Annotated[int, tyro.conf.arg(aliases=["--num-generations"])] = 4
+    """Answers to each prompt, the same number at each temperature."""
+    temperatures: tuple[float, ...] = (0.7,)
+    top_p: float = 0.9
