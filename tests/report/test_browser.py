@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from melior.report import rounds
 from melior.report.bakeoff import page
 from melior.report.load import read_run
 from melior.report.page import write_page, write_report
 from tests.report import runs
 from tests.report.test_bakeoff import made
+from tests.report.test_rounds import made as rounds_folder
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}")
@@ -30,7 +32,14 @@ def pages(tmp_path_factory):
         "failed": write_report([c], root / "failed.html"),
         "running": write_report([runs.running(root / "now")], root / "running.html"),
         "bakeoff": bakeoff(root, {"simpo": a, "dpo": b}),
+        "rounds": write_rounds(root),
     }
+
+
+def write_rounds(root):
+    """The page of a run of three rounds."""
+    rounds.present(rounds_folder(root), root / "rounds.html")
+    return root / "rounds.html"
 
 
 def bakeoff(root, folders):
@@ -83,7 +92,7 @@ def visible(page) -> int:
     return page.locator(".sample:visible").count()
 
 
-@pytest.mark.parametrize("name", ["one", "many", "failed", "running", "bakeoff"])
+@pytest.mark.parametrize("name", ["one", "many", "failed", "running", "bakeoff", "rounds"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_overflows(visit, name, width):
     page = visit(name, viewport={"width": width, "height": 800})
@@ -113,6 +122,18 @@ def test_a_bake_off_says_which_to_use_and_what_is_real(visit):
     assert shown.locator(".planes figure").count() == 2
     for link in shown.locator("nav .links a").all():
         assert shown.locator(str(link.get_attribute("href"))).count() == 1
+
+
+def test_rounds_stand_side_by_side(visit):
+    shown = visit("rounds")
+    assert shown.locator("#rounds tbody tr").count() == 4, "the start and three rounds"
+    assert shown.locator("#rounds figure").count() == 6
+    answers = shown.locator(".sample").first.locator(".answer")
+    assert answers.count() == 4, "before, and after each round"
+    for link in shown.locator("nav .links a").all():
+        assert shown.locator(str(link.get_attribute("href"))).count() == 1
+    shown.locator("#rounds figure svg").first.hover()
+    assert shown.locator("#rounds figure .readout").first.inner_text().startswith("round ")
 
 
 def test_what_was_done_to_which_data_is_said(visit):
