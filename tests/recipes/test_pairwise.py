@@ -88,7 +88,7 @@ def test_the_folder_scores_and_is_evaluated_from_the_command_line(model_folder, 
     scored = rows(tmp_path / "scored.jsonl")
     best = [max(row["candidates"], key=lambda one: one["score"])["response"] for row in scored]
     assert sum(not one.startswith("the ") for one in best) >= 18
-    main(["evaluate", "reward", data[1], "--with", folder, "--dtype", "fp32",
+    main(["evaluate", "reward", "--data", data[1], "--with", folder, "--dtype", "fp32",
           "--out", str(tmp_path / "verdict")])  # fmt: skip
     found = read(tmp_path / "verdict" / "evaluation.json")["scorers"][0]
     assert found["accuracies"]["overall"]["accuracy"] >= 0.9
