@@ -4,10 +4,13 @@ As GPM's paper makes them of rated answers (Zhang et al. 2024, arXiv 2410.02197)
 circle is what another criterion says: A beats B as it is right and B is wrong, B beats C as it is a
 fifth shorter, and C beats A as it writes down more of its calculations.
 
+Each circle stands as three pairs in `circles_NAME.jsonl`, and in `lists_NAME.jsonl` as one list
+whose scores say what is right, so that `melior evaluate reward` can count what goes round.
+
 Reads `example_model_solutions.jsonl` of github.com/openai/grade-school-math (MIT), which has five
 solutions to each problem, one of them a human's; gzip is unpacked. Run as
 
-    python tools/make_circles.py SOLUTIONS OUT --train 12 --held-out 12
+    python tools/make_circles.py SOLUTIONS OUT --train 8 --held-out 8
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ def circle(row: Mapping[str, Any]) -> tuple[Solution, Solution, Solution] | None
     return min(found, key=lambda three: sum(len(one.text) for one in three), default=None)
 
 
-def pairs(question: str, three: tuple[Solution, ...]) -> Iterator[dict[str, str]]:
+def pairs(question: str, three: tuple[Solution, ...]) -> Iterator[dict[str, Any]]:
     """Yield the three pairs of a circle."""
     for place, criterion in enumerate(("right", "shorter", "more calculations")):
         better, worse = three[place], three[(place + 1) % 3]
@@ -60,13 +63,25 @@ def pairs(question: str, three: tuple[Solution, ...]) -> Iterator[dict[str, str]
                "subset": criterion}  # fmt: skip
 
 
+def as_list(question: str, three: tuple[Solution, ...]) -> dict[str, Any]:
+    """Return a circle as a list, scored by what is right."""
+    said = [{"response": one.text, "score": float(one.is_right)} for one in three]
+    return {"prompt": question, "candidates": said}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write JSON lines."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("solutions", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--train", type=int, default=12)
-    parser.add_argument("--held-out", type=int, default=12)
+    parser.add_argument("--train", type=int, default=8)
+    parser.add_argument("--held-out", type=int, default=8)
     given = parser.parse_args()
     opened = gzip.open if given.solutions.suffix == ".gz" else open
     with opened(given.solutions, "rt", encoding="utf-8") as lines:
@@ -78,9 +93,8 @@ def main() -> None:
     random.Random(0).shuffle(kept)
     given.out.mkdir(parents=True, exist_ok=True)
     for name, own in (("train", kept[: given.train]), ("held_out", kept[given.train :])):
-        made = [pair for question, three in own for pair in pairs(question, three)]
-        text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in made)
-        (given.out / f"circles_{name}.jsonl").write_text(text, encoding="utf-8")
+        write(given.out / f"circles_{name}.jsonl", [pair for one in own for pair in pairs(*one)])
+        write(given.out / f"lists_{name}.jsonl", [as_list(*one) for one in own])
     print(f"{len(circles)} circles, of which {len(kept)} are written")
 
 
