@@ -12,6 +12,7 @@ from melior.data.chat import Encoded
 from melior.models.general import Embedded, GeneralModel, embedded, load_general_model
 from melior.options import ModelOptions
 from melior.records import Group
+from melior.rewards.fitting import Fitting
 
 CHUNK = 256
 """Groups read, sorted by length and computed together; they come out in their order."""
@@ -37,11 +38,7 @@ class GeneralScorer:
         self.model = model
         self.max_tokens = max_tokens
         longest = model.reward.longest
-        self.max_length = min(max_length or longest, longest)
-        self.n_cut = 0
-        """Conversations so far that lost the start of their prompt."""
-        self.too_long: list[str] = []
-        """Origins of answers so far that are too long by themselves; they have no score."""
+        self.fitting = Fitting(model.chat, min(max_length or longest, longest))
 
     def groups(self, groups: Iterable[Group]) -> Iterator[Group]:
         """Yield groups with their comparisons and scores, None where an answer is too long.
@@ -51,7 +48,7 @@ class GeneralScorer:
         """
         rest = iter(groups)
         while chunk := list(islice(rest, CHUNK)):
-            fitted = [*self._fitted(chunk)]
+            fitted = self.fitting.groups(chunk)
             asked = [[one for one in own if one] for own in fitted]
             there = [own for own in asked if own]
             found = iter(embedded(self.model, there, max_tokens=self.max_tokens))
@@ -60,40 +57,7 @@ class GeneralScorer:
 
     def remarks(self) -> list[str]:
         """Say what was done to conversations that are too long."""
-        limit = f"longer than {self.max_length} tokens"
-        found = []
-        if self.n_cut:
-            found.append(f"{self.n_cut} conversations {limit} lost the start of their prompt")
-        if self.too_long:
-            found.append(
-                f"{len(self.too_long)} answers {limit} by themselves have no score"
-                f" (first {self.too_long[0]})"
-            )
-        return found
-
-    def _fitted(self, groups: Sequence[Group]) -> Iterator[list[Encoded | None]]:
-        """Yield each group's answers as tokens, None where one is too long."""
-        rows = [(group, one) for group in groups for one in group.candidates]
-        encoded = iter(
-            self.model.chat.encode_many(
-                [group.prompt for group, _ in rows],
-                [one.response for _, one in rows],
-                origins=[group.origin for group, _ in rows],
-            )
-        )
-        for group in groups:
-            yield [self._cut(one, group.origin) for one in islice(encoded, len(group.candidates))]
-
-    def _cut(self, encoded: Encoded, origin: str) -> Encoded | None:
-        """Cut the start of the prompt where need be; None where that is not enough."""
-        extra = len(encoded.tokens) - self.max_length
-        if extra <= 0:
-            return encoded
-        if extra >= encoded.n_prompt:
-            self.too_long.append(origin)
-            return None
-        self.n_cut += 1
-        return Encoded(encoded.tokens[extra:], encoded.mask[extra:], encoded.n_prompt - extra)
+        return self.fitting.remarks()
 
     def _scored(
         self, group: Group, fitted: Sequence[Encoded | None], found: Embedded | None

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from melior.data.chat import Encoded
 from melior.models.heads import RewardModel, load_reward_model, rewards_of
 from melior.options import ModelOptions
-from melior.records import Group, Pair, Turns
+from melior.records import Group, Pair
+from melior.rewards.fitting import Fitting, Row
 
 CHUNK = 256
 """Rows read, sorted by length and computed together; they come out in their order."""
@@ -35,11 +35,8 @@ class ScalarScorer:
     def __init__(self, model: RewardModel, *, max_tokens: int, max_length: int = 0) -> None:
         self.model = model
         self.max_tokens = max_tokens
-        self.max_length = min(max_length or model.longest, model.longest)
-        self.n_cut = 0
-        """Conversations so far that lost the start of their prompt."""
-        self.too_long: list[str] = []
-        """Origins of answers so far that are too long by themselves; they have no score."""
+        limit = min(max_length or model.longest, model.longest)
+        self.fitting = Fitting(model.chat, limit)
 
     def groups(self, groups: Iterable[Group]) -> Iterator[Group]:
         """Yield groups with a score for each candidate, and None where it is too long.
@@ -70,28 +67,10 @@ class ScalarScorer:
 
     def remarks(self) -> list[str]:
         """Say what was done to conversations that are too long."""
-        limit = f"longer than {self.max_length} tokens"
-        found = []
-        if self.n_cut:
-            found.append(f"{self.n_cut} conversations {limit} lost the start of their prompt")
-        if self.too_long:
-            found.append(
-                f"{len(self.too_long)} answers {limit} by themselves have no score"
-                f" (first {self.too_long[0]})"
-            )
-        return found
+        return self.fitting.remarks()
 
-    def _scores(
-        self, rows: Sequence[tuple[Turns, Sequence[Turns], str]]
-    ) -> list[list[float | None]]:
-        prompts = [prompt for prompt, responses, _ in rows for _ in responses]
-        responses = [response for _, responses, _ in rows for response in responses]
-        origins = [origin for _, responses, origin in rows for _ in responses]
-        encoded = iter(self.model.chat.encode_many(prompts, responses, origins=origins))
-        fitted = [
-            [self._fitted(next(encoded), origin) for _ in responses]
-            for _, responses, origin in rows
-        ]
+    def _scores(self, rows: Sequence[Row]) -> list[list[float | None]]:
+        fitted = self.fitting.rows(rows)
         asked = [[one for one in group if one is not None] for group in fitted]
         found = rewards_of(self.model, asked, max_tokens=self.max_tokens)
         for (_, _, origin), rewards in zip(rows, found, strict=True):
@@ -101,17 +80,6 @@ class ScalarScorer:
             [None if one is None else next(own) for one in group]
             for group, own in zip(fitted, given, strict=True)
         ]
-
-    def _fitted(self, encoded: Encoded, origin: str) -> Encoded | None:
-        """Cut the start of the prompt where need be; None where that is not enough."""
-        extra = len(encoded.tokens) - self.max_length
-        if extra <= 0:
-            return encoded
-        if extra >= encoded.n_prompt:
-            self.too_long.append(origin)
-            return None
-        self.n_cut += 1
-        return Encoded(encoded.tokens[extra:], encoded.mask[extra:], encoded.n_prompt - extra)
 
 
 def with_margin(pair: Pair, chosen: float, rejected: float, about: Mapping[str, Any]) -> Pair:

@@ -177,7 +177,9 @@ def _scored(exam: Exam, groups: Sequence[Group]) -> Numbers:
 
         scorer = load_scorer(ModelOptions(model=exam.scorer), max_tokens=16384)
         numbers["score"] = [
-            _mean([_known(one.score, group.origin, scorer.max_length) for one in group.candidates])
+            _mean(
+                [_known(one.score, group.origin, scorer.fitting.limit) for one in group.candidates]
+            )
             for group in scorer.groups(groups)
         ]
     return numbers

@@ -66,9 +66,9 @@ def rewards(
             yield pair, chosen, rejected
         elif not leaves_out:
             raise ValueError(
-                f"{pair.origin}: a margin needs both answers within the {scorer.max_length} tokens"
-                " that are read; found a longer one; leave the pair out, or raise --max-length as"
-                " far as the reward model goes"
+                f"{pair.origin}: a margin needs both answers within the {scorer.fitting.limit}"
+                " tokens that are read; found a longer one; leave the pair out, or raise"
+                " --max-length as far as the reward model goes"
             )
 
 

@@ -75,7 +75,7 @@ def test_a_long_prompt_loses_its_start_and_a_long_answer_its_score(folder):
         hidden = short.model.core.model(input_ids=torch.tensor([tokens])).last_hidden_state
         wanted = short.model.core.score(hidden)[0, -1, 0]
     assert found.candidates[0].score == pytest.approx(float(wanted), abs=1e-5)
-    assert scorer(folder, max_length=10**6).max_length == 512  # of the model
+    assert scorer(folder, max_length=10**6).fitting.limit == 512  # of the model
     assert scorer(folder).remarks() == []
 
 
