@@ -79,7 +79,7 @@ def judgement(
     batches = GroupBatches(
         groups, TokenValues.zeros(groups), batch_size=len(groups), max_tokens=max_tokens, seed=0
     )
-    found: list[tuple[Duels, Judged, Int[Tensor, "p 2"]]] = []
+    found: list[tuple[Duels, Judged, Int[Tensor, "_ 2"]]] = []
     done = 0
     for part in portions([group.answers for group in groups], max_tokens):
         for batch in batches.portions(part):
@@ -220,7 +220,7 @@ def _kept(judged: Judged) -> Judged:
     return Judged(judged.losses.double().cpu(), judged.margins.double().cpu(), seen, shares)
 
 
-def _in_order(found: Sequence[tuple[Duels, Judged, Int[Tensor, "p 2"]]]) -> Judgement:
+def _in_order(found: Sequence[tuple[Duels, Judged, Int[Tensor, "_ 2"]]]) -> Judgement:
     """Join parts, the pairs of the first group first."""
     pairs, judged, lengths = zip(*found, strict=True)
     order = torch.cat([own.groups for own in pairs]).argsort(stable=True)

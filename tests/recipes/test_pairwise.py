@@ -86,12 +86,13 @@ def test_the_folder_scores_and_is_evaluated_from_the_command_line(model_folder, 
     main(["score", str(tmp_path / "groups.jsonl"), "--with", folder, "--dtype", "fp32",
           "--out", str(tmp_path / "scored.jsonl")])  # fmt: skip
     scored = rows(tmp_path / "scored.jsonl")
-    best = [max(row["candidates"], key=lambda one: one["score"])["response"] for row in scored]
+    ranked = [max(row["candidates"], key=lambda one: one["score"]) for row in scored]
+    best = [one["response"][0]["content"] for one in ranked]
     assert sum(not one.startswith("the ") for one in best) >= 18
     main(["evaluate", "reward", "--data", data[1], "--with", folder, "--dtype", "fp32",
           "--out", str(tmp_path / "verdict")])  # fmt: skip
     found = read(tmp_path / "verdict" / "evaluation.json")["scorers"][0]
-    assert found["accuracies"]["overall"]["accuracy"] >= 0.9
+    assert found["accuracies"]["everything"]["accuracy"] >= 0.9
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     for needed in ("2405.07863", "sha256", "[RESPONSE A]", "AutoModelForCausalLM"):
         assert needed in card
