@@ -53,9 +53,11 @@ def drawn_world(dice: torch.Generator, *, has_length: bool) -> World:
         rewards = answers @ weights + 0.5 * (2 * answers[..., 0]).sin()
         noise = NOISE * torch.randn(2, 2, n, SIZE, generator=dice)
         views = (answers + own for own in noise)
-        shown = [torch.cat([view, SHORTCUT * length], -1) if has_length else view for view in views]
+        judge, implicit = (
+            torch.cat([view, SHORTCUT * length], -1) if has_length else view for view in views
+        )
         longer = length[0, :, 0] > length[1, :, 0]
-        return Pairs(*shown, rewards[0] > rewards[1], longer)
+        return Pairs(judge, implicit, rewards[0] > rewards[1], longer)
 
     labelled, unlabelled, test = pairs(N_SEED), pairs(N_UNLABELLED), pairs(N_TEST)
     if has_length:
