@@ -15,15 +15,14 @@ NOISE, BIAS = 0.9, 0.8
 SHORTCUT, FLIPPED = 2**0.5, 0.35
 """Deviation of a length that both views see (2 between two answers), and the share of seed labels
 that follow it where it contradicts the truth."""
-PAIR = "2 n d"
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Pairs of answers, as the judge sees them and as the implicit reward does."""
 
-    judge: Float[Tensor, PAIR]
-    implicit: Float[Tensor, PAIR]
+    judge: Float[Tensor, "2 n d"]
+    implicit: Float[Tensor, "2 n d"]
     is_won: Bool[Tensor, " n"]
     """Whether the first answer is the better one: a label, or the truth."""
     is_longer: Bool[Tensor, " n"]
