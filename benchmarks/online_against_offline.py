@@ -25,7 +25,7 @@ from melior import ops
 from melior.evaluation.compare import Comparison, compare, t_interval
 from melior.models.loading import load
 from melior.options import ModelOptions
-from melior.stages.exam import Exam, Numbers, sit
+from melior.stages.bakeoff.exam import Exam, Numbers, sit
 from melior.training.run import write_json
 
 DATA = Path(__file__).parents[1] / "melior" / "recipes" / "demo_data"

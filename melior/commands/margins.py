@@ -10,7 +10,13 @@ import tyro
 
 from melior.options import in_range
 from melior.records import Metrics
-from melior.stages.margins import fitted_temperature, metrics, rewards, spread, write_margins
+from melior.stages.reward_models.margins import (
+    fitted_temperature,
+    metrics,
+    rewards,
+    spread,
+    write_margins,
+)
 
 if TYPE_CHECKING:
     from melior.rewards.scalar import ScalarScorer

@@ -45,7 +45,7 @@ class RewardAugmentedConfig:
 
 def reward_augmented(config: RewardAugmentedConfig) -> Metrics:
     """Write the pairs and how goals are asked for; say what was left out, and why."""
-    from melior.stages.relabel import read_rated, relabel, save_goals
+    from melior.stages.ratings.relabel import read_rated, relabel, save_goals
 
     if next(read_rated([config.file], config.goals.scores), None) is None:
         raise ValueError(f"{config.file}: needs at least one pair; found no row")
@@ -64,7 +64,7 @@ def reward_augmented(config: RewardAugmentedConfig) -> Metrics:
 
 
 def _placement(config: RewardAugmentedConfig) -> Placement:
-    from melior.stages.relabel import placement_of
+    from melior.stages.ratings.relabel import placement_of
 
     if not config.model:
         return "system" if config.goals.placement == "system" else "user_prefix"

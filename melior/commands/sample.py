@@ -108,7 +108,7 @@ def _under_goal(config: Config, prompts: list[Group]) -> list[Group]:
     """Return the prompts as they are asked: under the goal, where one is given."""
     if config.goal is None:
         return prompts
-    from melior.stages.relabel import beyond, read_goals
+    from melior.stages.ratings.relabel import beyond, read_goals
 
     goals = read_goals(config.model)
     goal = goals.level(config.goal)

@@ -41,7 +41,7 @@ class Madpo(Relative):
 
     def fitted(self, margins: Sequence[float]) -> Madpo:
         """Take tau from the margins: the 90th percentile of their sizes, as its page suggests."""
-        from melior.stages.margins import quantile
+        from melior.stages.reward_models.margins import quantile
 
         tau = quantile(list(map(abs, margins)), 0.9) if margins else 0.0
         return replace(self, tau=tau) if tau > 0 else self

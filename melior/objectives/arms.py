@@ -14,8 +14,8 @@ from melior.objectives.table import objective_kind
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 
 if TYPE_CHECKING:
-    from melior.stages.cell import Cell
-    from melior.stages.exam import Exam
+    from melior.stages.bakeoff.cell import Cell
+    from melior.stages.bakeoff.exam import Exam
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Training:
         self, arm: Arm, exam: Exam, *, steps: int, seed: int, about: Mapping[str, Any]
     ) -> Cell:
         """Return an arm's cell; its folder is named after all that decides what comes out."""
-        from melior.stages.cell import Cell, digest
+        from melior.stages.bakeoff.cell import Cell, digest
 
         judged = [about["comparisons"], about["prompts"], asdict(self.model), asdict(exam)]
         start = self.out / "start" / f"{digest(judged)}.json"

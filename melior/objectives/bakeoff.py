@@ -19,9 +19,16 @@ from melior.evaluation.grid import Setting, Value, unlike, varied
 from melior.objectives.arms import Arm, Training, best
 from melior.objectives.table import objective_kind
 from melior.ops import generator
-from melior.stages.apart import Apart, deciding, held_out, validation
-from melior.stages.cell import JUDGED, Cell, Scoring, judge_start, store_margins, train_and_judge
-from melior.stages.exam import Exam
+from melior.stages.bakeoff.cell import (
+    JUDGED,
+    Cell,
+    Scoring,
+    judge_start,
+    store_margins,
+    train_and_judge,
+)
+from melior.stages.bakeoff.exam import Exam
+from melior.stages.reward_models.apart import Apart, deciding, held_out, validation
 from melior.training.hooks import counted
 from melior.training.jobs import Ended, in_processes
 

@@ -15,7 +15,7 @@ from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, 
 from melior.stages.inputs import check_inputs
 
 if TYPE_CHECKING:
-    from melior.stages.aspects import AspectPlan
+    from melior.stages.ratings.aspects import AspectPlan
 
 PAPER = "Wang, Xiong, Xie, Zhao, Zhang 2024, arXiv 2406.12845"
 
@@ -155,7 +155,7 @@ class Config:
 def plan(config: Config) -> AspectPlan:
     """Return what the stage needs to know."""
     from melior.correlation import pearson, spearman
-    from melior.stages.aspects import AspectPlan, GatePlan
+    from melior.stages.ratings.aspects import AspectPlan, GatePlan
 
     own, gate = config.rated, config.gate
     return AspectPlan(
@@ -173,7 +173,7 @@ def run(config: Config) -> None:
     check_inputs(config.model, config.data, config.run.loop())
     _look(config)
     from melior.report.terminal import present
-    from melior.stages.aspects import train_aspects
+    from melior.stages.ratings.aspects import train_aspects
 
     present([train_aspects(plan(config))])
 

@@ -284,7 +284,7 @@ def _look(setting: Setting) -> None:
 def _plan(config: Config) -> Plan:
     from melior.objectives.arms import Training
     from melior.objectives.bakeoff import Plan
-    from melior.stages.exam import Exam
+    from melior.stages.bakeoff.exam import Exam
 
     tuning, judging, rows = config.tuning, config.judging, config.rows
     return Plan(

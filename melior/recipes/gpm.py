@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from melior.data.batches import GroupBatch
     from melior.data.duels import Duels
     from melior.models.general import GeneralModel
-    from melior.stages.kinds import Judged, Kind
-    from melior.stages.reward import RewardPlan
+    from melior.stages.reward_models.kinds import Judged, Kind
+    from melior.stages.reward_models.train import RewardPlan
 
 PAPER = "Zhang, Zhang, Wu, Xu, Gu 2024, arXiv 2410.02197"
 COOLING = 0.5
@@ -102,7 +102,7 @@ class Config:
 
 def plan(config: Config) -> RewardPlan[GeneralModel]:
     """Return what the stage needs to know."""
-    from melior.stages.reward import RewardPlan
+    from melior.stages.reward_models.train import RewardPlan
 
     return RewardPlan(
         "gpm", PAPER, kind(config), config.validation_share, config.patience,
@@ -113,7 +113,7 @@ def plan(config: Config) -> RewardPlan[GeneralModel]:
 def kind(config: Config) -> Kind[GeneralModel]:
     """Return the kind of reward model that embeds answers."""
     from melior.models.general import Geometry, start_general_model
-    from melior.stages.kinds import Kind
+    from melior.stages.reward_models.kinds import Kind
 
     geometry = Geometry(config.dimensions, config.l2, config.beta)
     return Kind(
@@ -130,7 +130,7 @@ def kind(config: Config) -> Kind[GeneralModel]:
 def _judged(config: Config, model: GeneralModel, batch: GroupBatch, pairs: Duels) -> Judged:
     """Say by how much the better answers of a batch beat the others; all answers are read once."""
     from melior.losses.general import general_preference, skew_score
-    from melior.stages.kinds import Judged
+    from melior.stages.reward_models.kinds import Judged
 
     vectors, gate = model.embed(batch.forest, batch.prompts)
     score = skew_score(vectors[pairs.better], vectors[pairs.worse], gate[pairs.groups])
@@ -153,6 +153,6 @@ def run(config: Config) -> None:
     """Train, judge, save and report."""
     check_inputs(config.model, config.data, config.loop, holds="comparisons")
     from melior.report.terminal import present
-    from melior.stages.reward import train_reward
+    from melior.stages.reward_models.train import train_reward
 
     present([train_reward(plan(config))])

@@ -22,7 +22,7 @@ from melior.objectives.objective import Objective
 from melior.options import JudgeOptions, ModelOptions, OptimConfig, in_range
 from melior.records import Group
 from melior.stages.inputs import check_prompted
-from melior.stages.round_options import (
+from melior.stages.online.options import (
     ChoiceOptions,
     PromptOptions,
     ProposalOptions,
@@ -34,7 +34,7 @@ from melior.stages.round_options import (
 if TYPE_CHECKING:
     from melior.stages.learn import Plan
     from melior.stages.method import Method
-    from melior.stages.rounds import Setting
+    from melior.stages.online.rounds import Setting
 
 PAPER = "Zhang et al. 2024, arXiv 2410.02197"
 
@@ -159,10 +159,10 @@ def run(config: Config) -> None:
         config.model, config.prompts, config.rounds, config.loop, judge=config.judge
     )
     from melior.report.rounds import present
-    from melior.stages import rounds
-    from melior.stages.choose import choose, score
-    from melior.stages.judge_rounds import judge
-    from melior.stages.propose import propose
+    from melior.stages.online import rounds
+    from melior.stages.online.choose import choose, score
+    from melior.stages.online.judge import judge
+    from melior.stages.online.propose import propose
 
     with rounds.opened("gpo", PAPER, config, config.loop) as record:
         setting = rounds.begin(
@@ -199,8 +199,8 @@ def compared(group: Group) -> list[list[float | None]]:
 
 def _plan(config: Config, setting: Setting, policy: ModelOptions, number: int) -> Plan:
     """Return what a round learns: from the model that answered, relative to it."""
-    from melior.stages import rounds
     from melior.stages.learn import Plan
+    from melior.stages.online import rounds
 
     begins, reference = rounds.ends_of(config.model, policy, config.rounds)
     data = rounds.learning_data(setting.here(number), number, config.rounds)
@@ -223,7 +223,7 @@ def _tell_of_all(
     """
     import json
 
-    from melior.stages.judge_rounds import judge
+    from melior.stages.online.judge import judge
     from melior.training.run import write_json
 
     if not policies:

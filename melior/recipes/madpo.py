@@ -22,7 +22,7 @@ from melior.stages.inputs import check_inputs
 
 if TYPE_CHECKING:
     from melior.models.heads import RewardModel
-    from melior.stages.reward import RewardPlan
+    from melior.stages.reward_models.train import RewardPlan
 
 MARGINS, ABOUT, REWARD = "with_margins.jsonl", "margins.json", "reward"
 """In the run folder: the pairs, what their margins were made of, and the reward model's run."""
@@ -224,7 +224,12 @@ def _scored(config: Config) -> float:
     """Score all pairs by one reward model, and return the temperature."""
     from melior.data.files import read_pairs
     from melior.rewards.scalar import load_scorer
-    from melior.stages.margins import fitted_temperature, rewards, spread, write_margins
+    from melior.stages.reward_models.margins import (
+        fitted_temperature,
+        rewards,
+        spread,
+        write_margins,
+    )
     from melior.training.hooks import counted
 
     pairs = list(read_pairs(config.data.data, seed=config.loop.seed))
@@ -262,7 +267,7 @@ def _trained(config: Config, kept: Sequence[Pair], apart: Sequence[Pair]) -> Pat
     """Train a reward model, or go on with it, and return its run folder."""
     from melior.data.files import write_pairs
     from melior.report.page import write_report
-    from melior.stages.reward import train_reward
+    from melior.stages.reward_models.train import train_reward
 
     out = Path(config.loop.out)
     sides = {"train": kept, "held-out": apart}
@@ -285,8 +290,8 @@ def _trained(config: Config, kept: Sequence[Pair], apart: Sequence[Pair]) -> Pat
 def _cross_fitted(config: Config) -> float:
     """Score each fold of the prompts by a model of the others, and return the temperature."""
     from melior.data.files import read_pairs, write_pairs
-    from melior.stages.folds import cross_fit
-    from melior.stages.margins import fitted_temperature, spread
+    from melior.stages.reward_models.folds import cross_fit
+    from melior.stages.reward_models.margins import fitted_temperature, spread
 
     place = cross_fit(
         lambda data, loop: _reward_plan(config, data, loop),
@@ -321,8 +326,8 @@ def _reward_loop(config: Config) -> LoopOptions:
 
 
 def _reward_plan(config: Config, data: DataOptions, loop: LoopOptions) -> RewardPlan[RewardModel]:
-    from melior.stages.kinds import scalar
-    from melior.stages.reward import RewardPlan
+    from melior.stages.reward_models.kinds import scalar
+    from melior.stages.reward_models.train import RewardPlan
 
     own = config.margins
     kind = scalar(margin_weight=0.0, label_smoothing=0.0, center_rewards_coefficient=0.0)
@@ -335,7 +340,7 @@ def _reward_plan(config: Config, data: DataOptions, loop: LoopOptions) -> Reward
 
 def _objective(config: Config, margins: Sequence[float]) -> Madpo:
     """Return the objective, with tau from the margins where that is asked for."""
-    from melior.stages.margins import quantile
+    from melior.stages.reward_models.margins import quantile
 
     if not config.tau_percentile:
         return config.objective

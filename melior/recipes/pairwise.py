@@ -14,7 +14,7 @@ from melior.stages.inputs import check_inputs
 
 if TYPE_CHECKING:
     from melior.models.pairwise import PairwiseModel
-    from melior.stages.reward import RewardPlan
+    from melior.stages.reward_models.train import RewardPlan
 
 PAPER = "Dong et al. 2024, arXiv 2405.07863"
 
@@ -63,8 +63,8 @@ class Config:
 
 def plan(config: Config) -> RewardPlan[PairwiseModel]:
     """Return what the stage needs to know."""
-    from melior.stages.pairwise import pairwise
-    from melior.stages.reward import RewardPlan
+    from melior.stages.reward_models.pairwise import pairwise
+    from melior.stages.reward_models.train import RewardPlan
 
     keeps_end = config.data.truncation_mode == "keep_end"
     kind = pairwise(max_length=config.data.max_length, keeps_end=keeps_end)
@@ -79,6 +79,6 @@ def run(config: Config) -> None:
     """Train, judge, save and report."""
     check_inputs(config.model, config.data, config.loop, holds="comparisons")
     from melior.report.terminal import present
-    from melior.stages.reward import train_reward
+    from melior.stages.reward_models.train import train_reward
 
     present([train_reward(plan(config))])

@@ -14,7 +14,7 @@ from melior.stages.inputs import check_inputs
 
 if TYPE_CHECKING:
     from melior.models.heads import RewardModel
-    from melior.stages.reward import RewardPlan
+    from melior.stages.reward_models.train import RewardPlan
 
 PAPER = "Bradley, Terry 1952; Stiennon et al. 2020, arXiv 2009.01325"
 
@@ -78,8 +78,8 @@ class Config:
 
 def plan(config: Config) -> RewardPlan[RewardModel]:
     """Return what the stage needs to know."""
-    from melior.stages.kinds import scalar
-    from melior.stages.reward import RewardPlan
+    from melior.stages.reward_models.kinds import scalar
+    from melior.stages.reward_models.train import RewardPlan
 
     kind = scalar(
         margin_weight=config.margin_weight,
@@ -96,8 +96,8 @@ def run(config: Config) -> None:
     """Train, judge, save and report."""
     check_inputs(config.model, config.data, config.loop)
     from melior.report.terminal import present
-    from melior.stages.folds import cross_fit, in_folds
-    from melior.stages.reward import train_reward
+    from melior.stages.reward_models.folds import cross_fit, in_folds
+    from melior.stages.reward_models.train import train_reward
 
     if config.folds:
         in_folds(config.data, config.loop, config.folds)  # too many are refused at once

@@ -133,7 +133,7 @@ def objective_of(config: Config) -> Objective:
 def _check(config: Config) -> None:
     """Look at the first row's scores, and at held-out rows as goals have not yet changed them."""
     from melior.rewards.rules import score_groups
-    from melior.stages.relabel import read_rated
+    from melior.stages.ratings.relabel import read_rated
 
     next(read_rated(config.data.data, config.goals.scores))
     if not config.data.eval_data:
@@ -162,7 +162,7 @@ def _relabel(config: Config) -> tuple[GoalFormat, str]:
     """Write pairs under goals, and the held-out ones under the top goal, into the run folder."""
     from melior.data.files import read_pairs, write_pairs
     from melior.models.loading import load_chat
-    from melior.stages.relabel import placement_of, relabel
+    from melior.stages.ratings.relabel import placement_of, relabel
 
     out = Path(config.loop.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _relabelled_data(config: Config, goals: GoalFormat) -> DataOptions:
 def _judge(config: Config, folder: Path, goals: GoalFormat) -> None:
     """Add to the run's verdict what goals change, and what was unlearned."""
     from melior.models.loading import load
-    from melior.stages.goals import Asked, judge_answers, judge_pairs, unlearned
+    from melior.stages.ratings.goals import Asked, judge_answers, judge_pairs, unlearned
     from melior.training.run import write_json
 
     model, loop = config.model, config.loop
@@ -238,7 +238,7 @@ def levels_of(config: Config) -> list[float]:
 def _rejected(config: Config, goals: GoalFormat) -> list[Rated]:
     """Return pairs that are trained on whose rejected answer is good, the first so many."""
     from melior.data.ratings import is_good
-    from melior.stages.relabel import read_rated
+    from melior.stages.ratings.relabel import read_rated
 
     rows = read_rated(config.data.data, config.goals.scores, seed=config.loop.seed)
     return list(islice((row for row in rows if is_good(row, goals, config.good)), MOST_REJECTED))
@@ -258,7 +258,7 @@ def _probed(pairs: Sequence[Pair], most: int) -> list[Group]:
 
 def _leave_goals(folder: Path, goals: GoalFormat) -> None:
     """Put into the model's folder how it is asked for a goal, and say so on its card."""
-    from melior.stages.relabel import GOAL_FILE, save_goals
+    from melior.stages.ratings.relabel import GOAL_FILE, save_goals
     from melior.training.run import write_text
 
     save_goals(goals, folder / "model" / GOAL_FILE)

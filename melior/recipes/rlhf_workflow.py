@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from melior.objectives.relative import Dpo
 from melior.options import JudgeOptions, ModelOptions, OptimConfig
 from melior.stages.inputs import check_prompted
-from melior.stages.round_options import (
+from melior.stages.online.options import (
     ChoiceOptions,
     PromptOptions,
     ProposalOptions,
@@ -28,7 +28,7 @@ from melior.stages.round_options import (
 
 if TYPE_CHECKING:
     from melior.stages.learn import Plan
-    from melior.stages.rounds import Setting
+    from melior.stages.online.rounds import Setting
 
 PAPER = "Dong et al. 2024, arXiv 2405.07863"
 
@@ -75,10 +75,10 @@ def run(config: Config) -> None:
         config.model, config.prompts, config.rounds, config.loop, judge=config.judge
     )
     from melior.report.rounds import present
-    from melior.stages import rounds
-    from melior.stages.choose import choose, score
-    from melior.stages.judge_rounds import judge
-    from melior.stages.propose import propose
+    from melior.stages.online import rounds
+    from melior.stages.online.choose import choose, score
+    from melior.stages.online.judge import judge
+    from melior.stages.online.propose import propose
 
     with rounds.opened("rlhf-workflow", PAPER, config, config.loop) as record:
         setting = rounds.begin(
@@ -105,8 +105,8 @@ def run(config: Config) -> None:
 
 def _plan(config: Config, setting: Setting, policy: ModelOptions, number: int) -> Plan:
     """Return what a round learns: DPO from the last iterate, relative to the start model."""
-    from melior.stages import rounds
     from melior.stages.learn import Plan
+    from melior.stages.online import rounds
 
     begins, reference = rounds.ends_of(config.model, policy, config.rounds)
     data = rounds.learning_data(setting.here(number), number, config.rounds)

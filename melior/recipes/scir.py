@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
 from melior.stages.inputs import check_inputs
-from melior.stages.round_options import PromptOptions
-from melior.stages.scir_options import ConsistencyOptions, SelfProposal
+from melior.stages.internal.options import ConsistencyOptions, SelfProposal
+from melior.stages.online.options import PromptOptions
 
 if TYPE_CHECKING:
-    from melior.stages.scir import ConsistencyPlan
+    from melior.stages.internal.learn import ConsistencyPlan
 
 PAPER = "Zhou et al. 2025, arXiv 2502.08922"
 
@@ -81,7 +81,7 @@ def run(config: Config) -> None:
     check_inputs(config.model, config.data, config.loop)
     check_sources(config)
     from melior.report.terminal import present
-    from melior.stages.scir import learn_consistently
+    from melior.stages.internal.learn import learn_consistently
 
     if config.unlabelled:
         present([learn_consistently(_plan(config))])
@@ -109,10 +109,10 @@ def check_sources(config: Config) -> None:
 def _in_rounds(config: Config) -> list[Path]:
     """Answer, pair up and learn, round after round; return the rounds' run folders."""
     from melior.models.loading import load_chat, n_positions
-    from melior.stages import rounds
+    from melior.stages.internal.rounds import learn_round, pair_up, told
     from melior.stages.learn import whole
-    from melior.stages.propose import divide, propose, seed_of, write_prompts
-    from melior.stages.scir_rounds import learn_round, pair_up, told
+    from melior.stages.online import rounds
+    from melior.stages.online.propose import divide, propose, seed_of, write_prompts
 
     out, seed = Path(config.loop.out), config.loop.seed
     longest = (
@@ -148,7 +148,7 @@ def _in_rounds(config: Config) -> list[Path]:
 
 
 def _plan(config: Config) -> ConsistencyPlan:
-    from melior.stages.scir import ConsistencyPlan
+    from melior.stages.internal.learn import ConsistencyPlan
 
     return ConsistencyPlan(
         "scir", PAPER, config.consistency, config.unlabelled, config.model, config.data,

@@ -17,7 +17,7 @@ from melior.options import (
 )
 from melior.records import Group
 from melior.rewards.named import check_scorer, find_scorer
-from melior.stages.round_options import PromptOptions, RoundOptions
+from melior.stages.online.options import PromptOptions, RoundOptions
 from melior.training.folder import check_folder
 from melior.training.trackers import check_installed
 

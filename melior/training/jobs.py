@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-PRELOADED = ["melior.stages.cell"]
+PRELOADED = ["melior.stages.bakeoff.cell"]
 """Imported once, in a server from which processes are forked before anything is computed."""
 
 

@@ -7,7 +7,7 @@ import pytest
 from melior.cli import main
 from melior.data.files import read_pairs
 from melior.data.goals import GoalFormat
-from melior.stages.relabel import GOAL_FILE, read_goals
+from melior.stages.ratings.relabel import GOAL_FILE, read_goals
 from tests.tiny import tiny_folder
 
 NO_SYSTEM = (

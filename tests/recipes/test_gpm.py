@@ -156,7 +156,7 @@ def mixed(folder):
 @pytest.mark.parametrize("budget", [40, 10**6])
 def test_the_objective_is_the_papers_on_answers_read_alone(budget, model_folder, tmp_path):
     """Pairs, weights, soft labels and lists with ties; the equation by hand, in any portions."""
-    from melior.stages.reward import reward_objective
+    from melior.stages.reward_models.train import reward_objective
 
     sources = mixed(tmp_path)
     config = gpm.Config(

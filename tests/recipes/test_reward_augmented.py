@@ -16,7 +16,7 @@ from melior.objectives.relative import Dpo
 from melior.options import DataOptions, LoopOptions, ModelOptions
 from melior.recipes import reward_augmented
 from melior.recipes.reward_augmented import Config
-from melior.stages.relabel import GOAL_FILE, read_goals
+from melior.stages.ratings.relabel import GOAL_FILE, read_goals
 
 WORDS = ("fox", "dog", "capital", "Paris", "hello", "thank", "quick", "lazy", "today", "jumps")
 

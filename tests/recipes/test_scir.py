@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from melior.cli import main
 from melior.recipes import scir
 from melior.records import Candidate, Group, Turn, text
-from melior.stages.scir_rounds import disjoint_pairs
+from melior.stages.internal.rounds import disjoint_pairs
 from tests.recipes.test_madpo import WORDS, read, rows, write_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
 

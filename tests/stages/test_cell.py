@@ -8,8 +8,8 @@ from melior.models.heads import load_reward_model, save_reward_model
 from melior.objectives.adaptive import Madpo
 from melior.options import ModelOptions
 from melior.records import Candidate, Group, Turn
-from melior.stages.cell import Scoring
-from melior.stages.exam import Exam, _scored
+from melior.stages.bakeoff.cell import Scoring
+from melior.stages.bakeoff.exam import Exam, _scored
 
 
 def test_margins_are_made_anew_for_other_rows_models_and_lengths(tmp_path):

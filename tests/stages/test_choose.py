@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from melior.data.files import read_pairs, write_groups
 from melior.records import Candidate, Group, Turn, text
-from melior.stages.choose import (
+from melior.stages.online.choose import (
     CLOSE,
     EMPTY,
     EQUAL,
@@ -26,7 +26,7 @@ from melior.stages.choose import (
     score,
     scored,
 )
-from melior.stages.round_options import ChoiceOptions
+from melior.stages.online.options import ChoiceOptions
 
 
 def group(*answers, **facts):

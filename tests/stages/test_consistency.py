@@ -12,7 +12,7 @@ from melior.losses.consistency import family_shares, inconsistency
 from melior.models.loading import load
 from melior.options import ModelOptions
 from melior.records import Pair, Turn
-from melior.stages.consistency import (
+from melior.stages.internal.consistency import (
     Portion,
     choose,
     consistent_objective,
@@ -21,10 +21,10 @@ from melior.stages.consistency import (
     penalty_of,
     sides_of,
 )
-from melior.stages.internal import Seen, SelfJudge, read, with_questions
-from melior.stages.judge_internal import at_start, opinions, parted, see, shortcut
-from melior.stages.scir import Patience
-from melior.stages.scir_options import ConsistencyOptions
+from melior.stages.internal.judge import at_start, opinions, parted, see, shortcut
+from melior.stages.internal.learn import Patience
+from melior.stages.internal.opinions import Seen, SelfJudge, read, with_questions
+from melior.stages.internal.options import ConsistencyOptions
 from melior.types import Pairwise
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 

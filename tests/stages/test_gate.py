@@ -9,9 +9,9 @@ from melior.models.gate import AspectGate, GateOptions
 from melior.models.heads import load_reward_model
 from melior.options import LoopOptions, ModelOptions, OptimConfig
 from melior.records import Turn
-from melior.stages import features
-from melior.stages.features import KeptFeatures
-from melior.stages.gate import (
+from melior.stages.ratings import features
+from melior.stages.ratings.features import KeptFeatures
+from melior.stages.ratings.gate import (
     GateRun,
     PairTable,
     drawn_batches,

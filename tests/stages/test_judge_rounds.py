@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from melior.data.files import write_groups
 from melior.options import ModelOptions
 from melior.records import Candidate, Group, Turn, text
-from melior.stages.judge_rounds import (
+from melior.stages.online.judge import (
     HELD_OUT,
     Opinion,
     Panel,

@@ -9,9 +9,9 @@ from melior.models.heads import load_reward_model
 from melior.options import ModelOptions
 from melior.records import Pair, Turn
 from melior.stages.data import hold_out
-from melior.stages.judge_rewards import judgement, metrics_of, ranges
-from melior.stages.kinds import scalar
-from melior.stages.reward import reward_objective
+from melior.stages.reward_models.judge import judgement, metrics_of, ranges
+from melior.stages.reward_models.kinds import scalar
+from melior.stages.reward_models.train import reward_objective
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 
 from melior.cli import main
 from melior.models import endpoint
-from melior.stages.served import Proof, _proof
+from melior.stages.online.served import Proof, _proof
 from tests.recipes.test_online import manifests, read, rows, words, write_prompts
 
 RELOAD = (

@@ -23,8 +23,8 @@ from melior.options import ModelOptions, Sampling
 from melior.records import Candidate, Group, Turns
 from melior.sampling.candidates import candidates
 from melior.sampling.server import server_candidates
-from melior.stages.round_options import PromptOptions, ProposalOptions, ServingOptions
-from melior.stages.served import prove, refresh, server_of
+from melior.stages.online.options import PromptOptions, ProposalOptions, ServingOptions
+from melior.stages.online.served import prove, refresh, server_of
 from melior.training.hooks import counted
 
 PROMPTS, CANDIDATES = "prompts.jsonl", "candidates.jsonl"

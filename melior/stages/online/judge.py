@@ -24,9 +24,9 @@ from melior.ops import generator
 from melior.options import ModelOptions, Sampling
 from melior.records import Group, Metrics, text
 from melior.sampling.candidates import candidate
-from melior.stages.choose import scored
-from melior.stages.exam import kl_by_prompt
-from melior.stages.propose import PROMPTS, seed_of
+from melior.stages.bakeoff.exam import kl_by_prompt
+from melior.stages.online.choose import scored
+from melior.stages.online.propose import PROMPTS, seed_of
 from melior.training.run import write_json
 from melior.types import Scorer
 

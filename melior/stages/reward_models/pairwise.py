@@ -17,7 +17,7 @@ from melior.models.loading import load_chat
 from melior.models.pairwise import PairwiseModel, load_pairwise_model, save_pairwise_model
 from melior.ops import generator
 from melior.records import Turns
-from melior.stages.kinds import Judged, Kind
+from melior.stages.reward_models.kinds import Judged, Kind
 
 LETTERS = 2
 """Sequences of each order: with the letter of the one answer, and with that of the other."""

@@ -24,7 +24,7 @@ from melior.models.loading import folder_of, load
 from melior.options import ModelOptions, Sampling
 from melior.records import Group
 from melior.sampling.server import server_candidates
-from melior.stages.round_options import ServingOptions
+from melior.stages.online.options import ServingOptions
 from melior.training.run import write_json
 
 PROOF = "proof.json"

@@ -23,7 +23,8 @@ from melior.models.loading import n_positions
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics
 from melior.stages.data import Prepared, hold_out, prepare
-from melior.stages.judge_rewards import (
+from melior.stages.learn import write_card
+from melior.stages.reward_models.judge import (
     Judgement,
     judgement,
     metrics_of,
@@ -31,8 +32,7 @@ from melior.stages.judge_rewards import (
     shown_groups,
     verdict,
 )
-from melior.stages.kinds import Kind, M
-from melior.stages.learn import write_card
+from melior.stages.reward_models.kinds import Kind, M
 from melior.training.best import Best, Weights
 from melior.training.checkpoint import Checkpoints, Generators, Stateful
 from melior.training.hooks import Progress, counted, every

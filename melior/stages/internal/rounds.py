@@ -19,9 +19,9 @@ from melior.data.files import read_groups, write_records
 from melior.ops import generator
 from melior.options import ModelOptions
 from melior.records import Group, Metrics, Pair, text
-from melior.stages.propose import CANDIDATES, seed_of
-from melior.stages.rounds import LEARNED, policy_of
-from melior.stages.scir import ConsistencyPlan, learn_consistently
+from melior.stages.internal.learn import ConsistencyPlan, learn_consistently
+from melior.stages.online.propose import CANDIDATES, seed_of
+from melior.stages.online.rounds import LEARNED, policy_of
 
 PAIRS = "pairs.jsonl"
 """In a round's folder: unlabelled ones, though their rows say `chosen` and `rejected`."""

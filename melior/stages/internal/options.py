@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from melior.options import in_range
-from melior.stages.round_options import ProposalOptions
+from melior.stages.online.options import ProposalOptions
 
 JudgeName = Literal["judge", "implicit"]
 

@@ -20,8 +20,8 @@ from melior.losses import consistency
 from melior.losses.preference import dpo
 from melior.models.language import LanguageModel
 from melior.records import Metrics
-from melior.stages.internal import NAMES, SHARES, Seen, join, read
-from melior.stages.scir_options import ConsistencyOptions
+from melior.stages.internal.opinions import NAMES, SHARES, Seen, join, read
+from melior.stages.internal.options import ConsistencyOptions
 from melior.types import Objective, Pairwise
 
 Penalty = Callable[[Float[Tensor, "m n"], Float[Tensor, " m"]], Float[Tensor, " n"]]

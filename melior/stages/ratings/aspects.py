@@ -33,11 +33,11 @@ from melior.models.heads import load_reward_model, reward_chat
 from melior.models.loading import n_positions
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.stages.data import Prepared, hold_out, prepare
-from melior.stages.features import FeatureTable, KeptFeatures
-from melior.stages.gate import GateRun, PairTable, train_gate
-from melior.stages.judge_aspects import Tables, explained_pairs, verdict
 from melior.stages.learn import write_card
-from melior.stages.rated import Rated, prepare_rated, prepare_reference, prompt_of
+from melior.stages.ratings.features import FeatureTable, KeptFeatures
+from melior.stages.ratings.gate import GateRun, PairTable, train_gate
+from melior.stages.ratings.judge import Tables, explained_pairs, verdict
+from melior.stages.ratings.rated import Rated, prepare_rated, prepare_reference, prompt_of
 from melior.training.hooks import counted
 from melior.training.run import Run, write_json, write_json_lines
 

@@ -23,11 +23,10 @@ from melior.models.language import LanguageModel
 from melior.models.loading import load, load_chat, n_positions, save_model
 from melior.ops import generator
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
-from melior.stages.consistency import Portion, choose, consistent_objective
 from melior.stages.data import Prepared, prepare
 from melior.stages.health import of_answers
-from melior.stages.internal import ANSWERS, SelfJudge, with_questions
-from melior.stages.judge_internal import (
+from melior.stages.internal.consistency import Portion, choose, consistent_objective
+from melior.stages.internal.judge import (
     Opinions,
     at_start,
     comparisons,
@@ -37,10 +36,11 @@ from melior.stages.judge_internal import (
     see,
     shortcut,
 )
+from melior.stages.internal.opinions import ANSWERS, SelfJudge, with_questions
+from melior.stages.internal.options import ConsistencyOptions
 from melior.stages.learn import SAMPLE_TOKENS, Bench, Plan, write_card
 from melior.stages.method import Method, log_ratio_method
 from melior.stages.reference import reference_log_probs
-from melior.stages.scir_options import ConsistencyOptions
 from melior.training.checkpoint import Checkpoints, Generators
 from melior.training.health import Health
 from melior.training.hooks import Progress, counted, every

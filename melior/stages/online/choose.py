@@ -15,8 +15,8 @@ from melior import selection
 from melior.data.files import read_groups, write_groups, write_records
 from melior.ops import generator
 from melior.records import Candidate, Group, Pair, text
-from melior.stages.propose import CANDIDATES
-from melior.stages.round_options import ChoiceOptions
+from melior.stages.online.options import ChoiceOptions
+from melior.stages.online.propose import CANDIDATES
 from melior.training.hooks import counted
 from melior.types import Scorer
 

@@ -17,7 +17,7 @@ from melior.models.heads import RewardModel
 from melior.options import DataOptions, LoopOptions, ModelOptions
 from melior.records import Pair
 from melior.rewards.scalar import ScalarScorer, load_scorer, with_margin
-from melior.stages.reward import RewardPlan, train_reward
+from melior.stages.reward_models.train import RewardPlan, train_reward
 
 CROSS_FITTED = "cross_fitted.jsonl"
 

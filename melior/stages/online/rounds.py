@@ -23,8 +23,9 @@ from melior.models.names import adapter_base
 from melior.options import DataOptions, LoopOptions, ModelOptions, ScoringOptions
 from melior.records import Metrics
 from melior.rewards.named import about_scorer, load_scorer
-from melior.stages.choose import CHOSEN, SCORED, Counts
-from melior.stages.judge_rounds import (
+from melior.stages.learn import Plan, learn, whole, write_card
+from melior.stages.online.choose import CHOSEN, SCORED, Counts
+from melior.stages.online.judge import (
     HELD_OUT,
     JUDGED,
     Panel,
@@ -33,8 +34,8 @@ from melior.stages.judge_rounds import (
     spread,
     verdict,
 )
-from melior.stages.learn import Plan, learn, whole, write_card
-from melior.stages.propose import (
+from melior.stages.online.options import PromptOptions, RoundOptions
+from melior.stages.online.propose import (
     CANDIDATES,
     PROMPTS,
     Asked,
@@ -42,7 +43,6 @@ from melior.stages.propose import (
     seed_of,
     write_prompts,
 )
-from melior.stages.round_options import PromptOptions, RoundOptions
 from melior.training.checkpoint import refuse_changes
 from melior.training.run import Run, write_json, write_json_lines
 from melior.types import Scorer

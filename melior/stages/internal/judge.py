@@ -21,9 +21,9 @@ from melior.losses.consistency import consensus
 from melior.models.language import LanguageModel
 from melior.ops import generator
 from melior.records import Metrics
-from melior.stages.consistency import right
-from melior.stages.internal import SHARES, Seen, join, read
-from melior.stages.scir_options import ConsistencyOptions
+from melior.stages.internal.consistency import right
+from melior.stages.internal.opinions import SHARES, Seen, join, read
+from melior.stages.internal.options import ConsistencyOptions
 from melior.training.health import FEWEST, Finding, Row
 
 SURELY_AGREED, ORDER_DECIDES, LEANS = 0.95, 0.5, 0.3

@@ -19,7 +19,7 @@ from melior.models.language import LanguageModel
 from melior.models.loading import load
 from melior.ops import generator
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
-from melior.stages.exam import Exam, Numbers, Sat, sit
+from melior.stages.bakeoff.exam import Exam, Numbers, Sat, sit
 from melior.stages.learn import Plan, learn, whole
 from melior.stages.method import Method
 from melior.training.jobs import peak_memory
@@ -186,7 +186,7 @@ class Scoring:
 def store_margins(job: Scoring) -> None:
     """Write pairs with the margins of a reward model."""
     from melior.rewards.scalar import load_scorer
-    from melior.stages.margins import write_margins
+    from melior.stages.reward_models.margins import write_margins
 
     options = ModelOptions(model=job.reward_model)
     scorer = load_scorer(options, max_tokens=16384, max_length=job.max_length)

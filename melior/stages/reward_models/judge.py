@@ -18,7 +18,7 @@ from melior.evaluation.compare import compare, compare_by_subset
 from melior.evaluation.preferences import correct, length_bias
 from melior.ops import generator
 from melior.records import Group, Metrics, text
-from melior.stages.kinds import Judged, Kind, M
+from melior.stages.reward_models.kinds import Judged, Kind, M
 
 
 @dataclass(frozen=True)

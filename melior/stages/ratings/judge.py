@@ -22,7 +22,7 @@ from melior.models.aspects import AspectModel, Mixed
 from melior.models.language import evaluating
 from melior.ops import generator
 from melior.records import text
-from melior.stages.gate import PairTable, gated_scores
+from melior.stages.ratings.gate import PairTable, gated_scores
 from melior.types import Pairwise
 
 MOST_SHOWN = 4

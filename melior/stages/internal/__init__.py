@@ -1,0 +1,1 @@
+"""Learning from what a model's own judges agree on (SCIR)."""

@@ -1,0 +1,1 @@
+"""Rounds of learning from one's own answers: propose, choose, judge, and what a round leaves."""

@@ -1,0 +1,1 @@
+"""What rated answers teach: a mixture of objectives (ArmoRM), and pairs under goals."""
