@@ -71,31 +71,17 @@ def general_preference(
 
     arXiv 2410.02197, sec. 4: `-p log sigmoid(s / beta) - (1 - p) log sigmoid(-s / beta)`, least
     where `sigmoid(s / beta) = p`. The paper's beta is 0.1. With a `margin` m, of the released code,
-    `s - m` takes the place of `s`.
+    `s - m` takes the place of `s`: `s + m` where the second is preferred, and `s` itself at a
+    half, where no answer is asked to win.
 
     Args:
         score: of `skew_score`; it carries the gradient.
         share: in which the first answer is preferred, 0 to 1; ones for plain pairs.
         beta: temperature, above 0.
-        margin: by how much the first is asked to win.
+        margin: by how much the preferred one is asked to win.
     """
-    logit = (score - margin) / beta
+    logit = (score - margin * (share - 0.5).sign()) / beta
     return -share * F.logsigmoid(logit) - (1 - share) * F.logsigmoid(-logit)
-
-
-def general_preference_regression(
-    score: Float[Tensor, " n"], log_odds: Float[Tensor, " n"], *, beta: float
-) -> Float[Tensor, " n"]:
-    """Squared error of the score against known odds: `(s / beta - log(p / (1 - p)))^2`.
-
-    arXiv 2410.02197, sec. 4, for oracles that say how sure they are.
-
-    Args:
-        score: of `skew_score`; it carries the gradient.
-        log_odds: that the first answer is preferred.
-        beta: temperature, above 0.
-    """
-    return (score / beta - log_odds).square()
 
 
 def fit_embedding(scores: Float[Tensor, "k k"]) -> Float[Tensor, "k d"]:

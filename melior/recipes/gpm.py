@@ -46,7 +46,8 @@ class Config:
     """Where beta begins, to fall over the first half of the steps; 0 begins at its value, but at 1
     for 2 dimensions of length 1, which else may stay at the wrong way round a circle."""
     margin: float = 0.0
-    """By how much the better answer is asked to win, before the division by beta."""
+    """By how much the better answer is asked to win, before the division by beta; nothing is asked
+    of a tie."""
     validation_share: float = 0.1
     """Share of the prompts held out to choose the best checkpoint where no --eval-data is given;
     0 trains on all and keeps the last step."""

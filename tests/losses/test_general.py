@@ -12,7 +12,6 @@ from melior import ops
 from melior.losses.general import (
     fit_embedding,
     general_preference,
-    general_preference_regression,
     mean_one_gate,
     skew_score,
     skew_scores,
@@ -125,32 +124,38 @@ def test_the_gate_has_mean_one_and_sees_only_differences(seed, p, shift):
 
 @given(finite, shares, st.floats(0.05, 5), st.floats(-2, 2))
 def test_general_preference_is_a_cross_entropy(score, share, beta, margin):
-    odds = (score - margin) / beta
+    odds = (score - margin * np.sign(share - 0.5)) / beta
     wanted = share * np.logaddexp(0, -odds) + (1 - share) * np.logaddexp(0, odds)
     inputs = (torch.tensor([own], dtype=torch.float64) for own in (score, share))
     found = general_preference(*inputs, beta=beta, margin=margin)
     assert found.item() == pytest.approx(wanted, rel=1e-11, abs=1e-11)
 
 
-@given(finite, shares)
-def test_swapping_the_answers_swaps_the_share(score, share):
+@given(finite, shares, st.floats(0, 2))
+def test_swapping_the_answers_swaps_the_share(score, share, margin):
     s, p = (torch.tensor([own], dtype=torch.float64) for own in (score, share))
-    left, right = general_preference(s, p, beta=0.1), general_preference(-s, 1 - p, beta=0.1)
+    left, right = (
+        general_preference(own, odds, beta=0.1, margin=margin)
+        for own, odds in ((s, p), (-s, 1 - p))
+    )
     assert torch.allclose(left, right, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_both_losses_are_least_at_the_odds_of_the_share(share):
+def test_the_loss_is_least_at_the_odds_of_the_share(share):
     beta, odds = 0.1, math.log(share / (1 - share))
     score = torch.tensor([beta * odds], dtype=torch.float64, requires_grad=True)
-    for loss in (
-        general_preference(score, torch.full_like(score, share), beta=beta),
-        general_preference_regression(score, torch.full_like(score, odds), beta=beta),
-    ):
-        (slope,) = torch.autograd.grad(loss.sum(), score)
-        assert slope.item() == pytest.approx(0, abs=1e-12)
-    worse = general_preference_regression(score + beta, torch.full_like(score, odds), beta=beta)
-    assert worse.item() == pytest.approx(1)
+    loss = general_preference(score, torch.full_like(score, share), beta=beta)
+    (slope,) = torch.autograd.grad(loss.sum(), score)
+    assert slope.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_margin_asks_nothing_of_a_tie():
+    """Its loss is least where nobody wins, whichever answer is listed first."""
+    score = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    loss = general_preference(score, torch.full_like(score, 0.5), beta=0.1, margin=0.3)
+    (slope,) = torch.autograd.grad(loss.sum(), score)
+    assert slope.item() == 0
 
 
 @pytest.mark.parametrize("score", [-1e4, 1e4])
@@ -166,11 +171,9 @@ def test_gradients_agree_with_finite_differences():
     first, second = normal(5, 6), normal(5, 6, seed=1)
     gate, share = normal(5, 3, seed=2).exp(), normal(5, seed=3).sigmoid()
     inputs = [own.requires_grad_() for own in (first, second, gate)]
-    for loss in (
-        lambda s: general_preference(s, share, beta=0.5, margin=0.2),
-        lambda s: general_preference_regression(s, share, beta=0.5),
-    ):
-        assert torch.autograd.gradcheck(lambda *own, f=loss: f(skew_score(*own)), inputs)
+    assert torch.autograd.gradcheck(
+        lambda *own: general_preference(skew_score(*own), share, beta=0.5, margin=0.2), inputs
+    )
 
 
 # Expressiveness

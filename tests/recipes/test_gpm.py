@@ -197,7 +197,8 @@ def test_the_objective_is_the_papers_on_answers_read_alone(budget, model_folder,
                     share = group.share if gap > 0 else 1 - group.share if gap < 0 else 0.5
                     if share < 0.5:
                         s, share = -s, 1 - share
-                    x = torch.tensor((s - 0.05) / 0.1, dtype=torch.float64)
+                    asked = 0.05 if share > 0.5 else 0.0  # nothing of a tie
+                    x = torch.tensor((s - asked) / 0.1, dtype=torch.float64)
                     win, lose = 1 / (1 + torch.exp(-x)), 1 / (1 + torch.exp(x))
                     own.append(float(-share * win.log() - (1 - share) * lose.log()))
                     ranked += [s > 0] if share > 0.5 else []
