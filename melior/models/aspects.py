@@ -8,7 +8,8 @@ ratings, in the unit interval, from the saved folder. Beside it lie the gate and
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -252,16 +253,27 @@ def _read_aspects(path: Path) -> Aspects:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         each = tuple(
-            Aspect(str(row["name"]), Scale(float(row["start"]), float(row["width"])),
-                   float(row["penalty"]))
+            Aspect(str(row["name"]), Scale(_finite(row, "start"), _finite(row, "width")),
+                   _finite(row, "penalty"))
             for row in said["objectives"]
         )  # fmt: skip
         verbosity = said["verbosity"]
-        if not each or (verbosity is not None and not 0 <= verbosity < len(each)):
+        if not each or (verbosity is not None and (
+            type(verbosity) is not int or not 0 <= verbosity < len(each)  # bool is an int, too
+        )):  # fmt: skip
             raise ValueError(f"verbosity {verbosity} of {len(each)} objectives")
+        if flat := [one.name for one in each if one.scale.width <= 0]:
+            raise ValueError(f"a width that is not above 0 of {', '.join(flat)}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: needs 'objectives', each with 'name', 'start', 'width' and 'penalty', and"
             f" 'verbosity'; found {error!r}"
         ) from error
     return Aspects(each, verbosity)
+
+
+def _finite(row: Mapping[str, Any], name: str) -> float:
+    value = float(row[name])
+    if not math.isfinite(value):
+        raise ValueError(f"{name} {value} of {row['name']}")
+    return value

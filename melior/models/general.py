@@ -244,8 +244,10 @@ def _load(options: ModelOptions, *, trainable: bool, seed: int) -> GeneralModel:
 def _read(path: Path) -> Geometry:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        names = ("dimensions", "is_normalised", "beta")
-        return Geometry(**{name: said[name] for name in names})
+        kinds = {"dimensions": (int,), "is_normalised": (bool,), "beta": (int, float)}
+        if wrong := [name for name, kind in kinds.items() if type(said[name]) not in kind]:
+            raise TypeError(f"{wrong[0]} {said[wrong[0]]!r}")  # also where a bool is no int
+        return Geometry(**{name: said[name] for name in kinds})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: needs 'dimensions', 'is_normalised' and 'beta'; found {error!r}"

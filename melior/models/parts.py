@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -37,7 +38,7 @@ def load_part(kind: type[Part], made: Callable[[Mapping[str, Any]], Part], folde
     try:
         part = made(said)
         part.load_state_dict(load_file(str(folder / WEIGHTS)))
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{folder}: options and weights of one {kind.__name__} are needed;"
             f" found others: {error}"

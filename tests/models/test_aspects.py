@@ -146,3 +146,26 @@ def test_a_prompt_without_its_end_is_refused(model_folder):
     cut = Encoded(whole.tokens[start:], whole.mask[start:], 3)
     with pytest.raises(ValueError, match="a prompt's end, 9 tokens, was cut off"):
         model.mixed([[cut]], max_tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        ("", "verbosity", 1.0),
+        ("", "verbosity", True),
+        ("", "verbosity", 3),
+        ("objective", "start", float("inf")),
+        ("objective", "width", 0),
+        ("objective", "width", -1.0),
+        ("objective", "width", float("nan")),
+        ("objective", "penalty", float("nan")),
+    ],
+)
+def test_wrong_numbers_are_refused_on_reading(where, name, value, model_folder, tmp_path):
+    folder = tmp_path / "saved"
+    made(model_folder).save(folder)
+    said = json.loads((folder / "melior.json").read_text())
+    (said["objectives"][1] if where else said)[name] = value
+    (folder / "melior.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=rf"melior\.json: needs 'objectives'.*{name}"):
+        load_aspect_model(options(folder))

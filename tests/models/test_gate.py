@@ -121,3 +121,12 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
 def test_a_wrong_option_gets_its_sentence(changes, said):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(SMALL, **changes)
+
+
+def test_weights_cut_short_are_refused(tmp_path):
+    gate().save(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for length in (4, len(whole) // 2):
+        (tmp_path / "model.safetensors").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="options and weights of one AspectGate are needed"):
+            AspectGate.load(tmp_path)

@@ -185,3 +185,16 @@ def test_what_does_not_belong_together_is_refused(model_folder, tmp_path):
     gate.write_text(json.dumps({**json.loads(gate.read_text()), "planes": 3}))
     with pytest.raises(ValueError, match="options and weights of one PlaneGate"):
         loaded(tmp_path / "gpm")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dimensions", 6.0), ("dimensions", True), ("is_normalised", "false"), ("is_normalised", 1),
+     ("beta", "0.1"), ("beta", True)],
+)  # fmt: skip
+def test_a_geometry_of_other_types_is_refused(name, value, model_folder, tmp_path):
+    started(model_folder).save(tmp_path / "gpm")
+    file = tmp_path / "gpm" / "melior.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=rf"melior\.json: needs .*{name} {value!r}"):
+        loaded(tmp_path / "gpm")

@@ -83,6 +83,12 @@ def prepare_rated(
     if unknown := [name for name in given if name not in names]:
         raise ValueError(f"scales: must be of {', '.join(names)}; found {', '.join(unknown)}")
     ranges = {name: range_of(name, _values(groups, name), given) for name in names}
+    for name, found in ranges.items():
+        if not math.isfinite(found.high - found.low):
+            raise ValueError(
+                f"{', '.join(sources)}: {name!r} needs a scale of finite width; found ratings from"
+                f" {found.low:g} to {found.high:g}"
+            )
     for group in groups:
         check_range(group, ranges)
     places = [named(source)[1] for source in sources]
