@@ -16,7 +16,14 @@ from melior.models.names import kind_of
 from melior.options import ScoringOptions
 from melior.records import Group, Metrics
 from melior.rewards.judging import JudgeScorer
-from melior.rewards.named import about_scorer, check_scorer, cooled, find_scorer, load_scorer
+from melior.rewards.named import (
+    about_scorer,
+    check_scorer,
+    cooled,
+    find_scorer,
+    load_scorer,
+    unjudged,
+)
 
 if TYPE_CHECKING:
     from melior.training.hooks import Shown
@@ -74,7 +81,8 @@ def run(config: Config) -> Metrics:
 def score_groups(groups: Iterator[Group], config: Config) -> Tally:
     """Score groups and write each as soon as it is; go on where an earlier run stopped.
 
-    What scored a group, and all that decides the scores, becomes its fact `scorer`.
+    What scored a group, and all that decides the scores, becomes its fact `scorer`; what an earlier
+    scorer left besides scores goes.
 
     Args:
         groups: what to score; their file is read by whoever calls.
@@ -103,7 +111,7 @@ def score_groups(groups: Iterator[Group], config: Config) -> Tally:
         with counted("scoring groups") as show:
             _watch(scorer, tally, show)
             # Nothing is opened before there is something to write.
-            _, scored = _peeked(scorer.groups(left))
+            _, scored = _peeked(scorer.groups(map(unjudged, left)))
             with opened(config.out, start=len(rows)) as put:
                 for group in (cooled(one, config.scoring.temperature) for one in scored):
                     put(replace(group, facts={**group.facts, "scorer": about}))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from melior.models.names import check_named, find, kind_of, policy_and_reference
 from melior.options import ModelOptions, ScoringOptions, one_of
-from melior.records import Group
+from melior.records import Facts, Group
 from melior.rewards.judging import JudgeScorer
 from melior.rewards.rules import RuleScorer, constraints_in
 
@@ -26,6 +26,10 @@ RULES: Final = "rules"
 ENSEMBLE: Final = "ensemble:"
 KINDS: Final = ("scalar", "aspects", "general", "pairwise")
 """Of reward models, as their folders name them; each has a module here with a `load_scorer`."""
+COMPARED: Final = frozenset({"comparisons", "orders"})
+"""A group's facts that a scorer leaves which compares; they say nothing of part of its answers."""
+TOLD: Final = frozenset({"ensemble", "explanation"})
+"""A candidate's facts that say how its score came about."""
 
 
 def check_scorer(name: str, options: ScoringOptions) -> None:
@@ -108,6 +112,16 @@ def load_reward_scorer(options: ModelOptions, *, max_tokens: int, max_length: in
     module = import_module(f"melior.rewards.{kind}")
     scorer: Scorer = module.load_scorer(options, max_tokens=max_tokens, max_length=max_length)
     return scorer
+
+
+def unjudged(group: Group) -> Group:
+    """Return a group without what an earlier scorer left besides scores.
+
+    Not every scorer compares, is an ensemble or explains itself, and whoever reads what it has
+    scored would take what is left of another's for its own.
+    """
+    candidates = (replace(one, facts=_without(one.facts, TOLD)) for one in group.candidates)
+    return replace(group, candidates=tuple(candidates), facts=_without(group.facts, COMPARED))
 
 
 def cooled(group: Group, temperature: float) -> Group:
@@ -221,6 +235,10 @@ FAMILIES: Final = {
     ENSEMBLE: Family(_find_members, _ensemble),
 }
 """By how their names begin."""
+
+
+def _without(facts: Facts, names: frozenset[str]) -> Facts:
+    return {name: value for name, value in facts.items() if name not in names}
 
 
 def _split(name: str) -> tuple[str, str]:

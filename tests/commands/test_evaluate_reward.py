@@ -163,6 +163,22 @@ def test_a_judge_whose_comparisons_go_round_in_circles_is_told(tmp_path, capsys)
         assert said in capsys.readouterr().err
 
 
+def test_a_judge_that_went_before_is_not_taken_for_the_scorer(tmp_path, model_folder):
+    """A scalar reward model finds the same of rows that hold another's comparisons."""
+    options = ModelOptions(model=str(model_folder), dtype="fp32")
+    save_reward_model(load_reward_model(options, trainable=False), tmp_path / "rm")
+    answers = [{"response": "so", "score": 1}, {"response": "a, b", "score": 0}]
+    rows = [{"prompt": f"say {i}", "candidates": answers} for i in range(3)]
+    judged = [{**row, "comparisons": [[0, -2.0], [2.0, 0]]} for row in rows]
+    bare, other = (
+        evaluate(put(tmp_path / f"{name}.jsonl", own), tmp_path / name,
+                 "--with", str(tmp_path / "rm"), "--dtype", "fp32")["scorers"][0]["pairs"]
+        for name, own in (("bare", rows), ("judged", judged))
+    )  # fmt: skip
+    assert bare["margin"] not in (2.0, -2.0)
+    assert bare == other
+
+
 def test_a_judge_is_asked_and_goes_on_where_its_budget_ended(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MELIOR_CACHE", str(tmp_path / "cache"))
     answers = [{"response": f"{n} points", "score": n} for n in (1, 3, 2)]

@@ -46,6 +46,19 @@ def test_rules_score_groups_in_a_file(tmp_path, capsys):
     assert "2 candidates of 1 groups" in capsys.readouterr().err
 
 
+def test_what_an_earlier_scorer_left_is_not_taken_for_the_new_ones(tmp_path):
+    """Here two answers a judge compared, and an ensemble scored, are scored by rules."""
+    row = group(0.2, 0.9, comparisons=[[0, -3], [3, 0]], orders=7, id=7)
+    row["candidates"][0] |= {"response": "a, b", "ensemble": {"spread": 1}, "explanation": {}}
+    out = tmp_path / "scored.jsonl"
+    options = ScoringOptions(constraints='[{"name": "no_commas"}]', temperature=2.0)
+    score.run(score.Config(write(tmp_path / "g.jsonl", [row]), out=str(out), scoring=options))
+    (scored,) = read(out)
+    assert [one["score"] for one in scored["candidates"]] == [0.0, 0.5]
+    assert set(scored) == {"prompt", "candidates", "id", "scorer"}
+    assert not {"ensemble", "explanation"} & set(scored["candidates"][0])
+
+
 def test_score_and_select_join_in_a_pipe(tmp_path):
     row = {"prompt": "Say it.", "candidates": [{"response": "a, b"}, {"response": "a b"}]}
     script = (

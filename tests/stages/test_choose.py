@@ -157,6 +157,12 @@ def test_scores_that_are_no_numbers_count_as_missing():
     assert counts.unscored == 2
 
 
+def test_what_an_earlier_scorer_compared_is_gone():
+    asked = group(*((one, None) for one in "abcd"), comparisons=[[0.0] * 4] * 4, orders=[], id=7)
+    (one,) = scored(Odd(), [asked])
+    assert one.facts == {"id": 7}
+
+
 def test_scores_go_to_the_disk_once_and_without_numbers_that_are_none(tmp_path):
     asked = [group(*((one, None) for one in "abcd"))] * 3
     write_groups(tmp_path / "candidates.jsonl", asked)

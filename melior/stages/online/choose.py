@@ -15,6 +15,7 @@ from melior import selection
 from melior.data.files import read_groups, write_groups, write_records
 from melior.ops import generator
 from melior.records import Candidate, Group, Pair, text
+from melior.rewards.named import COMPARED, unjudged
 from melior.stages.online.options import ChoiceOptions
 from melior.stages.online.propose import CANDIDATES
 from melior.training.hooks import counted
@@ -71,8 +72,8 @@ def score(here: Path, scorer: Scorer) -> None:
 
 
 def scored(scorer: Scorer, groups: Iterator[Group] | Sequence[Group]) -> Iterator[Group]:
-    """Yield groups with scores that are finite or None."""
-    return map(_finite, scorer.groups(groups))
+    """Yield groups with scores that are finite or None, and nothing of an earlier scorer."""
+    return map(_finite, scorer.groups(map(unjudged, groups)))
 
 
 def choose(
@@ -193,10 +194,6 @@ def _two_apart(group: Group, better: Ranked, worse: Ranked) -> Group:
     facts = {key: value for key, value in group.facts.items() if key not in COMPARED}
     candidates = tuple(replace(one, score=rank) for one, rank in (better, worse))
     return replace(group, candidates=candidates, facts=facts)
-
-
-COMPARED = frozenset({"comparisons", "orders"})
-"""Facts of all a group's answers, which would say nothing of two of them."""
 
 
 def _finite(group: Group) -> Group:
