@@ -2,20 +2,21 @@
 
 Similar objectives of different data sets stay apart, since their raters and rubrics differ: names
 bear their source, as in `helpsteer-helpfulness`. Null, nan, `N/A` and a column that is not there
-all mean that nobody rated; a rating that is not finite is refused.
+all mean that nobody rated; a rating that is not finite is refused, and so is text that spells no
+number in an objective's column.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from melior.data import foreign, layouts
 from melior.data.formats import Fields
-from melior.data.layouts import Row, number, ratings, turns
+from melior.data.layouts import GAPS, Row, ratings, turns
 from melior.data.sources import parse_source, read_records
 from melior.records import Candidate, Facts, Group
 
@@ -148,12 +149,17 @@ def _groups(source: str, name: str, place: str) -> Iterator[Group]:
     parsed = parse_source(place)
     if parsed.weight != 1:
         raise ValueError(f"{source}: ratings need no weight, as each counts once; leave it out")
-    is_rated = False
+    rated, words = set[str](), dict[str, tuple[str, str]]()
+    before = f"{name}-" if name else ""
     for origin, fields in read_records(parsed):
         group = _parsed(Row(origin, fields, "a rated answer"), name)
-        is_rated = is_rated or any(one.aspects for one in group.candidates)
+        rated.update(key.removeprefix(before) for one in group.candidates for key in one.aspects)
+        for column, value in fields.items():
+            if isinstance(value, str) and value not in GAPS and not _is_number(value):
+                words.setdefault(column, (origin, value))
         yield group
-    if not is_rated:
+    _refuse_text(words, rated)
+    if not rated:
         raise ValueError(f"{source}: needs a row with a rating; found none")
 
 
@@ -229,11 +235,36 @@ def _columns(row: Row) -> Group:
 
 
 def _numbers(columns: Fields, origin: str) -> Facts:
-    """Return the ratings among columns: numbers and truth values, but not what only names a row."""
+    """Return the ratings among columns, but not what only names a row.
+
+    They are numbers, truth values, and text that spells a number.
+    """
     found = {
         name: value
         for name, value in columns.items()
-        if isinstance(value, int | float) and not re.search(r"(^|_)(id|idx|index)$", name)
+        if _is_number(value) and not re.search(r"(^|_)(id|idx|index)$", name)
     }
-    present = {n: v for n, v in found.items() if not (isinstance(v, float) and math.isnan(v))}
-    return {name: number(value, f"{origin}: {name!r}") for name, value in present.items()}
+    return ratings(found, origin)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        try:
+            return not math.isnan(float(value))
+        except ValueError:
+            return False
+    return isinstance(value, int | float)
+
+
+def _refuse_text(rows: Mapping[str, tuple[str, str]], rated: Collection[str]) -> None:
+    """Refuse text in the column of an objective, which would be a gap without a word.
+
+    Raises:
+        ValueError: naming its row and its column.
+    """
+    for name, (origin, value) in rows.items():
+        if name in rated:
+            raise ValueError(
+                f"{origin}: {name!r} needs a finite number, as in other rows; found {value!r}; of"
+                " what nobody rated write null or 'N/A'"
+            )

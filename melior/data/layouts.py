@@ -28,6 +28,10 @@ ROLES = {
 """Names in `from` that mean a role."""
 
 
+GAPS = (None, "", "N/A")
+"""What stands in a column of ratings where nobody rated."""
+
+
 class Row:
     """The columns of one row; what was not read when `rest` is called are its facts."""
 
@@ -306,11 +310,10 @@ def _candidate(row: Row, index: int, value: object) -> Candidate:
 
 def ratings(values: Mapping[str, object], where: str) -> Facts:
     """Return named ratings as numbers; a gap (null, nan, N/A) is left out."""
-    gaps = (None, "", "N/A")
     present = {
         name: value
         for name, value in values.items()
-        if value not in gaps and not (isinstance(value, float) and math.isnan(value))
+        if value not in GAPS and not (isinstance(value, float) and math.isnan(value))
     }
     return {name: number(value, f"{where}: {name!r}") for name, value in present.items()}
 

@@ -92,6 +92,27 @@ def test_what_is_infinite_is_refused_with_its_place(tmp_path, row):
         read(where, {**row, "verbosity": 1}, {**row, "verbosity": math.inf})
 
 
+def test_ratings_spelled_as_text_are_numbers(tmp_path):
+    rows = [{"prompt": q, "response": "a", "wit": wit, "note": "fine"}
+            for q, wit in (("q", 3), ("r", "3"), ("s", " 2.5 "), ("t", ""), ("u", "N/A"))
+            ]  # fmt: skip
+    found = [one.aspects for g in read(tmp_path / "r.jsonl", *rows) for one in g.candidates]
+    assert found == [{"wit": 3}, {"wit": 3}, {"wit": 2.5}, {}, {}]
+    table = tmp_path / "h.csv"
+    table.write_text("prompt,response,clarity,verbosity\nq,a,4,1\nr,b,,2\n", encoding="utf-8")
+    found = [one.aspects for group in read_rated([str(table)]) for one in group.candidates]
+    assert found == [{"clarity": 4, "verbosity": 1}, {"verbosity": 2}]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_text_among_an_objectives_numbers_is_refused_with_its_place(tmp_path, order):
+    rows = [{"prompt": "q", "response": "a", "wit": 3}, {"prompt": "r", "response": "a",
+             "wit": "three"}][::order]  # fmt: skip
+    line = 2 if order == 1 else 1
+    with pytest.raises(ValueError, match=rf"r\.jsonl:{line}: 'wit' needs .*; found 'three'"):
+        read(tmp_path / "r.jsonl", *rows)
+
+
 def test_names_keep_sources_apart(tmp_path):
     one = write(tmp_path / "one.jsonl", {"prompt": "q", "response": "a", "wit": 3})
     two = write(tmp_path / "two.jsonl", {"prompt": "q", "response": "b", "wit": 30})
