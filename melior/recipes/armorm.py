@@ -182,13 +182,10 @@ def _look(config: Config) -> None:
     """Look at the model's kind and at the first rated answers: what is wrong is said at once."""
     from melior.data.aspects import named, parse_ranges, read_rated
     from melior.data.sources import parse_source
-    from melior.models.names import kind_of
+    from melior.models.names import ORIGINAL, SEVERAL, refuse_kinds
 
-    if (kind := kind_of(config.model.model)) in ("aspects", "general"):
-        raise ValueError(
-            f"{config.model.model}: needs a language model, or a reward model of one number;"
-            f" found one of kind {kind!r}; give the model that it was made of"
-        )
+    needs = "a language model, or a reward model of one number"
+    refuse_kinds(config.model.model, SEVERAL, needs=needs, way_out=ORIGINAL)
     parse_ranges(config.rated.scales)
     for source in (*config.rated.ratings, *config.rated.reference):
         parse_source(named(source)[1])

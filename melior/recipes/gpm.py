@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from melior.models.names import ORIGINAL, refuse_kinds
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
 from melior.stages.inputs import check_inputs
 
@@ -153,6 +154,8 @@ def _notes(config: Config) -> tuple[str, ...]:
 def run(config: Config) -> None:
     """Train, judge, save and report."""
     check_inputs(config.model, config.data, config.loop, holds="comparisons")
+    needs = "a language model, or what melior gpm saved"
+    refuse_kinds(config.model.model, ["aspects"], needs=needs, way_out=ORIGINAL)
     from melior.report.terminal import present
     from melior.stages.reward_models.train import train_reward
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from melior.models.names import ORIGINAL, SEVERAL, refuse_kinds
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
 from melior.stages.inputs import check_inputs
 
@@ -95,6 +96,8 @@ def plan(config: Config) -> RewardPlan[RewardModel]:
 def run(config: Config) -> None:
     """Train, judge, save and report."""
     check_inputs(config.model, config.data, config.loop)
+    needs = "a language model, or a reward model of one number"
+    refuse_kinds(config.model.model, SEVERAL, needs=needs, way_out=ORIGINAL)
     from melior.report.terminal import present
     from melior.stages.reward_models.folds import cross_fit, in_folds
     from melior.stages.reward_models.train import train_reward
