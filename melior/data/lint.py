@@ -43,6 +43,7 @@ _RULES: dict[str, tuple[float, str]] = {
     "negative-margins": (0.5, "the chosen answer is scored below the rejected one"),
     "overlap": (0.1, "a held-out row whose prompt is also trained on"),
     "unread-columns": (0.5, "tools, images or chat_template_kwargs, which nothing here reads"),
+    "unread-shares": (_NEVER, "a 'chosen_share', which only gpm and train-pairwise read"),
     "damaged-text": (0.5, "text damaged by a wrong encoding, or control characters"),
     "zero-weights": (0.5, "a weight of 0, so that nothing is learned of it"),
     "equal-scores": (0.5, "the same score for all candidates, so that none can be chosen"),
@@ -120,6 +121,7 @@ def _pair(tally: _Tally, pair: Pair, seen: dict[int, int]) -> int:
     tally.add("equal-answers", pair.origin, when=better == worse)
     tally.add("negative-margins", pair.origin, when=pair.margin < 0)
     tally.add("zero-weights", pair.origin, when=pair.weight == 0)
+    tally.add("unread-shares", pair.origin, when=pair.facts.get("chosen_share") is not None)
     tally.repeated(seen, (ask, better, worse), pair.origin)
     is_both_ways = better != worse and hash((ask, worse, better)) in seen
     tally.add("contradictions", pair.origin, when=is_both_ways)

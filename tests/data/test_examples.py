@@ -302,3 +302,19 @@ def test_answers_in_steps_keep_their_ends():
     assert [sum(answer.mask) for answer in group.answers] == [4, 6]
     groups, lengths = tokenise([a_tree()], max_length=12, truncation_mode="drop")
     assert not groups and lengths.too_long == ["f:1"]
+
+
+@pytest.mark.parametrize("data", ["pairs", "answers"])
+def test_a_share_that_is_not_read_may_not_contradict_the_label(data, tmp_path):
+    def source(*shares):
+        path = tmp_path / "shares.jsonl"
+        row = {"prompt": "hello", "chosen": "yes", "rejected": "no"}
+        lines = [json.dumps(row | {"chosen_share": share}) + "\n" for share in shares]
+        path.write_text("".join(lines), encoding="utf-8")
+        return [str(path)]
+
+    assert {one.share for one in read_examples(data, source(None, 0.5, 1))} == {1.0}
+    with pytest.raises(ValueError, match=r"shares.jsonl:2: 'chosen_share' .* found 0\.2; swap"):
+        list(read_examples(data, source(0.8, 0.2)))
+    shares = [one.share for one in read_examples("comparisons", source(0.8, 0.2))]
+    assert shares == [0.8, 0.2]
