@@ -311,7 +311,7 @@ class ScoringOptions:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`, ..."""
     chat_template: str = "auto"
-    """Of a judge or of implicit rewards: `auto`, `plain`, `chatml`, or a file."""
+    """Of implicit rewards or a judge that is loaded here: `auto`, `plain`, `chatml`, or a file."""
     max_tokens: int = 4096
     """Tokens that a model computes at once; a prompt counts once for all its answers. On a CPU more
     take memory and save no time; on a GPU they may."""

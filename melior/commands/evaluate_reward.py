@@ -14,7 +14,7 @@ import tyro
 from melior.commands import score
 from melior.options import ScoringOptions, in_range
 from melior.records import Group, text
-from melior.rewards.named import find_scorer
+from melior.rewards.named import check_prompted, find_scorer
 
 if TYPE_CHECKING:
     from melior.evaluation.compare import Array
@@ -26,12 +26,16 @@ SCORED: Final = "scored:"
 MODEL_TYPES: Final = {
     "rules": "Custom Classifier",
     "scored": "Custom Classifier",
+    "ensemble": "Custom Classifier",
     "implicit": "DPO",
     "judge": "Generative RM",
+    "aspects": "Custom Classifier",
     "general": "Custom Classifier",
     "pairwise": "Custom Classifier",
 }
 """RewardBench's words for what is no sequence classifier, or no plain one."""
+UNWRITTEN: Final = ("rules", "scored", "ensemble")
+"""What has no chat template, or none that is known, or several."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,21 @@ def label(name: str) -> str:
     return ",".join("/".join(part for part in path if part.strip("/.")) for path in paths)
 
 
+def reward_bench_words(scorer: str) -> dict[str, str]:
+    """Return `model_type` and `chat_template` as RewardBench's files name them."""
+    from melior.models.names import kind_of
+
+    family, colon, _ = scorer.partition(":")
+    name = family if colon or scorer == "rules" else kind_of(scorer)
+    template = "none" if name in UNWRITTEN else "tokenizer"
+    return {"model_type": MODEL_TYPES.get(name, "Seq. Classifier"), "chat_template": template}
+
+
 def run(config: Config) -> Path:
     """Score, judge, compare, write, and print what was found."""
     from melior.report.scorers import lines, write_scorers
 
+    check_prompted([name for name in config.scorers if not name.startswith(SCORED)], config.scoring)
     _check_places(config)
     groups = _decided(config.data)
     items = [_item(group, place) for place, group in enumerate(groups, 1)]
@@ -216,8 +231,14 @@ def _members(group: Group) -> tuple[tuple[float, ...], ...]:
     given = [one.facts.get(FACT) for one in group.candidates]
     if not all(isinstance(one, dict) and isinstance(one.get("scores"), dict) for one in given):
         return ()
-    rows = [tuple(map(float, one["scores"].values())) for one in given if one]
-    return tuple(zip(*rows, strict=True))
+    try:
+        rows = [tuple(map(float, one["scores"].values())) for one in given if one]
+        return tuple(zip(*rows, strict=True))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{group.origin}: {FACT!r} needs a number of each member for every answer; found"
+            f" {given!s:.80}"
+        ) from error
 
 
 def _logits(given: Any, k: int, origin: str) -> Array:
@@ -255,9 +276,7 @@ def _write_reward_bench(
     """Write RewardBench's two files: accuracies by subset, and the scores of each row."""
     from melior.training.run import write_json
 
-    kind = _model_type(one.scorer)
-    template = "none" if kind == "Custom Classifier" else "tokenizer"
-    about = {"model": one.name, "model_type": kind, "chat_template": template}
+    about = {"model": one.name, **reward_bench_words(one.scorer)}
     subsets = {name: own.accuracy for name, own in one.findings.accuracies.subsets.items()}
     rows = [_row(*row) for row in zip(groups, items, one.opinions, strict=True)]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
@@ -265,14 +284,6 @@ def _write_reward_bench(
         place = out / folder / f"{one.name}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, about | value)
-
-
-def _model_type(scorer: str) -> str:
-    from melior.models.names import kind_of
-
-    family, colon, _ = scorer.partition(":")
-    name = family if colon or scorer == "rules" else kind_of(scorer)
-    return MODEL_TYPES.get(name, "Seq. Classifier")
 
 
 def _row(group: Group, item: Item, opinion: Opinion) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from melior.records import Group, Metrics
 from melior.rewards.judging import JudgeScorer
 from melior.rewards.named import (
     about_scorer,
+    check_prompted,
     check_scorer,
     cooled,
     find_scorer,
@@ -67,6 +68,7 @@ def run(config: Config) -> Metrics:
     """Score and write; say on standard error how many groups there were and how they fared."""
     from melior.data.files import read_groups
 
+    check_prompted([config.scorer], config.scoring)
     find_scorer(config.scorer)
     is_mixed = Path(config.scorer).is_dir() and kind_of(config.scorer) == "aspects"
     if config.explain and not is_mixed:
@@ -100,11 +102,11 @@ def score_groups(groups: Iterator[Group], config: Config) -> Tally:
         where = "stdin" if config.file == "-" else config.file
         raise ValueError(f"{where}: needs at least one group to score; found none")
     scorer = load_scorer(config.scorer, config.scoring)
+    about = about_scorer(config.scorer, scorer, config.scoring)
     if config.explain:
         from melior.rewards.aspects import explaining
 
-        scorer = explaining(scorer)
-    about = about_scorer(config.scorer, scorer, config.scoring)
+        scorer, about = explaining(scorer), about | {"explains": True}
     _check_scorer(rows, about, config.out)
     tally = Tally(len(rows))
     try:
@@ -191,14 +193,16 @@ def _unscored(
             origin = group.origin if group else "nothing"
             raise ValueError(
                 f"{config.out}:{number}: --resume needs the prompts and answers of {config.file},"
-                f" in its order; found others than {origin}; give that file, or another --out"
+                f" with their constraints, in its order; found others than {origin}; give that"
+                " file, or another --out"
             )
     return groups
 
 
 def _asked(row: dict[str, Any]) -> list[Any]:
-    """Return what was scored: the prompt and the answers."""
-    return [row.get("prompt"), [one.get("response") for one in row.get("candidates") or ()]]
+    """Return what was scored: the prompt, the answers, and what rules read besides."""
+    said = [one.get("response") for one in row.get("candidates") or ()]
+    return [row.get("prompt"), said, row.get("constraints"), row.get("topic")]
 
 
 def _check_scorer(rows: Sequence[dict[str, Any]], about: dict[str, Any], out: str) -> None:

@@ -7,13 +7,14 @@ again, with whatever groups.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from melior.models.names import check_named, find, kind_of, policy_and_reference
+from melior.data.template import NAMED
+from melior.models.names import adapter_base, check_named, find, kind_of, policy_and_reference
 from melior.options import ModelOptions, ScoringOptions, one_of
 from melior.records import Facts, Group
 from melior.rewards.judging import JudgeScorer
@@ -52,6 +53,20 @@ def check_scorer(name: str, options: ScoringOptions) -> None:
             )
         check_scorer(member, options)
     constraints_in(options.constraints)
+
+
+def check_prompted(names: Sequence[str], options: ScoringOptions) -> None:
+    """Check that a chat template is read by one of the scorers, or by one of an ensemble's.
+
+    Raises:
+        ValueError: it is given, and none of them reads it.
+    """
+    every = [one for name in names for one in (members_of(name) or [name])]
+    if options.chat_template != "auto" and not any(map(_is_prompted, every)):
+        raise ValueError(
+            f"--chat-template needs a judge that is loaded here, or implicit rewards; found"
+            f" {', '.join(names)}: rules read none, a reward model and a server have their own"
+        )
 
 
 def find_scorer(name: str) -> None:
@@ -172,10 +187,29 @@ def _about(name: str, scorer: Scorer, options: ScoringOptions) -> dict[str, Any]
     if name == RULES:
         always = constraints_in(options.constraints)
         return {"name": name, "constraints": always} if always else {"name": name}
-    held = {"dtype": options.dtype, "max_length": options.max_length}
-    places = map(Path, _split(name)[1].split(","))
-    hashes = [folder_hash(place)[:16] for place in places if place.is_dir()]
+    held: dict[str, Any] = {"dtype": options.dtype, "max_length": options.max_length}
+    if _is_prompted(name):
+        held |= {"chat_template": _known(options.chat_template)}
+    hashes = [folder_hash(one)[:16] for one in _folders(_split(name)[1].split(","))]
     return {"name": name, "hashes": hashes, **held}
+
+
+def _folders(names: Iterable[str]) -> Iterator[Path]:
+    """Yield the folders of models, each adapter's base behind it: both decide what it says."""
+    for name in names:
+        place = find(name.strip())
+        if isinstance(place, Path):
+            yield place
+            if base := adapter_base(place):
+                yield from _folders([base])
+
+
+def _known(template: str) -> str:
+    """Return a chat template's name, and of a file what is in it."""
+    place = Path(template)
+    if template in NAMED or not place.is_file():
+        return template
+    return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -247,6 +281,17 @@ def _split(name: str) -> tuple[str, str]:
         if name.startswith(family):
             return family, name.removeprefix(family)
     return "", name
+
+
+def _is_prompted(name: str) -> bool:
+    """Say whether a scorer is a language model, prompted by a chat template of the user's choice.
+
+    A server writes its model's own.
+    """
+    from melior.rewards.judge_models import is_address
+
+    family, place = _split(name)
+    return family == "implicit:" or (family == "judge:" and not is_address(place))
 
 
 def _is_place(name: str) -> bool:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from melior.cli import main
-from melior.commands.evaluate_reward import label
+from melior.commands.evaluate_reward import label, reward_bench_words
 from melior.data.files import read_pairs
 from melior.models.heads import load_reward_model, save_reward_model
 from melior.options import ModelOptions
@@ -179,6 +179,38 @@ def test_a_judge_that_went_before_is_not_taken_for_the_scorer(tmp_path, model_fo
     assert bare == other
 
 
+@pytest.mark.parametrize("scores", [{"a": 1, "b": None}, {"a": 1}, {"a": "x", "b": 2}])
+def test_members_of_an_ensemble_that_say_no_number_are_named(tmp_path, capsys, scores):
+    answers = [{"response": x, "score": s, "ensemble": {"scores": {"a": 1, "b": 2}}}
+               for x, s in (("a", 2), ("b", 1))]  # fmt: skip
+    data = put(tmp_path / "lists.jsonl", [{"prompt": "say", "candidates": answers}])
+    answers[1]["ensemble"] = {"scores": scores}
+    scored = put(tmp_path / "s.jsonl", [{"prompt": "say", "candidates": answers}])
+    with pytest.raises(SystemExit):
+        evaluate(data, tmp_path / "eval", "--with", f"scored:{scored}")
+    assert "s.jsonl:1: 'ensemble' needs a number of each member" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("ensemble", ("Custom Classifier", "none")),
+        ("aspects", ("Custom Classifier", "tokenizer")),
+        ("general", ("Custom Classifier", "tokenizer")),
+        ("pairwise", ("Custom Classifier", "tokenizer")),
+        ("scalar", ("Seq. Classifier", "tokenizer")),
+        ("rules", ("Custom Classifier", "none")),
+        ("implicit", ("DPO", "tokenizer")),
+    ],
+)
+def test_reward_bench_is_told_in_its_words_what_a_scorer_is(tmp_path, kind, said):
+    named = {"rules": "rules", "ensemble": "ensemble:rules,a/b", "implicit": "implicit:a/b,c/d"}
+    (tmp_path / "config.json").write_text("{}")
+    if kind not in named and kind != "scalar":
+        (tmp_path / "melior.json").write_text(json.dumps({"kind": kind}))
+    assert tuple(reward_bench_words(named.get(kind, str(tmp_path))).values()) == said
+
+
 def test_a_judge_is_asked_and_goes_on_where_its_budget_ended(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MELIOR_CACHE", str(tmp_path / "cache"))
     answers = [{"response": f"{n} points", "score": n} for n in (1, 3, 2)]
@@ -223,6 +255,7 @@ def test_answers_without_a_score_and_rows_without_a_better_one_are_counted(tmp_p
         (["--with", "rules", "scored:no.jsonl"], "no.jsonl: no such file or folder"),
         (["--with", "scored:other.jsonl"], "needs the same prompts and answers as the data"),
         (["--with", "rules", "./no/such"], "model './no/such': needs a folder"),
+        (["--with", "rules", "--chat-template", "chatml"], "--chat-template needs a judge"),
         (["--with", "rules", "--seed", "-1"], "seed must be at least 0; found -1"),
     ],
 )

@@ -59,6 +59,25 @@ def test_what_an_earlier_scorer_left_is_not_taken_for_the_new_ones(tmp_path):
     assert not {"ensemble", "explanation"} & set(scored["candidates"][0])
 
 
+@pytest.mark.parametrize("other", [{"constraints": [{"name": "no_commas"}]}, {"topic": "foxes"}])
+def test_going_on_needs_the_constraints_and_the_topic_of_before(tmp_path, other):
+    row = group(None, None, constraints=[{"name": "words", "n": 2, "at": "exactly"}])
+    out = tmp_path / "scored.jsonl"
+    options = {"out": str(out), "resume": True}
+    score.run(score.Config(write(tmp_path / "g.jsonl", [row]), **options))
+    score.run(score.Config(write(tmp_path / "g.jsonl", [row, row]), **options))
+    assert len(read(out)) == 2
+    with pytest.raises(ValueError, match=r"scored\.jsonl:1: --resume needs .* constraints"):
+        score.run(score.Config(write(tmp_path / "g.jsonl", [row | other] * 3), **options))
+
+
+def test_a_chat_template_is_refused_by_rules(tmp_path):
+    options = ScoringOptions(constraints='[{"name": "no_commas"}]', chat_template="chatml")
+    path = write(tmp_path / "g.jsonl", [group(None)])
+    with pytest.raises(ValueError, match=r"--chat-template needs a judge .*; found rules"):
+        score.run(score.Config(path, out=str(tmp_path / "s.jsonl"), scoring=options))
+
+
 def test_score_and_select_join_in_a_pipe(tmp_path):
     row = {"prompt": "Say it.", "candidates": [{"response": "a, b"}, {"response": "a b"}]}
     script = (

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,14 @@ from melior.options import ModelOptions, ScoringOptions
 from melior.records import Candidate, Group, Turn
 from melior.rewards.named import (
     about_scorer,
+    check_prompted,
     cooled,
     find_scorer,
     folder_hash,
     load_reward_scorer,
     load_scorer,
 )
+from melior.rewards.rules import RuleScorer
 
 
 def folder(tmp_path: Path, said: str) -> str:
@@ -77,6 +80,54 @@ def test_what_is_stored_says_all_that_decides_the_scores(model_folder: Path) -> 
     assert about["hashes"] == [folder_hash(model_folder)[:16]] * 2
     assert (about["dtype"], about["max_length"]) == ("fp32", 9)
     assert json.loads(json.dumps(about)) == about
+
+
+def test_another_template_base_or_home_is_another_scoring(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `about_scorer` says of models by their names alone: none is loaded."""
+    monkeypatch.setenv("HOME", str(model_folder.parent))
+    (tmp_path / "adapter").mkdir()
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(model_folder)}))
+    template = tmp_path / "mine.jinja"
+
+    def about(name: str, chat_template: str = "auto") -> dict[str, Any]:
+        return about_scorer(name, RuleScorer(), ScoringOptions(chat_template=chat_template))
+
+    base, own = (folder_hash(one)[:16] for one in (model_folder, config.parent))
+    assert about(f"~/{model_folder.name}")["hashes"] == [base]
+    assert about(f"implicit:{config.parent}")["hashes"] == [own, base]
+    assert "chat_template" not in about(str(model_folder))
+    name = f"implicit:{model_folder},~/{model_folder.name}"
+    said = [about(name, one)["chat_template"] for one in ("auto", "plain")]
+    for text in ("a", "b"):
+        template.write_text(text)
+        said.append(about(name, str(template))["chat_template"])
+    assert len(set(said)) == 4
+    assert about(name)["hashes"] == [base, base]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_read"),
+    [
+        (["rules"], False),
+        (["org/model"], False),
+        (["judge:http://localhost:8000"], False),
+        (["ensemble:rules,org/model"], False),
+        (["judge:smollm2"], True),
+        (["ensemble:rules,implicit:a/b,c/d"], True),
+        (["rules", "implicit:a/b,c/d"], True),
+    ],
+)
+def test_a_chat_template_that_nothing_reads_is_refused(names: list[str], *, is_read: bool) -> None:
+    check_prompted(names, ScoringOptions())
+    options = ScoringOptions(chat_template="chatml")
+    if is_read:
+        check_prompted(names, options)
+    else:
+        with pytest.raises(ValueError, match=r"--chat-template needs a judge .* found .*: rules"):
+            check_prompted(names, options)
 
 
 @pytest.mark.parametrize(
