@@ -263,7 +263,11 @@ def coefficients(
 
 
 def static_mixture(
-    chosen: Float[Tensor, "n m"], rejected: Float[Tensor, "n m"], allowed: Bool[Tensor, " m"]
+    chosen: Float[Tensor, "n m"],
+    rejected: Float[Tensor, "n m"],
+    allowed: Bool[Tensor, " m"],
+    *,
+    weights: Float[Tensor, " n"],
 ) -> Float[Tensor, " m"]:
     """The best mixture that is the same for every prompt: what a gate is held against.
 
@@ -274,26 +278,29 @@ def static_mixture(
         chosen: decorrelated rewards of better answers.
         rejected: of worse ones.
         allowed: which objectives may have weight.
+        weights: of the pairs, as the gate's training counts them.
     """
     gap = (chosen - rejected).detach().double()
+    counts = weights.detach().to(gap) / weights.sum().clamp(min=1e-30)  # all may be 0
     free = torch.zeros(gap.shape[1] + 1, dtype=torch.float64, device=gap.device)
     free.requires_grad_()
     optimizer = torch.optim.LBFGS([free], max_iter=500, line_search_fn="strong_wolfe")
 
-    def weights() -> Tensor:
+    def mixture() -> Tensor:
         shares = free[:-1].masked_fill(~allowed.to(free.device), -torch.inf).softmax(-1)
         return shares * (10 * (free[-1] / 10).tanh()).exp()
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         zeros = torch.zeros_like(gap[:, 0])
-        loss = bradley_terry(Pairwise(gap @ weights(), zeros)).mean()
+        losses = bradley_terry(Pairwise(gap @ mixture(), zeros))
+        loss = (counts * losses).sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return weights().detach()
+    return mixture().detach()
 
 
 def gated_bradley_terry(

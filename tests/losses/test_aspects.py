@@ -372,7 +372,7 @@ def test_the_static_mixture_is_the_optimum():
     def loss(weights):
         return torch.nn.functional.softplus(-(chosen - rejected) @ weights).mean()
 
-    found = static_mixture(chosen, rejected, allowed)
+    found = static_mixture(chosen, rejected, allowed, weights=torch.ones(len(chosen)))
     assert found[2] == 0
     assert (found >= 0).all()
     for nudge in (normal(3, seed=seed) * 0.05 for seed in range(20)):
@@ -382,6 +382,19 @@ def test_the_static_mixture_is_the_optimum():
 
 def test_a_static_mixture_of_pairs_that_one_objective_ranks_right_ends():
     chosen = torch.tensor([[1.0, 0.0]]).double().expand(20, 2)
-    found = static_mixture(chosen, torch.zeros(20, 2).double(), torch.tensor([True, True]))
+    both, even = torch.tensor([True, True]), torch.ones(20)
+    found = static_mixture(chosen, torch.zeros(20, 2).double(), both, weights=even)
     assert found.isfinite().all()
     assert found[0] > 10 > found[1]
+
+
+def test_a_pair_of_weight_two_moves_the_static_mixture_like_two_pairs():
+    draw = torch.Generator().manual_seed(2)
+    chosen, rejected = torch.randn(2, 40, 3, generator=draw, dtype=torch.float64)
+    counts, allowed = torch.arange(40) % 3, torch.ones(3, dtype=torch.bool)
+    many = (own.repeat_interleave(counts, 0) for own in (chosen, rejected))
+    wanted = static_mixture(*many, allowed, weights=torch.ones(int(counts.sum())))
+    found = static_mixture(chosen, rejected, allowed, weights=counts.double())
+    assert torch.allclose(found, wanted, atol=1e-5)
+    plain = static_mixture(chosen, rejected, allowed, weights=torch.ones(40))
+    assert not torch.allclose(found, plain, atol=1e-2)

@@ -135,7 +135,9 @@ def _mixtures(
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """Return the weights of the best static mixture, and of one that weighs all alike."""
     transform, allowed = model.aspects.transform, _allowed(model)
-    fixed = static_mixture(train.chosen @ transform, train.rejected @ transform, allowed)
+    fixed = static_mixture(
+        train.chosen @ transform, train.rejected @ transform, allowed, weights=train.weights
+    )
     return fixed, fixed.sum() * allowed.double() / allowed.sum()
 
 
