@@ -294,3 +294,22 @@ def test_a_share_that_is_none_names_its_row(share, model_folder, tmp_path, capsy
     with pytest.raises(SystemExit):
         main(command("gpm", model_folder, source, tmp_path / "run"))
     assert "bad.jsonl:2: 'chosen_share'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["gpm", "train-pairwise"])
+def test_held_out_rows_that_are_all_ties_end_no_run(recipe, model_folder, data, tmp_path):
+    ties = [{"prompt": f"hello {i}", "chosen": "yes", "rejected": "no", "chosen_share": 0.5}
+            for i in range(3)]  # fmt: skip
+    held = put(tmp_path / "ties.jsonl", ties)
+    run = tmp_path / "run"
+    main(command(recipe, model_folder, data[0], run, "--eval-data", held, "--max-steps", "1"))
+    found = read(run / "evaluation.json")
+    assert found["comparisons"][0]["name"] == "log-loss of held-out pairs"
+    assert found["facts"] == {}
+    assert any("all held-out pairs are ties" in one for one in read(run / "run.json")["notes"])
+    (judged,) = [row for row in rows(run / "metrics.jsonl") if "eval_loss" in row]
+    assert "eval_accuracy" not in judged
+    assert (run / "model" / "README.md").exists()
+    assert (run / "report.html").exists()
+    codes = [one["code"] for one in read(run / "data.json")["held_out"]["findings"]]
+    assert "unread-shares" not in codes  # these recipes read them

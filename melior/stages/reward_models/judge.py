@@ -106,9 +106,10 @@ def ranges(seen: Sequence[Mapping[str, Tensor]]) -> Metrics:
 
 def metrics_of(found: Judgement) -> Metrics:
     """Score held-out groups, a reward model of one number under the names of TRL's trainer."""
+    right = found.right[found.is_decided]
     return {
         "loss": float(found.losses.mean()),
-        "accuracy": float(found.right[found.is_decided].mean()),
+        **({"accuracy": float(right.mean())} if len(right) else {}),
         "margin": float(found.margins.mean()),
         **ranges([found.judged.seen]),
     }
@@ -117,12 +118,18 @@ def metrics_of(found: Judgement) -> Metrics:
 def verdict(
     before: Judgement, after: Judgement, groups: Sequence[TokenGroup], *, seed: int
 ) -> dict[str, Any]:
-    """Compare held-out groups before and after, as in a run's `evaluation.json`."""
+    """Compare held-out groups before and after, as in a run's `evaluation.json`.
+
+    Where all of them are ties nothing can be ranked right, and only losses are compared.
+    """
     draw, kept = generator(seed), after.is_decided
     right = before.right[kept], after.right[kept]
     losses = before.log_losses, after.log_losses
-    comparisons = [
-        compare(*right, name="held-out pairs ranked right", unit="share", generator=draw),
+    comparisons = []
+    if kept.any():
+        ranked = compare(*right, name="held-out pairs ranked right", unit="share", generator=draw)
+        comparisons.append(ranked)
+    comparisons += [
         compare(
             *losses, name="log-loss of held-out pairs", unit="nats",
             higher_is_better=False, generator=draw,
@@ -190,8 +197,10 @@ def _said(group: Group) -> str:
 
 
 def _facts(found: Judgement) -> dict[str, Any]:
-    """Say how margins are spread, and whether only length was learned."""
+    """Say how margins are spread, and whether only length was learned; nothing of ties alone."""
     kept = found.pairs.decided > 0
+    if not kept.any():
+        return {}
     margins, lengths = found.judged.margins[kept], found.lengths[kept]
     bias = length_bias(margins, *lengths.T.tolist())
     facts: dict[str, Any] = {

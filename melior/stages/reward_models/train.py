@@ -133,6 +133,8 @@ def _learn(
     if held_out:
         found, rows = bench.verdict()
         found["title"] = f"Held-out pairs, which chose step {best.step}"
+        if not bench.before.is_decided.any():
+            run.note("all held-out pairs are ties, so that none can be ranked right")
         write_json_lines(run.folder / "samples.jsonl", rows)
     write_json(run.folder / "evaluation.json", found)
     write_card(run.folder, base=plan.model.model)
