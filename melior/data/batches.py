@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import blake2b
 from itertools import accumulate
 from math import ceil
 
@@ -64,6 +65,8 @@ class TokenGroup:
     origin: str = ""
     share: float = 1.0
     """In which the better one of two answers is preferred."""
+    prompt: bytes = b""
+    """The prompt's key: a hash of its tokens before any were cut."""
 
     def __len__(self) -> int:
         """Length of the longest answer with its prompt."""
@@ -91,6 +94,7 @@ def tokenise(
     *,
     max_length: int,
     truncation_mode: str,
+    opening: int = 1,
 ) -> tuple[list[TokenGroup], Lengths]:
     """Bring groups to at most `max_length` tokens and count what that took.
 
@@ -100,6 +104,8 @@ def tokenise(
         truncation_mode: `drop` leaves longer rows out; `keep_end` cuts the prompt's start, so that
             the longest answer fits; `keep_start` cuts the answers' ends, end token and all. A row
             in which nothing would be left of the prompt or of an answer is left out in any mode.
+        opening: tokens of the prompt's end that `keep_end` never cuts; rows that need it cut are
+            left out.
 
     Raises:
         ValueError: answers in steps are to lose their ends.
@@ -112,7 +118,7 @@ def tokenise(
                 " found truncation_mode keep_start; choose drop or keep_end"
             )
         _note(lengths, example, sides)
-        rows = _kept(sides, max_length, truncation_mode)
+        rows = _kept(sides, max_length, truncation_mode, opening)
         if rows is None:
             lengths.too_long.append(example.origin)
             continue
@@ -123,10 +129,15 @@ def tokenise(
         groups.append(
             TokenGroup(
                 answers, scores, example.margin, example.weight, example.subset,
-                example.origin, example.share,
+                example.origin, example.share, prompt_key(sides[0]),
             )
         )  # fmt: skip
     return groups, lengths
+
+
+def prompt_key(whole: Encoded) -> bytes:
+    """Return a key of a prompt as it was read, the same however it is cut for an answer's sake."""
+    return blake2b(array("i", whole.tokens[: whole.n_prompt]).tobytes(), digest_size=16).digest()
 
 
 def _note(lengths: Lengths, example: Example, sides: Sequence[Encoded]) -> None:
@@ -141,11 +152,11 @@ def _note(lengths: Lengths, example: Example, sides: Sequence[Encoded]) -> None:
     lengths.longest.append(max(len(side.tokens) for side in sides))
 
 
-def _kept(sides: Sequence[Encoded], max_length: int, mode: str) -> slice | None:
+def _kept(sides: Sequence[Encoded], max_length: int, mode: str, opening: int) -> slice | None:
     longest, n_prompt = max(len(side.tokens) for side in sides), sides[0].n_prompt
     if longest <= max_length:
         return slice(0, None)
-    if mode == "keep_end" and longest - max_length < n_prompt:
+    if mode == "keep_end" and longest - max_length <= n_prompt - opening:
         return slice(longest - max_length, None)
     if mode == "keep_start" and n_prompt < max_length:
         return slice(0, max_length)

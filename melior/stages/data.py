@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from melior.data.batches import Lengths, TokenGroup, tokenise
@@ -15,8 +17,10 @@ from melior.data.lint import Finding, lint_lengths, lint_records, truncation_tab
 from melior.data.sources import content_hash, parse_source
 from melior.data.split import split_by_prompt
 from melior.data.steps import token_steps
-from melior.options import DataOptions
+from melior.options import DataOptions, LoopOptions
 from melior.records import Group, Pair, Turns
+from melior.training.checkpoint import refuse_changes
+from melior.training.run import write_json
 
 CHUNK = 512
 """Rows tokenised at once."""
@@ -78,13 +82,28 @@ class Prepared:
                 )
 
 
+def write_data(folder: Path, parts: Mapping[str, Prepared], loop: LoopOptions) -> None:
+    """Write what a run learns from into its `data.json`.
+
+    Raises:
+        ValueError: it goes on from a checkpoint with other data; the file is as it was.
+    """
+    path, is_begun = folder / "data.json", any((folder / "checkpoints").glob("step-*"))
+    if loop.resume and not loop.allow_changes and is_begun and path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        was = {f"{name} data": part["sha256"] for name, part in known.items()}
+        now = {f"{name} data": part.sha256 for name, part in parts.items()}
+        refuse_changes(was, now, where=folder)
+    write_json(path, {name: part.record for name, part in parts.items()})
+
+
 def hold_out(
     groups: Sequence[TokenGroup], share: float, *, seed: int
 ) -> tuple[list[TokenGroup], list[TokenGroup]]:
     """Hold out a share of the prompts with all their rows, where there are two prompts or more."""
-    if not share or len({_prompt(group) for group in groups}) < 2:
+    if not share or len({group.prompt for group in groups}) < 2:
         return list(groups), []
-    return split_by_prompt(groups, share=share, seed=seed, prompt=_prompt)
+    return split_by_prompt(groups, share=share, seed=seed)
 
 
 def prepare(
@@ -99,6 +118,7 @@ def prepare(
     seed: int,
     held_out: Sequence[str] = (),
     longest_prompt: int = 2**31,
+    opening: int = 1,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Prepared:
     """Read, check and tokenise what is learned from, or judged on.
@@ -114,6 +134,7 @@ def prepare(
         seed: of mixtures.
         held_out: sources whose prompts must not be among these.
         longest_prompt: of those that are put to the model.
+        opening: tokens of a prompt's end that are never cut.
         on_progress: is told how many rows are done.
 
     Raises:
@@ -127,6 +148,7 @@ def prepare(
         _encoded(chat, examples, encode, on_progress),
         max_length=options.max_length,
         truncation_mode=options.truncation_mode,
+        opening=opening,
     )
     findings = [*findings, *_too_long(lengths, options)]
     _check(sources, groups, lengths, options)
@@ -141,10 +163,6 @@ def prepare(
     rows = (one for one in read_examples(data, sources, seed=seed) if one.origin in first)
     prompts = list(dict.fromkeys(row.prompt for row in islice(rows, len(first))))
     return Prepared(data, groups, findings, prompts, sha256, record)
-
-
-def _prompt(group: TokenGroup) -> bytes:
-    return group.answers[0].tokens[: group.answers[0].n_prompt].tobytes()
 
 
 def _record(chat: ChatFormat, lengths: Lengths, findings: Sequence[Finding]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from melior.models.loading import load, load_chat, n_positions, save_model
 from melior.models.names import KIND_FILE
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics, Turns
-from melior.stages.data import Prepared, prepare
+from melior.stages.data import Prepared, prepare, write_data
 from melior.stages.health import of_answers, of_data, start_loss, watch
 from melior.stages.inputs import held_out_data
 from melior.stages.judge import (
@@ -76,8 +76,8 @@ def learn(plan: Plan) -> Path:
         loop.out, plan.recipe, plan.config, sys.argv, paper=plan.paper, resume=loop.resume,
         overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
     ) as run:  # fmt: skip
-        record = {"train": train.record} | ({"held_out": held_out.record} if held_out else {})
-        write_json(run.folder / "data.json", record)
+        parts = {"train": train} | ({"held_out": held_out} if held_out else {})
+        write_data(run.folder, parts, loop)
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
         if plan.method.needs_margins:
             ties = sum(group.margin == 0 for group in train.groups)

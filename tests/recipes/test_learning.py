@@ -149,13 +149,15 @@ def test_resuming_with_other_options_or_data_is_refused(model_folder, data, tmp_
         "--dtype", "fp32", "--batch-size", "8", "--n-samples", "0",
     ]  # fmt: skip
     main(words)
-    for change, said in ((["--beta", "0.5"], "beta was 0.1, is now 0.5"), ([], "data was")):
+    about = (tmp_path / "run" / "data.json").read_bytes()
+    for change, said in ((["--beta", "0.5"], "beta was 0.1, is now 0.5"), ([], "train data was")):
         if not change:
             write_pairs(tmp_path / "train.jsonl", 5, 37)
         with pytest.raises(SystemExit) as stopped:
             main([*words, "--resume", *change])
         assert stopped.value.code == 2
         assert said in capsys.readouterr().err
+        assert (tmp_path / "run" / "data.json").read_bytes() == about
 
 
 @pytest.mark.parametrize("kill_after", [2, 5])

@@ -23,7 +23,7 @@ from melior.models.language import LanguageModel
 from melior.models.loading import load, load_chat, n_positions, save_model
 from melior.ops import generator
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
-from melior.stages.data import Prepared, prepare
+from melior.stages.data import Prepared, prepare, write_data
 from melior.stages.health import of_answers
 from melior.stages.internal.consistency import Portion, choose, consistent_objective
 from melior.stages.internal.judge import (
@@ -119,7 +119,7 @@ def learn_consistently(plan: ConsistencyPlan) -> Path:
     ) as run:  # fmt: skip
         parts = {"train": material.seed, "unlabelled": material.free}
         parts |= {"held_out": material.held_out} if material.held_out else {}
-        write_json(run.folder / "data.json", {k: one.prepared.record for k, one in parts.items()})
+        write_data(run.folder, {name: one.prepared for name, one in parts.items()}, loop)
         for name, one in parts.items():
             for remark in one.said_of(name.replace("_", "-")) if not loop.resume else ():
                 run.note(remark)

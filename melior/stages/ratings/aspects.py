@@ -27,17 +27,17 @@ from melior.losses.aspects import (
     decorrelation,
     masked_ridge,
 )
-from melior.models.aspects import Aspect, AspectModel, Aspects, set_head
+from melior.models.aspects import Aspect, AspectModel, Aspects, opening_length, set_head
 from melior.models.gate import AspectGate, GateOptions
 from melior.models.heads import load_reward_model, reward_chat
 from melior.models.loading import n_positions
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
-from melior.stages.data import Prepared, hold_out, prepare
+from melior.stages.data import Prepared, hold_out, prepare, write_data
 from melior.stages.learn import write_card
 from melior.stages.ratings.features import FeatureTable, KeptFeatures
 from melior.stages.ratings.gate import GateRun, PairTable, train_gate
 from melior.stages.ratings.judge import Tables, explained_pairs, verdict
-from melior.stages.ratings.rated import Rated, prepare_rated, prepare_reference, prompt_of
+from melior.stages.ratings.rated import Rated, prepare_rated, prepare_reference
 from melior.training.hooks import counted
 from melior.training.run import Run, write_json, write_json_lines
 
@@ -109,8 +109,7 @@ def train_aspects(plan: AspectPlan) -> Path:
         loop.out, plan.recipe, plan.config, sys.argv, paper=plan.paper, resume=loop.resume,
         overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
     ) as run:  # fmt: skip
-        records = {name: part.record for name, part in inputs.parts().items()}
-        write_json(run.folder / "data.json", records)
+        write_data(run.folder, inputs.parts(), loop)
         _refuse(plan, inputs)
         _learn(plan, run, inputs, place)
     return run.folder
@@ -118,13 +117,17 @@ def train_aspects(plan: AspectPlan) -> Path:
 
 def _prepare(plan: AspectPlan) -> Inputs:
     chat, data, seed = reward_chat(plan.model), plan.data, plan.loop.seed
+    opening = opening_length(chat)
     with counted("tokenising pairs") as progress:
         train = prepare(
-            data.data, chat, data, seed=seed, held_out=data.eval_data, on_progress=progress
-        )
+            data.data, chat, data, seed=seed, held_out=data.eval_data, opening=opening,
+            on_progress=progress,
+        )  # fmt: skip
         apart = None
         if data.eval_data:
-            apart = prepare(data.eval_data, chat, data, seed=seed, on_progress=progress)
+            apart = prepare(
+                data.eval_data, chat, data, seed=seed, opening=opening, on_progress=progress
+            )
     rated = prepare_rated(plan.ratings, chat, data, scales=plan.scales)
     reference = None
     if plan.reference:
@@ -257,10 +260,10 @@ def _look_for_shared(run: Run, inputs: Inputs, apart: Sequence[TokenGroup]) -> N
     Raises:
         ValueError: a reference answer is to a prompt of a held-out pair.
     """
-    known = {prompt_of(pair) for pair in apart}
+    known = {pair.prompt for pair in apart}
 
     def shared(part: Prepared | None) -> list[str]:
-        return [own.origin for own in part.groups if prompt_of(own) in known] if part else []
+        return [own.origin for own in part.groups if own.prompt in known] if part else []
 
     if found := shared(inputs.reference):
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from melior.data.aspects import Range, check_range, named, objectives, parse_ranges, range_of
 from melior.data.aspects import read_rated as read
-from melior.data.batches import TokenGroup, Tokens
+from melior.data.batches import TokenGroup, Tokens, prompt_key
 from melior.data.chat import ChatFormat, Encoded
 from melior.data.files import read_groups
 from melior.data.lint import Finding, lint_lengths
@@ -44,7 +44,7 @@ class Rated:
         """Which prompt each answer is to."""
         found = dict[bytes, int]()
         return [
-            found.setdefault(prompt_of(group), len(found))
+            found.setdefault(group.prompt, len(found))
             for group in self.prepared.groups
             for _ in group.answers
         ]
@@ -54,12 +54,6 @@ class Rated:
         """Whether all ratings of an objective are the same."""
         columns = (column[~column.isnan()] for column in self.ratings.T)
         return [bool((own == own[:1]).all()) for own in columns]
-
-
-def prompt_of(group: TokenGroup) -> bytes:
-    """Return the tokens of a group's prompt, as a key."""
-    answer = group.answers[0]
-    return answer.tokens[: answer.n_prompt].tobytes()
 
 
 def prepare_rated(
@@ -173,7 +167,10 @@ def _tokenised(
         kept += [(i, k) for k in answers]
         if answers:
             zeros = (0.0,) * len(answers)
-            found.append(TokenGroup(tuple(answers.values()), zeros, origin=group.origin))
+            key = prompt_key(sides[0])
+            found.append(
+                TokenGroup(tuple(answers.values()), zeros, origin=group.origin, prompt=key)
+            )
     if not found:
         raise ValueError(
             f"{', '.join(sources)}: needs answers of at most max_length {options.max_length} tokens"

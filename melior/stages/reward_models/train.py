@@ -22,7 +22,7 @@ from melior.evaluation.preferences import correct
 from melior.models.loading import n_positions
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics
-from melior.stages.data import Prepared, hold_out, prepare
+from melior.stages.data import Prepared, hold_out, prepare, write_data
 from melior.stages.learn import write_card
 from melior.stages.reward_models.judge import (
     Judgement,
@@ -70,8 +70,8 @@ def train_reward(plan: RewardPlan[M]) -> Path:
         loop.out, plan.recipe, plan.config, sys.argv, paper=plan.paper, resume=loop.resume,
         overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
     ) as run:  # fmt: skip
-        record = {"train": train.record} | ({"held_out": apart.record} if apart else {})
-        write_json(run.folder / "data.json", record)
+        parts = {"train": train} | ({"held_out": apart} if apart else {})
+        write_data(run.folder, parts, loop)
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
         for note in plan.kind.notes():
             run.note(note)
