@@ -132,7 +132,7 @@ def findings(
         rate: answers scored a second; None where the scores were known.
 
     Raises:
-        ValueError: it has scored no prompt wholly.
+        ValueError: it has scored no prompt wholly, or compared no better answer with a worse one.
     """
     kept = [(item, own) for item, own in zip(items, opinions, strict=True) if own.is_whole]
     if not kept:
@@ -143,6 +143,12 @@ def findings(
     judged, whole = [item for item, _ in kept], [own for _, own in kept]
     scores, margins = [own.known for own in whole], _margins(judged, whole)
     found = margins[~np.isnan(margins)]
+    if not len(found):
+        raise ValueError(
+            f"{name}: needs a comparison of a better with a worse answer to at least one prompt;"
+            f" found none in {len(judged)} prompts; compare every two answers, and see why verdicts"
+            " are missing"
+        )
     return Findings(
         name,
         len(items) - len(kept),

@@ -109,6 +109,12 @@ def test_a_prompt_with_an_answer_not_scored_is_counted_and_left_out():
         findings("a", pairs(2), said((None, 1.0), (None, 1.0)), rate=None)
 
 
+def test_a_scorer_that_compared_no_better_with_a_worse_answer_is_named():
+    nothing = Opinion((0.5, 0.5), np.array([[0, np.nan], [np.nan, 0]]))
+    with pytest.raises(ValueError, match="a: needs a comparison of a better with a worse answer"):
+        findings("a", pairs(2), [nothing] * 2, rate=None)
+
+
 def test_agreement_counts_a_tie_of_one_half_and_of_both_wholly():
     assert agreement([1, 1, 0, 0, -2], [2, -1, 0, 3, -1]) == pytest.approx(
         (1 + 0 + 1 + 0.5 + 1) / 5

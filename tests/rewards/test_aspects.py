@@ -1,9 +1,13 @@
 """Scores of a mixture: by order, in any company, cut where they must be, with reasons if asked."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from melior.commands import score
 from melior.data.chat import Encoded
+from melior.data.files import write_groups
 from melior.losses.aspects import IN_UNIT, bin_centres
 from melior.models.aspects import Aspect, AspectModel, Aspects, set_head
 from melior.models.gate import AspectGate, GateOptions
@@ -59,6 +63,17 @@ def test_order_and_company_change_nothing(folder, monkeypatch, chunk, budget):
     found = scores(reversed(list(scorer(folder, max_tokens=budget).groups(reversed(GROUPS)))))
     for left, right in zip(whole, found, strict=True):
         assert left == pytest.approx(right, abs=1e-4)
+
+
+def test_going_on_with_reasons_where_there_were_none_is_refused(folder, tmp_path):
+    write_groups(tmp_path / "g.jsonl", GROUPS[:1])
+    config = score.Config(
+        str(tmp_path / "g.jsonl"), str(folder), str(tmp_path / "scored.jsonl"), resume=True
+    )
+    score.run(config)
+    score.run(config)
+    with pytest.raises(ValueError, match=r"--resume needs rows of the same scorer, .*'explains'"):
+        score.run(replace(config, explain=True))
 
 
 def test_ratings_stand_on_the_scales_of_the_raters_and_reasons_only_if_asked(folder):
