@@ -141,7 +141,7 @@ def test_the_prompt_and_the_first_answer_are_computed_once(model):
             self.tokens, self.mask = tokens, [False] * len(tokens)
 
     tokens = [both.left_first for both in orders]
-    begin = len(model.chat.prompt_tokens(said(question(prompt, own[0], ()), "user")))
+    begin = len(model.comparisons.chat.prompt_tokens(said(question(prompt, own[0], ()), "user")))
     shared = sum(map(len, tokens)) - size([Asked(own) for own in tokens])
     assert shared >= 2 * (begin - 20)  # the question's end and the opened turn are not shared
 

@@ -163,6 +163,13 @@ def test_what_an_earlier_scorer_compared_is_gone():
     assert one.facts == {"id": 7}
 
 
+class Unasked(Odd):
+    """Fails where it is asked."""
+
+    def groups(self, groups):
+        raise AssertionError("scores were there")
+
+
 def test_scores_go_to_the_disk_once_and_without_numbers_that_are_none(tmp_path):
     asked = [group(*((one, None) for one in "abcd"))] * 3
     write_groups(tmp_path / "candidates.jsonl", asked)
@@ -170,7 +177,7 @@ def test_scores_go_to_the_disk_once_and_without_numbers_that_are_none(tmp_path):
     first = (tmp_path / SCORED).read_bytes()
     assert b"NaN" not in first
     assert b"Infinity" not in first
-    score(tmp_path, None)  # nothing is asked again
+    score(tmp_path, Unasked())
     assert (tmp_path / SCORED).read_bytes() == first
     counts = choose(tmp_path, ChoiceOptions(), seed=0)
     assert (counts.chosen, counts.unscored, counts.answers) == (3, 6, 12)
