@@ -14,6 +14,7 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
 from math import ceil
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,8 @@ from torch import Tensor
 from melior.data.chat import Encoded
 from melior.data.examples import Example
 from melior.data.forest import Forest, Marked, plant, size
+
+M = TypeVar("M", bound=Marked)
 
 
 @dataclass(frozen=True)
@@ -380,6 +383,16 @@ def portions(groups: Sequence[Sequence[Marked]], max_tokens: int) -> list[list[i
     return parts
 
 
+def divided(groups: Sequence[Sequence[M]], max_tokens: int) -> tuple[list[int], list[Sequence[M]]]:
+    """Halve groups until each part is of so many tokens, or one answer.
+
+    Returns:
+        Of which group each part is, in order, and the parts; a group without answers is one part.
+    """
+    parts = [(i, part) for i, group in enumerate(groups) for part in _within(group, max_tokens)]
+    return [i for i, _ in parts], [part for _, part in parts]
+
+
 def plant_groups(groups: Sequence[TokenGroup]) -> tuple[Forest, Int[Tensor, "n k"]]:
     """Return one forest of all answers, and which of its sequences are whose; -1 fills up."""
     forest = plant([answer for group in groups for answer in group.answers])
@@ -389,3 +402,10 @@ def plant_groups(groups: Sequence[TokenGroup]) -> tuple[Forest, Int[Tensor, "n k
     for row, (count, end) in enumerate(zip(counts, ends, strict=True)):
         members[row, :count] = torch.arange(end - count, end)
     return forest, members
+
+
+def _within(group: Sequence[M], max_tokens: int) -> list[Sequence[M]]:
+    if len(group) < 2 or size(group) <= max_tokens:
+        return [group]
+    half = len(group) // 2
+    return [*_within(group[:half], max_tokens), *_within(group[half:], max_tokens)]

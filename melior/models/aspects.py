@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from melior.data.batches import portions
+from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat
 from melior.data.forest import Marked, plant
 from melior.losses.aspects import Decorrelation, Scale, coefficients, gated_score
@@ -223,30 +223,41 @@ def features_of(
 
     Args:
         model: the frozen model; its head is not asked.
-        groups: none empty; those of like length are computed together, a prompt once a group.
+        groups: none empty; those of like length are computed together, a prompt once a group, or
+            as often as it takes to stay within the tokens.
         opening: tokens between what the user says last and the answer.
-        max_tokens: computed at once; one group alone may exceed them.
-        on_progress: told how many groups are done.
+        max_tokens: computed at once; one answer alone may exceed them.
+        on_progress: told how many groups have been begun.
     """
+    owners, parts = divided(groups, max_tokens)
     found: dict[int, Features] = {}
-    for part in portions(groups, max_tokens):
-        forest = plant([answer for i in part for answer in groups[i]])
+    for part in portions(parts, max_tokens):
+        forest = plant([answer for i in part for answer in parts[i]])
         first, places = 0, []
         for i in part:
-            longest = max(range(len(groups[i])), key=lambda k: groups[i][k].n_prompt)
-            place = groups[i][longest].n_prompt - opening
+            longest = max(range(len(parts[i])), key=lambda k: parts[i][k].n_prompt)
+            place = parts[i][longest].n_prompt - opening
             if place < 0:
                 raise ValueError(f"a prompt's end, {opening} tokens, was cut off; raise max_length")
             places.append(forest.rows(first + longest)[place])
-            first += len(groups[i])
+            first += len(parts[i])
         rows = torch.cat([forest.last, torch.stack(places)])
         with model.evaluating():
             hidden = model.hidden(forest, rows).float().cpu()
-        answers = hidden[:first].split([len(groups[i]) for i in part])
+        answers = hidden[:first].split([len(parts[i]) for i in part])
         for i, own, prompt in zip(part, answers, hidden[first:], strict=True):
             found[i] = Features(own, prompt)
-        on_progress(len(found))
-    return [found[i] for i in range(len(groups))]
+        on_progress(len({owners[i] for i in found}))
+    whole: list[list[int]] = [[] for _ in groups]
+    for place, i in enumerate(owners):
+        whole[i].append(place)
+    return [_joined([(parts[place], found[place]) for place in own]) for own in whole]
+
+
+def _joined(parts: Sequence[tuple[Sequence[Prompted], Features]]) -> Features:
+    """Put the parts of a group together, with the features of the longest prompt."""
+    _, most = max(parts, key=lambda part: max(one.n_prompt for one in part[0]))
+    return Features(torch.cat([own.answers for _, own in parts]), most.prompt)
 
 
 def _read_aspects(path: Path) -> Aspects:

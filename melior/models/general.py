@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from melior import ops
-from melior.data.batches import portions
+from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat, Encoded
 from melior.data.forest import Forest, plant
 from melior.losses.general import skew_scores
@@ -159,25 +159,36 @@ def embedded(
 
     Args:
         model: what embeds.
-        groups: in any order; those of like length are computed together, a prompt once a group.
-        max_tokens: computed at once; one group alone may exceed them.
-        on_progress: told how many groups are done.
+        groups: in any order; those of like length are computed together, a prompt once a group,
+            or as often as it takes to stay within the tokens.
+        max_tokens: computed at once; one answer alone may exceed them.
+        on_progress: told how many groups have been begun.
     """
+    owners, parts = divided(groups, max_tokens)
     found: dict[int, Embedded] = {}
-    for part in portions(groups, max_tokens):
-        forest = plant([answer for i in part for answer in groups[i]])
+    for part in portions(parts, max_tokens):
+        forest = plant([answer for i in part for answer in parts[i]])
         ends, first = [], 0
         for i in part:
-            longest = max(range(len(groups[i])), key=lambda k: groups[i][k].n_prompt)
-            ends.append(forest.row(first + longest, max(0, groups[i][longest].n_prompt - 1)))
-            first += len(groups[i])
+            longest = max(range(len(parts[i])), key=lambda k: parts[i][k].n_prompt)
+            ends.append(forest.row(first + longest, max(0, parts[i][longest].n_prompt - 1)))
+            first += len(parts[i])
         with model.evaluating():
             both = model.embed(forest, torch.tensor(ends))
         vectors, gates = (own.double().cpu() for own in both)
-        sides = vectors.split([len(groups[i]) for i in part])
+        sides = vectors.split([len(parts[i]) for i in part])
         found |= {i: Embedded(*own) for i, *own in zip(part, sides, gates, strict=True)}
-        on_progress(len(found))
-    return [found[i] for i in range(len(groups))]
+        on_progress(len({owners[i] for i in found}))
+    whole: list[list[int]] = [[] for _ in groups]
+    for place, i in enumerate(owners):
+        whole[i].append(place)
+    return [_joined([(parts[place], found[place]) for place in own]) for own in whole]
+
+
+def _joined(parts: Sequence[tuple[Sequence[Encoded], Embedded]]) -> Embedded:
+    """Put the parts of a group together, under the gate of the longest prompt."""
+    _, most = max(parts, key=lambda part: max(one.n_prompt for one in part[0]))
+    return Embedded(torch.cat([own.vectors for _, own in parts]), most.gate)
 
 
 def load_general_model(options: ModelOptions) -> GeneralModel:

@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from melior.data.batches import portions
+from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat
-from melior.data.forest import Forest, Marked, plant, size
+from melior.data.forest import Forest, Marked, plant
 from melior.models import attention
 from melior.models.language import evaluating, fingerprint
 from melior.models.layout import forest_hidden, padded_hidden, why_padded
@@ -155,31 +155,23 @@ def outputs_of(
         max_tokens: computed at once; one answer alone may exceed them.
         on_progress: told how many groups are done.
     """
-    parts = [(i, part) for i, group in enumerate(groups) for part in _within(group, max_tokens)]
+    owners, parts = divided(groups, max_tokens)
     found = [torch.zeros(0, model.core.num_labels, dtype=torch.float64) for _ in parts]
-    left, done = Counter(i for i, part in parts if part), 0
-    for together in portions([part for _, part in parts], max_tokens):
-        forest = plant([answer for place in together for answer in parts[place][1]])
+    left, done = Counter(i for i, part in zip(owners, parts, strict=True) if part), 0
+    for together in portions(parts, max_tokens):
+        forest = plant([answer for place in together for answer in parts[place]])
         with model.evaluating():
             outputs = model.outputs(forest).double().cpu()
-        sizes = [len(parts[place][1]) for place in together]
+        sizes = [len(parts[place]) for place in together]
         for place, own in zip(together, outputs.split(sizes), strict=True):
             found[place] = own
-            left[parts[place][0]] -= 1
-            done += not left[parts[place][0]]
+            left[owners[place]] -= 1
+            done += not left[owners[place]]
         on_progress(done)
     whole: list[list[Tensor]] = [[] for _ in groups]
-    for (i, _), own in zip(parts, found, strict=True):
+    for i, own in zip(owners, found, strict=True):
         whole[i].append(own)
     return [torch.cat(own) for own in whole]
-
-
-def _within(group: Sequence[Marked], max_tokens: int) -> list[Sequence[Marked]]:
-    """Halve a group of answers until each part is of so many tokens, or one answer."""
-    if len(group) < 2 or size(group) <= max_tokens:
-        return [group]
-    half = len(group) // 2
-    return [*_within(group[:half], max_tokens), *_within(group[half:], max_tokens)]
 
 
 def rewards_of(

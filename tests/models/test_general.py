@@ -120,6 +120,20 @@ def test_the_gate_is_read_where_the_prompt_ends(model_folder):
         assert torch.allclose(found.gate.float(), model.gate(hidden)[0], atol=1e-5)
 
 
+def test_a_group_of_any_size_stays_within_the_tokens(model_folder, monkeypatch):
+    model = started(model_folder)
+    (group,) = encoded(model, [("what about the fox?", [f"fox {i}" for i in range(60)])])
+    (whole,) = embedded(model, [group], max_tokens=10**6)
+    sizes, embed = [], model.embed
+    monkeypatch.setattr(
+        model, "embed", lambda forest, ends: sizes.append(len(forest.tokens)) or embed(forest, ends)
+    )
+    (found,) = embedded(model, [group], max_tokens=100)
+    assert max(sizes) <= 100
+    assert torch.allclose(found.vectors, whole.vectors, atol=1e-5)
+    assert torch.allclose(found.gate, whole.gate, atol=1e-5)
+
+
 def test_every_answer_is_read_once(model_folder, monkeypatch):
     """The encoder reads the prompt once and each answer once: linear in how many there are."""
     model = started(model_folder)
