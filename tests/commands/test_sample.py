@@ -117,6 +117,8 @@ def test_control_c_keeps_what_was_done(prompts, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            # A suite that runs in the background has interrupts ignored, which is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while not (out.exists() and out.read_bytes()):
             time.sleep(0.02)
