@@ -7,7 +7,6 @@ nothing but running the same lines again; what a stage does depends on files and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -34,6 +33,7 @@ from melior.stages.online.judge import (
     spread,
     verdict,
 )
+from melior.stages.online.manifest import MADE_OF, MANIFEST, hold_to, identity, write_manifest
 from melior.stages.online.options import PromptOptions, RoundOptions
 from melior.stages.online.propose import (
     CANDIDATES,
@@ -43,14 +43,11 @@ from melior.stages.online.propose import (
     seed_of,
     write_prompts,
 )
-from melior.training.checkpoint import refuse_changes
 from melior.training.run import Run, write_json, write_json_lines
 from melior.types import Scorer
 
-MADE_OF = "made_of.json"
-"""In the run folder: the start model, prompts and scorers, by their hashes."""
-MANIFEST, LEARNED = "manifest.json", "learn"
-"""In a round's folder: what it was made of, written last, and the run of its learning."""
+LEARNED = "learn"
+"""In a round's folder: the run of its learning."""
 FILES = (PROMPTS, CANDIDATES, SCORED, CHOSEN, HELD_OUT, JUDGED)
 
 
@@ -117,9 +114,16 @@ def begin(
     scorers = {name: load_scorer(own, scoring) for name, own in named.items()}
     start = whole(model, model.model)
     about = {name: about_scorer(own, scorers[name], scoring) for name, own in named.items()}
-    _refuse_others(start, prompts, about, loop)
+    out = Path(loop.out)
+    made_of = {
+        "start": identity(start, out),
+        "prompts": content_hash(list(prompts.prompts)),
+        "eval_prompts": content_hash(list(prompts.eval_prompts)) if prompts.eval_prompts else "",
+        "scorers": about,
+    }
+    hold_to(out, made_of, allow_changes=loop.allow_changes)
     panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed)
-    return Setting(Path(loop.out), start, asked, scorers["reward"], panel, loop.seed)
+    return Setting(out, start, asked, scorers["reward"], panel, loop.seed)
 
 
 def judge_start(setting: Setting) -> dict[str, Any]:
@@ -208,24 +212,18 @@ def close(
         return
     if number:
         _complete(here, judged, counts, base=policies[0].model)
-    models = zip(("policy", "learned"), policies, strict=False)
-    write_json(
-        here / MANIFEST,
-        {
+    remarks = {name: one.remarks() for name, one in setting.panel.scorers.items()}
+    write_manifest(
+        here, policies, learned=here / LEARNED, files=FILES,
+        about={
             "round": number,
-            "models": {name: _model(options, setting.out) for name, options in models},
-            "template": _template(here / LEARNED),
             "seeds": setting.seeds(number),
-            "files": {name: _sha256(here / name) for name in FILES if (here / name).exists()},
             "counts": counts.to_json() if number else {"left_out": setting.asked.counts},
             "means": judged["means"],
             "parts": judged.get("parts", ""),
-            "cost": {
-                "seconds": round(time.monotonic() - began, 2),
-                "scorers": {name: one.remarks() for name, one in setting.panel.scorers.items()},
-            },
+            "cost": {"seconds": round(time.monotonic() - began, 2), "scorers": remarks},
         },
-    )
+    )  # fmt: skip
 
 
 def metrics_of(judged: Mapping[str, Any], counts: Counts) -> Metrics:
@@ -298,22 +296,6 @@ def keep(out: Path, model: ModelOptions) -> None:
     beside.replace(place)
 
 
-def _refuse_others(
-    start: ModelOptions, prompts: PromptOptions, scorers: Mapping[str, Any], loop: LoopOptions
-) -> None:
-    """Note what a run is made of besides its options, and refuse to go on with anything else."""
-    path = Path(loop.out) / MADE_OF
-    found = {
-        "start": _model(start, path.parent),
-        "prompts": content_hash(list(prompts.prompts)),
-        "eval_prompts": content_hash(list(prompts.eval_prompts)) if prompts.eval_prompts else "",
-        "scorers": scorers,
-    }
-    if path.exists() and not loop.allow_changes:
-        refuse_changes(json.loads(path.read_text(encoding="utf-8")), found, where=path.parent)
-    write_json(path, found)
-
-
 def _complete(here: Path, judged: Mapping[str, Any], counts: Counts, *, base: str) -> None:
     """Leave the run of a round's learning as other runs are: judged, with a card, without steps."""
     learned = here / LEARNED
@@ -327,30 +309,3 @@ def _complete(here: Path, judged: Mapping[str, Any], counts: Counts, *, base: st
 def _status(folder: Path) -> str:
     path = folder / "run.json"
     return str(json.loads(path.read_text(encoding="utf-8"))["status"]) if path.exists() else ""
-
-
-def _model(options: ModelOptions, out: Path) -> dict[str, str]:
-    """Return a model's name, seen from the run folder, and the hash of weights that lie here."""
-    folder = folder_of(options.model)
-    if not isinstance(folder, Path):
-        return {"name": options.model, "revision": options.revision}
-    is_inside = out.resolve() in folder.resolve().parents
-    place = folder.resolve().relative_to(out.resolve()) if is_inside else options.model
-    name = {"name": str(place)}
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{path.name} {_sha256(path)}".encode())
-    return name | {"sha256": digest.hexdigest()}
-
-
-def _template(learned: Path) -> dict[str, Any]:
-    path = learned / "data.json"
-    if not path.exists():
-        return {}
-    chat = json.loads(path.read_text(encoding="utf-8"))["train"]["chat"]
-    return {"name": chat["template"], "hash": chat["hash"]}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
