@@ -118,10 +118,11 @@ def _in_rounds(config: Config) -> list[Path]:
     longest = (
         min(config.data.max_length, n_positions(config.model)) - config.proposal.max_new_tokens
     )
-    wanted = PromptOptions(
-        config.prompts, rounds=config.rounds, n_prompts=config.n_prompts, n_eval_prompts=2
-    )
-    asked = divide(wanted, load_chat(config.model), longest=longest, seed=seed)
+    wanted = PromptOptions(config.prompts, rounds=config.rounds, n_prompts=config.n_prompts)
+    asked = divide(
+        wanted, load_chat(config.model), longest=longest, seed=seed, fewest=0,
+        apart=config.data.eval_data,
+    )  # fmt: skip
     policies, learned = [whole(config.model, config.model.model)], list[Path]()
     with rounds.opened("scir", PAPER, config, config.loop) as record:
         for number in range(1, config.rounds + 1):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
 from melior.data.chat import ChatFormat
-from melior.data.files import read_prompts, write_groups
+from melior.data.files import read_any, read_prompts, write_groups
 from melior.data.growing import growing, whole_rows
 from melior.models.language import LanguageModel
 from melior.models.loading import load
@@ -53,7 +53,15 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(said).digest()[:7], "big")
 
 
-def divide(options: PromptOptions, chat: ChatFormat, *, longest: int, seed: int) -> Asked:
+def divide(
+    options: PromptOptions,
+    chat: ChatFormat,
+    *,
+    longest: int,
+    seed: int,
+    fewest: int = 2,
+    apart: Sequence[str] = (),
+) -> Asked:
     """Draw each round's prompts and the held-out ones: all different, in an order by seed.
 
     Args:
@@ -61,25 +69,27 @@ def divide(options: PromptOptions, chat: ChatFormat, *, longest: int, seed: int)
         chat: how they become tokens.
         longest: tokens that leave room for an answer; longer prompts are left out.
         seed: of the order.
+        fewest: held-out prompts that are needed; with 0 none are set apart.
+        apart: other held-out data, whose prompts are left out.
 
     Raises:
         ValueError: there are too few.
     """
     counts = {"repeated": 0, "held out": 0, "too long": 0}
     fitting = partial(_fitting, chat=chat, longest=longest, counts=counts)
-    held_out = _first(fitting(_distinct(options.eval_prompts, counts)), options.n_eval_prompts)
-    apart = {group.prompt for group in held_out}
-    everything = _distinct(options.prompts, counts)
-    pool = [group for group in everything if group.prompt not in apart]
-    counts["held out"] = len(everything) - len(pool)
+    n_held_out = options.n_eval_prompts if fewest else 0
+    held_out = _first(fitting(_distinct(options.eval_prompts, counts)), n_held_out)
+    known = {record.prompt for record in (*held_out, *(read_any(apart) if apart else ()))}
+    pool = _others(options.prompts, known, counts)
     random.Random(seed).shuffle(pool)
     rest = fitting(pool)
     if not options.eval_prompts:
-        held_out = _first(rest, options.n_eval_prompts)
+        held_out = _first(rest, n_held_out)
     wanted = options.rounds * (options.n_prompts or 1)
     left = _first(rest, wanted if options.n_prompts else len(pool))
-    if len(left) < wanted or len(held_out) < 2:
-        raise ValueError(_too_few(options, len(left), len(held_out), counts))
+    if len(left) < wanted or len(held_out) < fewest:
+        found = f"{len(left)} and {len(held_out)}" if fewest else str(len(left))
+        raise ValueError(_too_few(options, found, counts, fewest=fewest))
     return Asked(_shares(left, options.rounds), held_out, counts)
 
 
@@ -199,6 +209,16 @@ def _distinct(sources: Sequence[str], counts: dict[str, int]) -> list[Group]:
     return list(found.values())
 
 
+def _others(
+    sources: Sequence[str], held_out: Collection[Turns], counts: dict[str, int]
+) -> list[Group]:
+    """Return the prompts of sources that are not held out, each once."""
+    everything = _distinct(sources, counts)
+    found = [group for group in everything if group.prompt not in held_out]
+    counts["held out"] = len(everything) - len(found)
+    return found
+
+
 def _fitting(
     groups: Iterable[Group], chat: ChatFormat, longest: int, counts: dict[str, int]
 ) -> Iterator[Group]:
@@ -220,14 +240,16 @@ def _shares(groups: Sequence[Group], n: int) -> list[list[Group]]:
     return [list(groups[a:b]) for a, b in pairwise(ends)]
 
 
-def _too_few(options: PromptOptions, found: int, held_out: int, counts: Mapping[str, int]) -> str:
+def _too_few(options: PromptOptions, found: str, counts: Mapping[str, int], *, fewest: int) -> str:
     sources = ", ".join((*options.prompts, *options.eval_prompts))
     left_out = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)
+    more = f" and {fewest} or more held-out ones" if fewest else ""
+    way_out = "--n-prompts, --rounds or --n-eval-prompts" if fewest else "--n-prompts or --rounds"
     return (
-        f"{sources}: {options.rounds} rounds of {options.n_prompts or 'some'} prompts and 2 or more"
-        f" held-out ones are needed, all different; found {found} and {held_out}"
+        f"{sources}: {options.rounds} rounds of {options.n_prompts or 'some'} prompts{more} are"
+        f" needed, all different; found {found}"
         + (f" ({left_out})" if left_out else "")
-        + "; lower --n-prompts, --rounds or --n-eval-prompts, or give more prompts"
+        + f"; lower {way_out}, or give more prompts"
     )
 
 
