@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
-from melior.stages.inputs import check_inputs
+from melior.stages.inputs import check_inputs, check_rounds
 from melior.stages.internal.options import ConsistencyOptions, SelfProposal
 from melior.stages.online.options import PromptOptions
 
@@ -79,6 +79,7 @@ class Config:
 def run(config: Config) -> None:
     """Ask, choose, learn, judge and report; in rounds where the model answers itself."""
     check_inputs(config.model, config.data, config.loop)
+    check_rounds(config.loop)
     check_sources(config)
     from melior.report.terminal import present
     from melior.stages.internal.learn import learn_consistently

@@ -7,7 +7,6 @@ language models). The reference of a round is the model at its start.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -17,11 +16,11 @@ import torch
 
 from melior.data.files import read_groups, write_records
 from melior.ops import generator
-from melior.options import ModelOptions
+from melior.options import LoopOptions, ModelOptions
 from melior.records import Group, Metrics, Pair, text
 from melior.stages.internal.learn import ConsistencyPlan, learn_consistently
 from melior.stages.online.propose import CANDIDATES, seed_of
-from melior.stages.online.rounds import LEARNED, policy_of
+from melior.stages.online.rounds import LEARNED, learned
 
 PAIRS = "pairs.jsonl"
 """In a round's folder: unlabelled ones, though their rows say `chosen` and `rejected`."""
@@ -57,13 +56,11 @@ def disjoint_pairs(group: Group, *, seed: int) -> list[Pair]:
 
 def learn_round(here: Path, plan: ConsistencyPlan) -> ModelOptions:
     """Learn from a round's pairs, or go on with that, and return what came of it."""
-    folder = here / LEARNED
-    if _status(folder) != "finished":
-        if not (folder / "run.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off at once
-        loop = replace(plan.loop, out=str(folder), resume=folder.exists(), overwrite=False)
+
+    def learn(loop: LoopOptions) -> None:
         learn_consistently(replace(plan, loop=loop, unlabelled=(str(here / PAIRS),)))
-    return policy_of(plan.model, here)
+
+    return learned(here, plan.model, plan.loop, learn)
 
 
 def told(here: Path, n_pairs: int, n_prompts: int) -> Metrics:
@@ -75,8 +72,3 @@ def told(here: Path, n_pairs: int, n_prompts: int) -> Metrics:
         for name, value in facts.items()
         if name.endswith(", after")
     }
-
-
-def _status(folder: Path) -> str:
-    path = folder / "run.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["status"]) if path.exists() else ""

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,13 +171,26 @@ def ends_of(
 
 def learn_round(here: Path, plan: Plan) -> ModelOptions:
     """Learn from a round's choice, or go on with that, and return what came of it."""
+    return learned(here, plan.model, plan.loop, lambda loop: learn(replace(plan, loop=loop)))
+
+
+def learned(
+    here: Path, model: ModelOptions, loop: LoopOptions, learn: Callable[[LoopOptions], object]
+) -> ModelOptions:
+    """Return what a round has learned, after learning it as far as that is still to do.
+
+    Args:
+        here: the round's folder.
+        model: where learning begins.
+        loop: how long, and the like.
+        learn: does so, in the folder that it is told.
+    """
     folder = here / LEARNED
     if _status(folder) != "finished":
         if not (folder / "run.json").exists():
             shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off at once
-        has_begun = folder.exists()
-        learn(replace(plan, loop=replace(plan.loop, out=str(folder), resume=has_begun)))
-    return policy_of(plan.model, here)
+        learn(replace(loop, out=str(folder), resume=folder.exists(), overwrite=False))
+    return policy_of(model, here)
 
 
 def policy_of(start: ModelOptions, here: Path) -> ModelOptions:
