@@ -37,6 +37,8 @@ class Example:
     origin: str = ""
     share: float = 1.0
     """In which the better one of two answers is preferred, where raters were counted."""
+    cut_off: tuple[bool, ...] = ()
+    """Which answers were not finished by who gave them; without it, none."""
 
 
 def read_examples(data: Data, sources: Sequence[str], *, seed: int = 0) -> Iterator[Example]:
@@ -65,8 +67,9 @@ def of_pair(pair: Pair) -> Example:
     answers = tuple(candidate.response for candidate in group.candidates)
     scores = tuple(float(candidate.score or 0.0) for candidate in group.candidates)
     return Example(
-        pair.prompt, answers, scores, (), pair.margin, pair.weight, _subset(group), pair.origin
-    )
+        pair.prompt, answers, scores, (), pair.margin, pair.weight, _subset(group), pair.origin,
+        cut_off=_cut_off(group.candidates),
+    )  # fmt: skip
 
 
 def of_list(group: Group, draw: random.Random) -> Example:
@@ -87,8 +90,9 @@ def of_list(group: Group, draw: random.Random) -> Example:
     steps = tuple(candidate.steps for candidate in candidates)
     cut = steps if any(steps) else ()
     return Example(
-        group.prompt, answers, scores, cut, 0.0, weight_of(group), _subset(group), group.origin
-    )
+        group.prompt, answers, scores, cut, 0.0, weight_of(group), _subset(group), group.origin,
+        cut_off=_cut_off(candidates),
+    )  # fmt: skip
 
 
 def of_comparison(record: Pair | Group, draw: random.Random) -> Example:
@@ -121,6 +125,11 @@ def _agreed(record: R) -> R:
     return record
 
 
+def _cut_off(candidates: Iterable[Candidate]) -> tuple[bool, ...]:
+    """Return which answers were stopped before their end, as samplers note it."""
+    return tuple(not one.facts.get("is_finished", True) for one in candidates)
+
+
 def _check_steps(candidate: Candidate, where: str) -> None:
     said = "\n\n".join(turn.content for turn in candidate.response if turn.role == "assistant")
     try:
@@ -144,7 +153,7 @@ def alone(record: Pair | Group) -> Iterator[Example]:
             )
         yield Example(
             group.prompt, (candidate.response,), (label,), (), 0.0, weight_of(group),
-            _subset(group), group.origin,
+            _subset(group), group.origin, cut_off=_cut_off([candidate]),
         )  # fmt: skip
     if not group.candidates:
         raise ValueError(f"{group.origin}: an answer needs 'completion'; found a prompt alone")
@@ -176,7 +185,8 @@ def with_strangers(examples: Iterable[Example]) -> Iterator[Example]:
 
 def _beside(example: Example, stranger: Example) -> Example:
     answers = (example.answers[0], stranger.answers[0])
-    return replace(example, answers=answers, scores=(example.scores[0], math.nan))
+    cut_off = (*example.cut_off, *stranger.cut_off)
+    return replace(example, answers=answers, scores=(example.scores[0], math.nan), cut_off=cut_off)
 
 
 def _subset(group: Group) -> str:
