@@ -124,7 +124,6 @@ def _pair(tally: _Tally, pair: Pair, seen: dict[int, int]) -> int:
     tally.add("zero-weights", pair.origin, when=pair.weight == 0)
     sides = [pair.facts.get(f"is_finished_{side}", True) for side in ("chosen", "rejected")]
     tally.add("cut-off", pair.origin, when=not all(sides))
-    tally.add("unread-shares", pair.origin, when=pair.facts.get("chosen_share") is not None)
     tally.repeated(seen, (ask, better, worse), pair.origin)
     is_both_ways = better != worse and hash((ask, worse, better)) in seen
     tally.add("contradictions", pair.origin, when=is_both_ways)
@@ -219,6 +218,7 @@ class _Tally:
         prompt, origin = record.prompt, record.origin
         self.rows += 1
         self.add("unread-columns", origin, when=any(record.facts.get(name) for name in _UNREAD))
+        self.add("unread-shares", origin, when=record.facts.get("chosen_share") is not None)
         everything = [*prompt, *(turn for answer in answers for turn in answer)]
         said = "\n".join(turn.content for turn in everything)
         self.add("empty-prompts", origin, when=not any(turn.content.strip() for turn in prompt))

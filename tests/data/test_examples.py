@@ -317,7 +317,7 @@ def test_answers_in_steps_keep_their_ends():
     assert not groups and lengths.too_long == ["f:1"]
 
 
-@pytest.mark.parametrize("data", ["pairs", "answers"])
+@pytest.mark.parametrize("data", ["pairs", "answers", "lists"])
 def test_a_share_that_is_not_read_may_not_contradict_the_label(data, tmp_path):
     def source(*shares):
         path = tmp_path / "shares.jsonl"
