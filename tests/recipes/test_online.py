@@ -271,6 +271,32 @@ def test_rounds_of_a_failed_run_are_not_mixed_with_new_ones(
     assert manifests(tmp_path / "run")[1]["seeds"]["learning"] == 8
 
 
+def test_more_rounds_later_ask_what_no_round_has_asked(model_folder, prompts, tmp_path):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    main(words(model_folder, prompts, out, "--rounds", "1", "--keep", "last"))
+    more = ("--rounds", "2", "--keep", "last")
+    main(words(model_folder, prompts, out, *more, "--resume", "--allow-changes"))
+    main(words(model_folder, prompts, whole, *more))
+    late, at_once = manifests(out), manifests(whole)
+    assert [{**one, "cost": 0} for one in late] == [{**one, "cost": 0} for one in at_once]
+    ends = [note for note in read(out / "run.json")["notes"] if "the run ends" in note]
+    assert ends == ["the run ends with the model of round 2 of 2"]
+
+
+def test_more_rounds_than_there_are_prompts_for_are_refused_and_leave_the_run(
+    model_folder, prompts, tmp_path, capsys
+):
+    """Without --n-prompts all are asked at once, so that a later round has none of its own."""
+    line = words(model_folder, prompts, tmp_path / "run", "--n-prompts", "0")
+    main(line)
+    was = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for again in (["--resume", "--allow-changes"], ["--overwrite"]):
+        with pytest.raises(SystemExit):
+            main([*line, "--rounds", "99", *again])
+        assert "99 rounds of some prompts" in capsys.readouterr().err
+        assert all(path.read_bytes() == content for path, content in was.items())
+
+
 def test_tiny_is_a_config_like_any_other(model_folder, prompts, tmp_path):
     config = online.Config.tiny(str(model_folder), prompts, str(tmp_path / "run"))
     assert config_to_dict(replace(config, objective_options=("beta=1.0",)))["objective"] == "dpo"

@@ -23,16 +23,15 @@ MANIFEST = "manifest.json"
 """In a round's folder: what it was made of, written last."""
 
 
-def hold_to(out: Path, found: Mapping[str, Any], *, allow_changes: bool) -> None:
-    """Note what a run is made of besides its options, and refuse to go on with anything else.
+def refuse_others(out: Path, made_of: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that was made of something else.
 
     Raises:
-        ValueError: the run in the folder was made of something else.
+        ValueError: naming what is different, and the way out.
     """
     path = out / MADE_OF
-    if path.exists() and not allow_changes:
-        refuse_changes(json.loads(path.read_text(encoding="utf-8")), found, where=out)
-    write_json(path, found)
+    if path.exists():
+        refuse_changes(json.loads(path.read_text(encoding="utf-8")), made_of, where=out)
 
 
 def write_manifest(

@@ -10,17 +10,18 @@ import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 from melior.data.chat import ChatFormat
 from melior.data.files import read_any, read_prompts, write_groups
 from melior.data.growing import growing, whole_rows
+from melior.data.lint import loose_key
 from melior.models.language import LanguageModel
 from melior.models.loading import load
 from melior.ops import generator
 from melior.options import ModelOptions, Sampling
-from melior.records import Candidate, Group, Turns
+from melior.records import Candidate, Group
 from melior.sampling.candidates import candidates
 from melior.sampling.server import server_candidates
 from melior.stages.online.options import PromptOptions, ProposalOptions, ServingOptions
@@ -35,6 +36,7 @@ is computed in the same company as without the stop: up to rounding is not enoug
 
 
 NOWHERE = ServingOptions()
+NOTHING: Mapping[int, list[Group]] = {}
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,11 @@ def divide(
     seed: int,
     fewest: int = 2,
     apart: Sequence[str] = (),
+    earlier: Mapping[int, list[Group]] = NOTHING,
 ) -> Asked:
     """Draw each round's prompts and the held-out ones: all different, in an order by seed.
+
+    Prompts that differ in case and white space only are one.
 
     Args:
         options: where prompts lie, and how many are wanted.
@@ -71,6 +76,8 @@ def divide(
         seed: of the order.
         fewest: held-out prompts that are needed; with 0 none are set apart.
         apart: other held-out data, whose prompts are left out.
+        earlier: what rounds have asked already, by their numbers, 0 for the held-out prompts. They
+            keep it, and the others get what is left: just what they would have got at once.
 
     Raises:
         ValueError: there are too few.
@@ -79,18 +86,28 @@ def divide(
     fitting = partial(_fitting, chat=chat, longest=longest, counts=counts)
     n_held_out = options.n_eval_prompts if fewest else 0
     held_out = _first(fitting(_distinct(options.eval_prompts, counts)), n_held_out)
-    known = {record.prompt for record in (*held_out, *(read_any(apart) if apart else ()))}
-    pool = _others(options.prompts, known, counts)
-    random.Random(seed).shuffle(pool)
-    rest = fitting(pool)
+    known = {loose_key(one.prompt) for one in (*held_out, *(read_any(apart) if apart else ()))}
+    rest = fitting(_others(options.prompts, known, counts, seed=seed))
     if not options.eval_prompts:
         held_out = _first(rest, n_held_out)
-    wanted = options.rounds * (options.n_prompts or 1)
-    left = _first(rest, wanted if options.n_prompts else len(pool))
+    held_out = earlier.get(0, held_out)
+    begun = [earlier[n] for n in range(1, options.rounds + 1) if n in earlier]
+    n_new = options.rounds - len(begun)
+    wanted = n_new * (options.n_prompts or 1)
+    left = _first(_unasked(rest, earlier), wanted if options.n_prompts else None)
     if len(left) < wanted or len(held_out) < fewest:
         found = f"{len(left)} and {len(held_out)}" if fewest else str(len(left))
+        counts["asked in earlier rounds"] = sum(map(len, begun))
         raise ValueError(_too_few(options, found, counts, fewest=fewest))
-    return Asked(_shares(left, options.rounds), held_out, counts)
+    return Asked([*begun, *_shares(left, n_new)], held_out, counts)
+
+
+def asked_before(out: Path) -> dict[int, list[Group]]:
+    """Return what the rounds in a run folder have asked, by their numbers."""
+    places = {
+        path.parent.name.removeprefix("round-"): path for path in out.glob(f"round-*/{PROMPTS}")
+    }
+    return {int(n): list(read_prompts(path)) for n, path in places.items() if n.isdecimal()}
 
 
 def propose(
@@ -202,20 +219,21 @@ def _at(candidate: Candidate, temperature: float) -> Candidate:
 def _distinct(sources: Sequence[str], counts: dict[str, int]) -> list[Group]:
     """Return the prompts of sources, each once."""
     everything = list(read_prompts(sources)) if sources else []
-    found: dict[Turns, Group] = {}
+    found: dict[int, Group] = {}
     for group in everything:
-        found.setdefault(group.prompt, group)
+        found.setdefault(loose_key(group.prompt), group)
     counts["repeated"] += len(everything) - len(found)
     return list(found.values())
 
 
 def _others(
-    sources: Sequence[str], held_out: Collection[Turns], counts: dict[str, int]
+    sources: Sequence[str], held_out: Collection[int], counts: dict[str, int], *, seed: int
 ) -> list[Group]:
-    """Return the prompts of sources that are not held out, each once."""
+    """Return the prompts of sources that are not held out, each once, in an order by seed."""
     everything = _distinct(sources, counts)
-    found = [group for group in everything if group.prompt not in held_out]
+    found = [group for group in everything if loose_key(group.prompt) not in held_out]
     counts["held out"] = len(everything) - len(found)
+    random.Random(seed).shuffle(found)
     return found
 
 
@@ -234,9 +252,24 @@ def _fitting(
             counts["too long"] += 1
 
 
+def _unasked(rest: Iterator[Group], earlier: Mapping[int, list[Group]]) -> Iterator[Group]:
+    """Yield what no earlier round has asked.
+
+    Of a run that goes on as it began, those are the first of the rest; they are passed by even if
+    nothing is wanted behind them, so that the same prompts are counted as too long.
+    """
+    asked = {loose_key(group.prompt) for groups in earlier.values() for group in groups}
+    passed = _first(rest, sum(len(groups) for number, groups in earlier.items() if number))
+    return (one for one in chain(passed, rest) if loose_key(one.prompt) not in asked)
+
+
 def _shares(groups: Sequence[Group], n: int) -> list[list[Group]]:
-    """Divide evenly, without a remainder: the first shares may have one more."""
-    ends = [len(groups) * i // n for i in range(n + 1)]
+    """Divide evenly, without a remainder: the first shares may have one more.
+
+    So the shares behind the first ones are those of what the first ones leave.
+    """
+    size, more = divmod(len(groups), n or 1)
+    ends = [size * i + min(i, more) for i in range(n + 1)]
     return [list(groups[a:b]) for a, b in pairwise(ends)]
 
 
@@ -253,5 +286,5 @@ def _too_few(options: PromptOptions, found: str, counts: Mapping[str, int], *, f
     )
 
 
-def _first(groups: Iterator[Group], n: int) -> list[Group]:
+def _first(groups: Iterator[Group], n: int | None) -> list[Group]:
     return list(islice(groups, n))

@@ -33,12 +33,13 @@ from melior.stages.online.judge import (
     spread,
     verdict,
 )
-from melior.stages.online.manifest import MADE_OF, MANIFEST, hold_to, identity, write_manifest
+from melior.stages.online.manifest import MADE_OF, MANIFEST, identity, refuse_others, write_manifest
 from melior.stages.online.options import PromptOptions, RoundOptions
 from melior.stages.online.propose import (
     CANDIDATES,
     PROMPTS,
     Asked,
+    asked_before,
     divide,
     seed_of,
     write_prompts,
@@ -48,6 +49,8 @@ from melior.types import Scorer
 
 LEARNED = "learn"
 """In a round's folder: the run of its learning."""
+ENDINGS = ("stopped", "the run ends")
+"""How notes begin that say how a run ended; one that goes on ends anew."""
 FILES = (PROMPTS, CANDIDATES, SCORED, CHOSEN, HELD_OUT, JUDGED)
 
 
@@ -62,6 +65,8 @@ class Setting:
     scorer: Scorer
     panel: Panel
     seed: int
+    made_of: Mapping[str, Any]
+    """All that the run is made of besides its options, by its hash."""
 
     def here(self, number: int) -> Path:
         """Return a round's folder, with its prompts in it; round 0 is the start model."""
@@ -78,18 +83,33 @@ class Setting:
         }
 
 
-def opened(name: str, paper: str, config: object, loop: LoopOptions) -> Run:
-    """Begin a run of several rounds in its folder, or go on with it; earlier rounds may go."""
+def opened(
+    name: str, paper: str, config: object, loop: LoopOptions, *, made_of: Mapping[str, Any]
+) -> Run:
+    """Begin a run of several rounds in its folder, or go on with it; earlier rounds may go.
+
+    It comes after all that may be wrong with a run was looked at.
+
+    Raises:
+        ValueError: the run to go on with was made of something else.
+    """
     out = Path(loop.out)
-    if loop.overwrite:
-        for folder in (*out.glob("round-*"), out / "average"):
-            shutil.rmtree(folder, ignore_errors=True)
+    if loop.resume and not loop.allow_changes:
+        refuse_others(out, made_of)
+    if not loop.resume:
         (out / MADE_OF).unlink(missing_ok=True)
+    if loop.overwrite:
+        for folder in out.glob("round-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+    if loop.overwrite or loop.allow_changes:
+        shutil.rmtree(out / "average", ignore_errors=True)  # of the rounds there were
     run = Run.create(
         loop.out, name, config, sys.argv, paper=paper, resume=loop.resume,
         overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
     )  # fmt: skip
+    write_json(out / MADE_OF, made_of)
     run.rewind(0)  # finished rounds write their line again
+    run.retract(ENDINGS)
     return run
 
 
@@ -108,22 +128,24 @@ def begin(
         ValueError: there are too few prompts, or a server cannot be reached.
     """
     longest = min(rounds.max_length, n_positions(model)) - max_new_tokens
-    asked = divide(prompts, load_chat(model), longest=longest, seed=loop.seed)
+    out = Path(loop.out)
+    asked = divide(
+        prompts, load_chat(model), longest=longest, seed=loop.seed,
+        earlier=asked_before(out) if loop.resume else {},
+    )  # fmt: skip
     named = {"reward": rounds.scorer}
     named |= {"judge": rounds.judge_with} if rounds.judge_with else {}
     scorers = {name: load_scorer(own, scoring) for name, own in named.items()}
     start = whole(model, model.model)
     about = {name: about_scorer(own, scorers[name], scoring) for name, own in named.items()}
-    out = Path(loop.out)
     made_of = {
         "start": identity(start, out),
         "prompts": content_hash(list(prompts.prompts)),
         "eval_prompts": content_hash(list(prompts.eval_prompts)) if prompts.eval_prompts else "",
         "scorers": about,
     }
-    hold_to(out, made_of, allow_changes=loop.allow_changes)
     panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed)
-    return Setting(out, start, asked, scorers["reward"], panel, loop.seed)
+    return Setting(out, start, asked, scorers["reward"], panel, loop.seed, made_of)
 
 
 def judge_start(setting: Setting) -> dict[str, Any]:
