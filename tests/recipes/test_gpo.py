@@ -13,7 +13,7 @@ from melior.cli import main
 from melior.recipes.gpo import Gpo, compared
 from melior.records import Candidate, Group, Turn
 from melior.stages.method import Answers
-from tests.recipes.test_online import killed, manifests, read, rows, same_weights, write_prompts
+from tests.recipes.test_online import manifests, read, rows, same_weights, write_prompts
 
 LOGITS = st.lists(st.floats(-9, 9), min_size=6, max_size=6)
 
@@ -132,13 +132,6 @@ def test_two_answers_go_out_with_what_they_are_regressed_on(model_folder, prompt
     assert facts["reward of the mixture of all rounds"] == pytest.approx(sum(learned) / 2)
     assert facts["reward of the last round"] == learned[-1]
     assert math.isfinite(facts["reward of the mean of all weights"])
-
-
-def test_three_kills_end_in_the_same_weights_and_manifests(model_folder, prompts, tmp_path):
-    line = words(model_folder, prompts, "", "--save-steps", "1", "--average")
-    found = killed([word for word in line if word not in ("--out", "")], tmp_path, 3)
-    assert found["kills"] == 3
-    assert found["compared"] >= 1
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Rounds of online learning on a tiny model: gain, what they leave, kills, mistakes."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -161,32 +159,6 @@ def test_a_held_out_scorer_judges_and_agreement_is_told(model_folder, prompts, t
     assert judged["numbers"]["judge"] == [0.0] * 6  # a model against itself
     assert 0.0 <= judged["agreement"] <= 1.0
     assert judged["parts"] == ""
-
-
-def test_three_kills_end_in_the_same_weights_and_manifests(model_folder, prompts, tmp_path):
-    found = killed(killable(model_folder, prompts), tmp_path, 3)
-    assert found["kills"] == 3
-    assert found["compared"] >= 1
-
-
-@pytest.mark.slow
-def test_thirty_kills_end_in_the_same_weights_and_manifests(model_folder, prompts, tmp_path):
-    found = killed(killable(model_folder, prompts), tmp_path, 30)
-    assert found["kills"] == 30
-    assert len(found["moments"]) >= 5  # they fell into different stages
-
-
-def killable(model_folder, prompts):
-    line = words(model_folder, prompts, "", "--save-steps", "1")
-    return [word for word in line if word not in ("--out", "")]
-
-
-def killed(line, place, n_kills):
-    """What `killed_rounds` says; it holds every run that came to its end against a whole one."""
-    command = [sys.executable, "-m", "tests.recipes.killed_rounds", str(place), str(n_kills)]
-    done = subprocess.run([*command, *line], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_run_that_was_killed_before_its_record_may_begin_anew(model_folder, prompts, tmp_path):
