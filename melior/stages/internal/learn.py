@@ -6,7 +6,7 @@ Zhou et al. 2025, arXiv 2502.08922. Read, ask about, judge, train, judge again, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -17,7 +17,6 @@ from melior.data.batches import GroupBatches, TokenValues, scored_lengths
 from melior.losses.preference import dpo
 from melior.models.language import LanguageModel
 from melior.models.loading import load, load_chat, save_model
-from melior.records import Metrics
 from melior.stages.data import write_data
 from melior.stages.health import of_answers
 from melior.stages.internal.consistency import (
@@ -39,7 +38,7 @@ from melior.stages.internal.judge import (
 from melior.stages.internal.material import Material, Pairs, read_material
 from melior.stages.internal.opinions import SelfJudge
 from melior.stages.internal.options import ConsistencyOptions, ConsistencyPlan
-from melior.stages.internal.watch import Patience, stop_on
+from melior.stages.internal.watch import stops_of
 from melior.stages.learn import Bench, Plan, write_card
 from melior.stages.method import Method, log_ratio_method
 from melior.stages.reference import reference_log_probs
@@ -166,23 +165,15 @@ def _train(
             numbers = examiner.now().numbers()
             run.append(number, {f"eval_{name}": value for name, value in numbers.items()})
 
+    stops = stops_of(plan.stops, health, past, n_warm_up=n_warm_up_steps(total, plan.options))
     with Progress(total, start=start) as progress:
         hooks: list[Hook] = [
             note, progress, health, every(loop.eval_steps, examine),
-            every(loop.save_steps, kept.save, last=total), *_stops(plan, total, past, health),
+            every(loop.save_steps, kept.save, last=total), *stops,
         ]  # fmt: skip
         todo = together(free, seed, total, start=start)
         fit(lambda parts: step(chosen(parts)), todo, hooks=hooks, start=start, save=kept.save)
     return health
-
-
-def _stops(
-    plan: ConsistencyPlan, total: int, past: Sequence[Metrics], health: Health
-) -> list[Hook]:
-    """Return what may end the run before its last step."""
-    n_warm_up = n_warm_up_steps(total, plan.options)
-    hooks: list[Hook] = [Patience(plan.stops.patience, past, n_warm_up=n_warm_up)]
-    return [*hooks, stop_on("shortcut", health)] if plan.stops.stop_on_shortcut else hooks
 
 
 def _watch(plan: ConsistencyPlan, run: Run, total: int) -> Health:
