@@ -200,6 +200,7 @@ def test_a_round_without_anything_to_learn_stops_the_run_and_keeps_the_others(
         (["--stop-on-overoptimisation"], "give --judge-with"),
         (["--max-length", "10"], "too long"),
         (["--resume"], "a run to resume is needed; found none"),
+        (["--eval-steps", "10"], "eval_steps must be 0"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
