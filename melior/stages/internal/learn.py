@@ -17,6 +17,7 @@ from melior.data.batches import GroupBatches, TokenValues, scored_lengths
 from melior.losses.preference import dpo
 from melior.models.language import LanguageModel
 from melior.models.loading import load, load_chat, save_model
+from melior.records import Metrics
 from melior.stages.data import write_data
 from melior.stages.health import of_answers
 from melior.stages.internal.consistency import (
@@ -87,6 +88,10 @@ class Examiner:
         seen = see(self.model, self.groups, self.reference, self.labels, max_tokens=self._limit)
         return opinions(seen, self.plan.options)
 
+    def metrics(self) -> Metrics:
+        """Return what the model as it is comes to, as numbers of a step."""
+        return {f"eval_{name}": value for name, value in self.now().numbers().items()}
+
     @property
     def _limit(self) -> int:
         return self.plan.loop.max_tokens
@@ -155,21 +160,19 @@ def _train(
         about=_about(plan, model, material, total), keep=loop.save_total_limit,
     )  # fmt: skip
     start = _resume(plan, run, kept) if loop.resume else 0
-    health, past = _watch(plan, run, total), read_rows(run.folder)
+    health = _watch(plan, run, total)
 
     def note(number: int, metrics: dict[str, float]) -> None:
         run.append(number, {"epoch": number / free.steps_per_epoch} | metrics)
 
     def examine(number: int) -> None:
         if examiner:
-            numbers = examiner.now().numbers()
-            run.append(number, {f"eval_{name}": value for name, value in numbers.items()})
+            run.append(number, examiner.metrics())
 
-    stops = stops_of(plan.stops, health, past, n_warm_up=n_warm_up_steps(total, plan.options))
     with Progress(total, start=start) as progress:
         hooks: list[Hook] = [
             note, progress, health, every(loop.eval_steps, examine),
-            every(loop.save_steps, kept.save, last=total), *stops,
+            every(loop.save_steps, kept.save, last=total), *_stops(plan, run, health, total),
         ]  # fmt: skip
         todo = together(free, seed, total, start=start)
         fit(lambda parts: step(chosen(parts)), todo, hooks=hooks, start=start, save=kept.save)
@@ -182,6 +185,11 @@ def _watch(plan: ConsistencyPlan, run: Run, total: int) -> Health:
     past = read_rows(run.folder) if plan.loop.resume else []
     watch = (*detectors(setting), shortcut)
     return Health(run.folder, watch, total_steps=total, note=run.note, past=past)
+
+
+def _stops(plan: ConsistencyPlan, run: Run, health: Health, total: int) -> list[Hook]:
+    n_warm_up = n_warm_up_steps(total, plan.options)
+    return stops_of(plan.stops, health, read_rows(run.folder), n_warm_up=n_warm_up)
 
 
 def _about(
