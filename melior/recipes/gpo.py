@@ -186,7 +186,9 @@ def run(config: Config) -> None:
             price = config.choice.length_penalty
             targets = partial(config.objective.targets, length_penalty=price)
             unpriced = replace(config.choice, length_penalty=0.0)
-            counts = choose(here, unpriced, seed=seeds["choice"], targets=targets)
+            counts = choose(
+                here, unpriced, seed=seeds["choice"], fits=setting.fits, targets=targets
+            )
             if not rounds.has_lessons(record, number, counts):
                 break
             policies.append(rounds.learn_round(here, _plan(config, setting, policies[-1], number)))

@@ -91,7 +91,7 @@ def run(config: Config) -> None:
             here, seeds, began = setting.here(number), setting.seeds(number), time.monotonic()
             propose(here, policies, config.proposal, config.serving, seed=seeds["answers"])
             score(here, setting.scorer)
-            counts = choose(here, config.choice, seed=seeds["choice"])
+            counts = choose(here, config.choice, seed=seeds["choice"], fits=setting.fits)
             if not rounds.has_lessons(record, number, counts):
                 break
             policies.append(rounds.learn_round(here, _plan(config, setting, policies[-1], number)))

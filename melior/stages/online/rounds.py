@@ -23,7 +23,7 @@ from melior.options import DataOptions, LoopOptions, ModelOptions, ScoringOption
 from melior.records import Metrics
 from melior.rewards.named import about_scorer, load_scorer
 from melior.stages.learn import Plan, learn, whole, write_card
-from melior.stages.online.choose import CHOSEN, SCORED, Counts
+from melior.stages.online.choose import CHOSEN, SCORED, Counts, Fits, within
 from melior.stages.online.judge import (
     HELD_OUT,
     JUDGED,
@@ -62,6 +62,7 @@ class Setting:
     start: ModelOptions
     """The start model as it is, without an adapter to be trained."""
     asked: Asked
+    fits: Fits
     scorer: Scorer
     panel: Panel
     seed: int
@@ -127,10 +128,11 @@ def begin(
     Raises:
         ValueError: there are too few prompts, or a server cannot be reached.
     """
-    longest = min(rounds.max_length, n_positions(model)) - max_new_tokens
-    out = Path(loop.out)
+    out, chat = Path(loop.out), load_chat(model)
+    max_length = min(rounds.max_length, n_positions(model))
+    # A finished answer's end token is one of its tokens, and a cut one has none.
     asked = divide(
-        prompts, load_chat(model), longest=longest, seed=loop.seed,
+        prompts, chat, longest=max_length - max_new_tokens, seed=loop.seed,
         earlier=asked_before(out) if loop.resume else {},
     )  # fmt: skip
     named = {"reward": rounds.scorer}
@@ -145,7 +147,8 @@ def begin(
         "scorers": about,
     }
     panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed)
-    return Setting(out, start, asked, scorers["reward"], panel, loop.seed, made_of)
+    fits = within(chat, max_length)
+    return Setting(out, start, asked, fits, scorers["reward"], panel, loop.seed, made_of)
 
 
 def judge_start(setting: Setting) -> dict[str, Any]:
