@@ -121,6 +121,7 @@ def begin(
     loop: LoopOptions,
     *,
     max_new_tokens: int,
+    length_penalty: float,
     scoring: ScoringOptions,
 ) -> Setting:
     """Divide the prompts among the rounds, and load the scorers.
@@ -146,7 +147,7 @@ def begin(
         "eval_prompts": content_hash(list(prompts.eval_prompts)) if prompts.eval_prompts else "",
         "scorers": about,
     }
-    panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed)
+    panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed, length_penalty)
     fits = within(chat, max_length)
     return Setting(out, start, asked, fits, scorers["reward"], panel, loop.seed, made_of)
 
@@ -286,10 +287,25 @@ def has_lessons(record: Run, number: int, counts: Counts) -> bool:
     return counts.chosen > 0
 
 
-def may_go_on(record: Run, judged: Mapping[str, Any], rounds: RoundOptions) -> bool:
-    """Note where scorer and held-out scorer part; say whether the run goes on all the same."""
+def may_go_on(
+    record: Run, judged: Mapping[str, Any], rounds: RoundOptions, *, kl_budget: float
+) -> bool:
+    """Note what there is to worry about in a round; say whether the run goes on all the same.
+
+    That is where scorer and held-out scorer part, what the latter does not judge, and a model that
+    has moved too far.
+    """
+    name, moved = f"round {judged['round']}", judged["means"]["kl"]
+    if kl_budget and moved > kl_budget:
+        record.note(f"{name}: {moved:.3g} nats an answer from the start, above --kl-budget")
+    silent, asked = judged["unjudged"].get("judge", 0), len(judged["numbers"]["kl"])
+    if silent:
+        record.note(f"{name}: no held-out score for {silent} of {asked} held-out prompts")
+    is_blind = rounds.stop_on_overoptimisation and silent == asked
+    if is_blind:
+        record.note("stopped there, as over-optimisation cannot be seen without held-out scores")
     if not judged["parts"]:
-        return True
+        return not is_blind
     record.note(judged["parts"])
     if rounds.stop_on_overoptimisation:
         record.note("stopped there, as --stop-on-overoptimisation asks")
@@ -317,10 +333,16 @@ def finish(
 def best_round(judged: Sequence[Mapping[str, Any]]) -> int:
     """Return the round with the highest held-out score: of the held-out scorer, where there is one.
 
-    Of equal ones it is the first, so that a round has to earn its place; the start model is one.
+    Else it is the scorer's, less the price on length, if there is one; over the prompts that have
+    it in every round. Of equal rounds it is the first, so that a round has to earn its place; the
+    start model is one.
     """
-    key = "judge" if all("judge" in one["means"] for one in judged) else "reward"
-    return int(max(judged, key=lambda one: one["means"].get(key, float("-inf")))["round"])
+    for key in ("judge", "ranked", "reward"):
+        rows = zip(*(one["numbers"].get(key, ()) for one in judged), strict=True)
+        if known := [row for row in rows if None not in row]:
+            sums = [sum(column) for column in zip(*known, strict=True)]
+            return int(judged[sums.index(max(sums))]["round"])
+    return int(judged[0]["round"])
 
 
 def keep(out: Path, model: ModelOptions) -> None:
