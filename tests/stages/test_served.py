@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,6 +159,33 @@ def test_what_a_refresh_leaves_running_is_not_waited_for(model_folder, tmp_path)
         assert time.monotonic() - began < 30
     finally:
         os.kill(int(left.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the documented script calls curl")
+def test_the_documented_script_exchanges_the_process(
+    serving, model_folder, prompts, tmp_path, monkeypatch
+):
+    """The page's `reload.sh`, with another server under vLLM's name."""
+    url = serving.start()
+    serving.stop()  # its port is free
+    page = Path("docs/online.md").read_text(encoding="utf-8")
+    script = re.search(r"For \*\*vLLM.*?```\n(.*?)```", page, re.DOTALL)[1]
+    place = tmp_path / "bin"
+    place.mkdir()
+    (place / "reload.sh").write_text(script.replace("8000", str(serving.port)))
+    (place / "vllm").write_text(
+        f"#!/bin/sh\ncd {Path.cwd()} && PORT={serving.port} exec {sys.executable}"
+        f' -m tests.serving_folder {tmp_path / "port"} "$2"\n'
+    )
+    (place / "vllm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
+    refresh = f"cd {place} && sh reload.sh {{folder}}"
+    try:
+        main(line(model_folder, prompts, tmp_path / "run", url, "--refresh-command", refresh))
+        proofs = [read(tmp_path / "run" / f"round-{n}" / "proof.json") for n in (1, 2)]
+        assert [proof["is_fresh"] for proof in proofs] == [True, True]
+    finally:
+        os.kill(int((place / "vllm.pid").read_text()), signal.SIGKILL)
 
 
 def test_an_answer_without_a_token_proves_nothing_and_spoils_nothing(model_folder, tmp_path):
