@@ -18,6 +18,7 @@ from melior.data.forest import Forest
 from melior.models import attention
 from melior.models.generation import Completion, complete
 from melior.models.layout import forest_hidden, padded_hidden, why_padded
+from melior.models.lean import keep_inputs_alone
 from melior.models.output import output_layer
 from melior.options import Sampling
 from melior.records import Turns
@@ -48,6 +49,7 @@ class LanguageModel:
         if core.config._attn_implementation != attention.NAME:
             core.set_attn_implementation(attention.NAME)
         self.output = output_layer(core)
+        keep_inputs_alone(core)
         self.padded_because = why_padded(core)
         """Why sequences are computed one by one under padding; empty where the forest is exact."""
 

@@ -1,0 +1,79 @@
+"""What costs nearly nothing to compute is computed again in the backward pass, not kept.
+
+Of a decoder layer's activations autograd keeps more than half for passes over single numbers: a
+norm's intermediate results, one bfloat16 copy of the same float32 rows for each projection that
+reads them, an activation's result and its product with the gate. Here norms and gated activations
+keep their inputs alone, and rows are rounded once for all projections.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+_GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
+"""What transformers calls the parts of a gated MLP: `down(act(gate(x)) * up(x))`."""
+
+
+def keep_inputs_alone(model: PreTrainedModel) -> None:
+    """Let a model's norms and gated MLPs keep less, and round their rows once; values stay."""
+    once = _RoundedOnce()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(once)
+        elif type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(_again, module.forward)
+        elif all(hasattr(module, part) for part in _GATED) and _is_gated(module):
+            module.forward = partial(_gated, module)
+
+
+def _again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Apply a function whose backward pass applies it once more."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def _gated(mlp: Any, rows: Tensor) -> Tensor:
+    # What stands before the last product is computed again, but not that product itself.
+    return _again(partial(_down, mlp), mlp.gate_proj(rows), mlp.up_proj(rows))
+
+
+def _down(mlp: Any, gate: Tensor, up: Tensor) -> Tensor:
+    return mlp.down_proj(mlp.act_fn(gate) * up)
+
+
+@torch.no_grad()
+def _is_gated(mlp: Any) -> bool:
+    """Whether its forward pass is the one that its parts suggest."""
+    weight = mlp.gate_proj.weight
+    rows = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
+    try:
+        return torch.equal(mlp(rows), _gated(mlp, rows))
+    except (RuntimeError, TypeError, AttributeError):
+        return False
+
+
+class _RoundedOnce:
+    """Hands linear layers the bfloat16 copy of float32 rows that the layer before was handed."""
+
+    def __init__(self) -> None:
+        self._rows: Callable[[], Tensor | None] = lambda: None
+        self._rounded: Callable[[], Tensor | None] = lambda: None
+
+    def __call__(self, linear: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        rows = inputs[0]
+        if rows.dtype != torch.float32 or not torch.is_autocast_enabled(rows.device.type):
+            return None
+        rounded = self._rounded() if self._rows() is rows else None
+        if rounded is None:
+            rounded = rows.to(torch.get_autocast_dtype(rows.device.type))
+            self._rows, self._rounded = weakref.ref(rows), weakref.ref(rounded)
+        return (rounded, *inputs[1:])
