@@ -17,7 +17,7 @@ from melior.data.chat import ChatFormat
 from melior.data.forest import Forest
 from melior.models.generation import Completion, complete
 from melior.models.layout import forest_hidden, padded_hidden, plug_in
-from melior.models.output import output_layer
+from melior.models.output import output_layer, refuse_other_logits
 from melior.options import Sampling
 from melior.records import Turns
 
@@ -42,6 +42,7 @@ class LanguageModel:
         self.chat = chat
         self.masters = dict(masters or {})
         self.output = output_layer(self.core)
+        refuse_other_logits(self.core, self.output)
         self.padded_because = plug_in(self.core)
         """Why sequences are computed one by one under padding; empty where the forest is exact."""
 
