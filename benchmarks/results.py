@@ -1,19 +1,16 @@
-"""What benchmarks against a rival share: options, what they ran on, and a table on a page."""
+"""The results of a benchmark against a rival: its options, and the table that comes of them."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
-import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rival import RIVAL_ENV
+from rival import RIVAL_ENV, describe_machine, describe_versions, fill_in, machine
 from turns import Message
 
 
@@ -68,46 +65,3 @@ def markdown(rows: Sequence[Sequence[str]], notes: Sequence[str], results: Messa
         f" {describe_versions(results['versions'])}; {minutes:.0f} minutes."
     )
     return "\n".join([*lines, "", *(f"- {note}" for note in (*notes, ran))])
-
-
-def fill_in(page: Path, what: str, text: str) -> None:
-    """Replace what stands between a page's markers."""
-    start = f"<!-- numbers: {what} -->"
-    end = "<!-- /numbers -->"
-    top, found, rest = page.read_text(encoding="utf-8").partition(start)
-    _, closed, bottom = rest.partition(end)
-    if not found or not closed:
-        raise SystemExit(f"{page}: needs a line {start} and {end} after it; found none")
-    page.write_text(f"{top}{start}\n\n{text}\n\n{end}{bottom}", encoding="utf-8")
-
-
-def machine(threads: int) -> Message:
-    """Say what this ran on."""
-    info = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"model name\s*: (.*)", info)
-    kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if kind in info]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": model[1] if model else platform.processor(),
-        "instructions": kinds,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "memory_gib": round(memory),
-        "load_before": os.getloadavg()[0],
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def describe_machine(found: Message) -> str:
-    return (
-        f"{found['cpu']}, {found['cores']} cores ({', '.join(found['instructions'])}),"
-        f" {found['memory_gib']} GiB, {found['threads']} threads each,"
-        f" load {found['load_before']:.1f} before the start"
-    )
-
-
-def describe_versions(found: dict[str, Message]) -> str:
-    ours = {"melior": importlib.metadata.version("melior"), **found["melior"]}
-    sides = (", ".join(f"{k} {v}" for k, v in side.items()) for side in (ours, found["trl"]))
-    return "; ".join(sides)
