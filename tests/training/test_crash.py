@@ -71,11 +71,16 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_to_the_same_bits(tmp_p
     assert result(folder) == whole
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_a_sentence(tmp_path, whole):
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "Ctrl-C"],
+)
+def test_a_signal_leaves_a_checkpoint_and_a_sentence(number, code, tmp_path, whole):
     folder = tmp_path / "run"
     process = start(folder)
-    said = stop(process, signal.SIGINT, 0.05)
-    assert process.returncode == 130
+    said = stop(process, number, 0.05)
+    assert process.returncode == code
     record = json.loads((folder / "run.json").read_text())
     steps = len((folder / "metrics.jsonl").read_text().splitlines())
     assert record["status"] == "stopped"
