@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from melior.cli import main
 from melior.recipes import preference
-from tests.tiny import tiny_model
+from tests.tiny import tiny_folder, tiny_model
 
 WORDS = ("fox", "dog", "capital", "Paris", "hello", "thank", "quick", "lazy", "today", "jumps")
 
@@ -86,6 +86,18 @@ def test_dpo_starts_at_log_2(model_folder, data, tmp_path):
     first = rows(tmp_path / "run" / "metrics.jsonl")[0]
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "lfm2"])
+def test_experts_sinks_and_convolutions_learn_too(family, data, tmp_path):
+    """On a forest, and where answers are computed one by one."""
+    tiny_folder(tmp_path / family, family)
+    main([
+        "dpo", "--model", str(tmp_path / family), "--data", data[0], "--out", str(tmp_path / "run"),
+        "--learning-rate", "1e-2", "--batch-size", "16", "--max-steps", "4", "--n-samples", "1",
+    ])  # fmt: skip
+    losses = [row["loss"] for row in rows(tmp_path / "run" / "metrics.jsonl")]
+    assert losses[0] == pytest.approx(0.693147, abs=1e-5) and losses[-1] < 0.6
 
 
 @pytest.mark.parametrize("name", ["dpo", "simpo"])
