@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from melior.models.precision import bfloat16_products, wide_product
 
@@ -31,7 +32,7 @@ class OutputLayer:
         self, hidden: Float[Tensor, "s d"], targets: Int[Tensor, " s"]
     ) -> Float[Tensor, " s"]:
         """Return each target's log-probability, in float32 or wider."""
-        hidden, weight = self._factors(hidden)
+        hidden, weight = self.factors(hidden)
         return _ScoredTokens.apply(  # type: ignore[no-untyped-call]  # of torch
             hidden, weight, targets, self.scale, self.softcap
         )
@@ -39,7 +40,7 @@ class OutputLayer:
     @torch.no_grad()
     def log_collision(self, hidden: Float[Tensor, "s d"]) -> Float[Tensor, " s"]:
         """Return the log-probability that two draws in a row's place agree: `log sum_v p(v)^2`."""
-        hidden, weight = self._factors(hidden)
+        hidden, weight = self.factors(hidden)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         once, twice = (
             torch.full((len(hidden),), -torch.inf, dtype=wide, device=hidden.device)
@@ -52,7 +53,7 @@ class OutputLayer:
                 twice = torch.logaddexp(twice, (2 * logits).logsumexp(-1))
         return twice - 2 * once
 
-    def _factors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def factors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is multiplied, in the weight's dtype; a bias is a weight of a constant."""
         weight, bias = self.linear.weight, self.linear.bias
         hidden = hidden.to(weight.dtype)
@@ -71,11 +72,36 @@ def output_layer(model: nn.Module) -> OutputLayer:
     linear = model.get_output_embeddings()  # type: ignore[operator]  # of PreTrainedModel
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"{type(model).__name__}: needs a linear output layer; found {linear!r}")
-    config = model.config
-    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
-    softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)  # Gemma 2
+    config = model.config.get_text_config()  # type: ignore[operator,union-attr]  # as above
+
+    def number(name: str, neutral: float) -> float:
+        return float(getattr(config, name, None) or neutral)
+
+    scale = number("logit_scale", 1.0) * number("lm_head_multiplier", 1.0)  # Cohere, Falcon H1
+    scale /= number("logits_scaling", 1.0)  # Granite
+    softcap = number("final_logit_softcapping", 0.0) or number("logits_soft_cap", 0.0)  # Gemmas
     return OutputLayer(linear, scale, softcap)
+
+
+@torch.no_grad()
+def refuse_other_logits(model: PreTrainedModel, layer: OutputLayer) -> None:
+    """Check on a few words that a model's own logits are those of its output layer.
+
+    Raises:
+        ValueError: they are not, so that its log-probabilities would be others than the model's.
+    """
+    vocabulary = layer.linear.weight.shape[0]
+    tokens = torch.tensor([[(301 + 37 * i) % vocabulary for i in range(8)]], device=model.device)
+    theirs = model(input_ids=tokens, use_cache=False).logits[0].float()
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    ours = _logits(*layer.factors(hidden), layer.scale, layer.softcap)
+    distance = float((ours - theirs).norm() / theirs.norm())
+    if not distance < (0.05 if model.dtype == torch.bfloat16 else 1e-3):
+        raise ValueError(
+            f"{type(model).__name__}: its logits must be its output layer's, scaled or capped as"
+            f" its config says; found a relative difference of {distance:.2g}; models of this kind"
+            " cannot be used"
+        )
 
 
 class _ScoredTokens(torch.autograd.Function):
