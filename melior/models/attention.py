@@ -31,11 +31,7 @@ NAME = "melior_forest"
 
 _HARMLESS = {"is_causal", "output_attentions", "output_hidden_states", "past_key_values",
              "position_ids", "use_cache"}  # fmt: skip
-<<<<<<< HEAD
-"""What layers pass on to their attention, and what changes nothing of it."""
-=======
 """What layers hand on to their attention from a call of ours, and what changes nothing of it."""
->>>>>>> main
 
 TILE_ROWS = 128
 """Rows that the backward pass takes at once: fewer waste less above the diagonal."""
@@ -133,16 +129,8 @@ def attend(
     """Attend along the paths of a forest, or as usual where the model was not given one.
 
     Raises:
-<<<<<<< HEAD
-        TypeError: a layer asks for what is not done here, such as sinks, a bias or chosen keys.
-    """
-    unknown = [k for k, v in options.items() if v is not None and k not in _HARMLESS]
-    if unknown:
-        raise TypeError(f"its attention has {', '.join(unknown)}")
-=======
         TypeError: a layer asks for what a forest's has not, such as sinks, a bias or chosen keys.
     """
->>>>>>> main
     query, key = query.to(value.dtype), key.to(value.dtype)  # turned by positions in float32
     if forest is None:
         return _plain(
@@ -203,7 +191,9 @@ class _ForestFlash(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
     ) -> Tensor:
         """Attend; `[1 h t e]` each, keys and values with a divisor of the queries' heads."""
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        # Rows before heads, as the next layer reads them: what it keeps is then this, no copy.
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        out = out.transpose(1, 2)
         lse_type = torch.float64 if query.dtype == torch.float64 else torch.float32
         total = torch.empty(query.shape[:3], dtype=lse_type)
         for part in layout.blocks:
@@ -248,7 +238,7 @@ class _ForestFlash(torch.autograd.Function):
             torch.zeros_like(v, dtype=rest.dtype),
         )
         for tile in ctx.layout.tiles:
-            _add_gradients(tile, rows, (k, v), grads, ctx.scale)
+            _add_gradients(tile, rows, (k, v), grads, scale=ctx.scale)
         dq, dk, dv = (x.reshape(1, -1, *x.shape[-2:]).to(query.dtype) for x in grads)
         return dq, dk, dv, None, None
 
@@ -258,6 +248,7 @@ def _add_gradients(
     of_rows: Sequence[Tensor],
     of_keys: Sequence[Tensor],
     grads: tuple[Tensor, Tensor, Tensor],
+    *,
     scale: float,
 ) -> None:
     """Add what the rows of a tile give: `[g r t e]` for queries, `[g t e]` for keys and values."""

@@ -16,14 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest
 from melior.models.generation import Completion, complete
-<<<<<<< HEAD
-from melior.models.layout import forest_hidden, padded_hidden, why_padded
-from melior.models.lean import keep_inputs_alone
-from melior.models.output import output_layer
-=======
 from melior.models.layout import forest_hidden, padded_hidden, plug_in
 from melior.models.output import output_layer, refuse_other_logits
->>>>>>> main
 from melior.options import Sampling
 from melior.records import Turns
 
@@ -49,20 +43,9 @@ class LanguageModel:
         self.model = model
         self.chat = chat
         self.masters = dict(masters or {})
-<<<<<<< HEAD
-        attention.register()
-        core = self.core
-        core.config.use_cache = False
-        if core.config._attn_implementation != attention.NAME:
-            core.set_attn_implementation(attention.NAME)
-        self.output = output_layer(core)
-        keep_inputs_alone(core)
-        self.padded_because = why_padded(core)
-=======
         self.output = output_layer(self.core)
         refuse_other_logits(self.core, self.output)
         self.padded_because = "as --padded asks" if padded else plug_in(self.core)
->>>>>>> main
         """Why sequences are computed one by one under padding; empty where the forest is exact."""
 
     @property

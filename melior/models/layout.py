@@ -14,6 +14,7 @@ from transformers.utils import logging
 from melior.data.forest import Forest, plant
 from melior.models import attention
 from melior.models.attention import Layout
+from melior.models.lean import keep_inputs_alone
 
 EXACT_KINDS = {"full_attention", "sliding_attention"}
 """Kinds of layers through which tokens meet only in attention."""
@@ -91,6 +92,8 @@ def plug_in(model: PreTrainedModel) -> str:
         reason = why_padded(model)
         if reason:
             model.set_attn_implementation(own)
+        else:
+            keep_inputs_alone(model)
     finally:
         logging.set_verbosity(verbosity)
     return reason

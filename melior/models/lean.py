@@ -34,20 +34,23 @@ def keep_inputs_alone(model: PreTrainedModel) -> None:
             module.forward = partial(_gated, module)
 
 
-def _again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Apply a function whose backward pass applies it once more."""
+def _again(function: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
+    """Apply a function whose backward pass applies it once more; it must not be random."""
     if not torch.is_grad_enabled():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return function(*inputs, **options)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 def _gated(mlp: Any, rows: Tensor) -> Tensor:
-    # What stands before the last product is computed again, but not that product itself.
-    return _again(partial(_down, mlp), mlp.gate_proj(rows), mlp.up_proj(rows))
+    gate, up = mlp.gate_proj(rows), mlp.up_proj(rows)
+    if type(mlp.down_proj) is nn.Linear:
+        # What its product reads is computed again; the product itself, coming last, is not.
+        return _again(lambda *parts: mlp.down_proj(_product(mlp, *parts)), gate, up)
+    return mlp.down_proj(_again(partial(_product, mlp), gate, up))  # an adapter may drop out
 
 
-def _down(mlp: Any, gate: Tensor, up: Tensor) -> Tensor:
-    return mlp.down_proj(mlp.act_fn(gate) * up)
+def _product(mlp: Any, gate: Tensor, up: Tensor) -> Tensor:
+    return mlp.act_fn(gate) * up
 
 
 @torch.no_grad()
@@ -55,10 +58,14 @@ def _is_gated(mlp: Any) -> bool:
     """Whether its forward pass is the one that its parts suggest."""
     weight = mlp.gate_proj.weight
     rows = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
+    was_training = mlp.training
+    mlp.eval()
     try:
         return torch.equal(mlp(rows), _gated(mlp, rows))
     except (RuntimeError, TypeError, AttributeError):
         return False
+    finally:
+        mlp.train(was_training)
 
 
 class _RoundedOnce:
