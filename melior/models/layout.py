@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def why_padded(model: PreTrainedModel) -> str:
     depth = max(kinds.index(kind) for kind in set(kinds)) + 1
     words = _words(config.vocab_size)
     trunk, own = words[:4], words[12:]
-    with torch.no_grad():
+    with evaluating(model):
         try:
             last, early, calls = _probe(model, depth, [(*trunk, *words[4:8]), (*trunk, *own)])
             again, _, _ = _probe(model, depth, [(*trunk, *words[8:12]), (*trunk, *own)])
@@ -130,6 +131,18 @@ def why_padded(model: PreTrainedModel) -> str:
     if not distance < (0.05 if model.dtype == torch.bfloat16 else 1e-3):
         return f"its first layers differ from a plain run's by {distance:.2g}"
     return ""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, nothing is random and no gradient is kept."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 class _Probe:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from melior.options import OptimConfig
 from melior.records import Metrics
 from melior.training.checkpoint import State
+from melior.training.memory import share_freed_memory
 from melior.types import Objective
 
 B = TypeVar("B")
@@ -132,6 +133,7 @@ class Step(Generic[B]):
         total_steps: int,
         masters: Mapping[str, Tensor] = {},
     ) -> None:
+        share_freed_memory()
         self.steps = 0
         self.total_steps = total_steps
         self._objective = objective
