@@ -309,4 +309,4 @@ def test_bfloat16_gradients_of_attention_are_as_near_as_their_own_rounding(size)
         for model, x in ((torch.nn.Module(), rounded), (torch.nn.Module(), exact))
     )
     for left, right in zip(ours, theirs, strict=True):
-        assert (left.double() - right).norm() < 1e-2 * right.norm()
+        assert (left.double() - right).norm() < 2e-2 * right.norm()
