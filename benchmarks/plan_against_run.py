@@ -24,20 +24,21 @@ from typing import Any
 
 from rival import describe_machine, fill_in, machine
 
-WORDS = (
+TEXT = (
     "the of and to in is that for it as was with be by on not he his but at are this have from"
     " or had an they which one you were all her she there would their we him been has when who"
     " will no more if out so up said what its about than into them can only other time new some"
     " could these two may first then do any like my now over such our man me even most made after"
-).split()
+)
+WORDS = TEXT.split()
 LENGTHS = {"short": ((30, 80), (50, 110)), "long": ((480, 900), (50, 70))}
 """In words of random text: of a prompt, and of an answer."""
 SHARED = ["--model", "smollm2", "--max-steps", "3", "--n-samples", "2", "--overwrite"]
 CASES = {
-    "short": ("short", ["--batch-size", "8"]),
-    "long": ("long", ["--batch-size", "4"]),
-    "long, checkpointing": ("long", ["--batch-size", "4", "--gradient-checkpointing"]),
-    "long, LoRA": ("long", ["--batch-size", "4", "--lora-r", "16"]),
+    "short": ("short", ["--batch-size", "4"]),
+    "long": ("long", ["--batch-size", "2"]),
+    "long, checkpointing": ("long", ["--batch-size", "2", "--gradient-checkpointing"]),
+    "long, LoRA": ("long", ["--batch-size", "2", "--lora-r", "16"]),
 }
 
 

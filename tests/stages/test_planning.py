@@ -34,12 +34,12 @@ def plan(tmp_path, model_folder):
     rows = [pair(i) | {"prompt": f"what about {i}?" + " fox" * (3 * (i % 9))} for i in range(40)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def made(machine=PLENTY, *, name="dpo", model={}, **loop):
+    def made(machine=PLENTY, *, name="dpo", model=(), **loop):
         kind = objective_kind(name)()
         return Subject.of(
             Plan(
                 name, kind.paper, kind.method(),
-                ModelOptions(**{"model": str(model_folder), "device": "cpu"} | model),
+                ModelOptions(**{"model": str(model_folder), "device": "cpu"} | dict(model)),
                 DataOptions(data=(str(data),)), OptimConfig(),
                 LoopOptions(**{"out": str(tmp_path / "run"), "batch_size": 8} | loop), None,
             ),
