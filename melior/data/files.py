@@ -29,6 +29,7 @@ __all__ = [
     "as_pair",
     "as_row",
     "content_hash",
+    "duel",
     "parse_source",
     "read_any",
     "read_groups",
@@ -118,10 +119,12 @@ def as_pair(record: Pair | Group) -> Pair:
             f"different scores; found {len(ranked)} candidates with the scores {scores[:8]}; "
             "choose pairs with `melior select`"
         )
-    best, worst = (one.response for one in ranked)
+    best, worst = ranked
     facts = {name: value for name, value in record.facts.items() if name != "weight"}
-    weight = weight_of(record)
-    return Pair(record.prompt, best, worst, weight=weight, facts=facts, origin=record.origin)
+    return Pair(
+        record.prompt, best.response, worst.response, weight=weight_of(record),
+        facts=facts | _unfinished(best, worst), origin=record.origin,
+    )  # fmt: skip
 
 
 def as_group(record: Pair | Group) -> Group:
@@ -129,9 +132,29 @@ def as_group(record: Pair | Group) -> Group:
     if isinstance(record, Group):
         return record
     above = record.margin if record.margin > 0 else 1.0
-    both = Candidate(record.chosen, above), Candidate(record.rejected, 0.0)
+    both = (
+        Candidate(record.chosen, above, facts=_cut_off(record, "chosen")),
+        Candidate(record.rejected, 0.0, facts=_cut_off(record, "rejected")),
+    )
     weight = {} if record.weight == 1 else {"weight": record.weight}
     return Group(record.prompt, both, {**record.facts, **weight}, record.origin)
+
+
+def duel(group: Group, chosen: Candidate, rejected: Candidate, *, margin: float) -> Pair:
+    """Return two of a group's candidates as a pair, with their scores, and which was cut off."""
+    facts = {**group.facts, "score_chosen": chosen.score, "score_rejected": rejected.score}
+    facts |= _unfinished(chosen, rejected)
+    return Pair(group.prompt, chosen.response, rejected.response, margin, facts=facts)
+
+
+def _unfinished(chosen: Candidate, rejected: Candidate) -> dict[str, Any]:
+    """Return the facts of a pair that say which of its answers was cut off."""
+    sides = {"is_finished_chosen": chosen, "is_finished_rejected": rejected}
+    return {name: False for name, one in sides.items() if not one.facts.get("is_finished", True)}
+
+
+def _cut_off(pair: Pair, side: str) -> dict[str, Any]:
+    return {} if pair.facts.get(f"is_finished_{side}", True) else {"is_finished": False}
 
 
 def weight_of(group: Group) -> float:

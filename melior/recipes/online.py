@@ -98,11 +98,12 @@ def run(config: Config) -> None:
     from melior.stages.online.judge import judge
     from melior.stages.online.propose import propose
 
-    with rounds.opened("online", PAPER, config, config.loop) as record:
-        setting = rounds.begin(
-            config.model, config.prompts, config.rounds, config.loop,
-            max_new_tokens=config.proposal.max_new_tokens, scoring=scoring,
-        )  # fmt: skip
+    setting = rounds.begin(
+        config.model, config.prompts, config.rounds, config.loop,
+        max_new_tokens=config.proposal.max_new_tokens, scoring=scoring,
+    )  # fmt: skip
+    made_of = setting.made_of
+    with rounds.opened("online", PAPER, config, config.loop, made_of=made_of) as record:
         results, policies = [rounds.judge_start(setting)], [setting.start]
         for number in range(1, config.prompts.rounds + 1):
             here, seeds, began = setting.here(number), setting.seeds(number), time.monotonic()

@@ -78,11 +78,7 @@ def check_prompted(
     sources = (*prompts.prompts, *prompts.eval_prompts)
     scorers = [name for name in (rounds.scorer, rounds.judge_with) if name]
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
-    if any(Path(loop.out).glob("round-*")) and not (loop.resume or loop.overwrite):
-        raise ValueError(
-            f"{loop.out}: a folder without rounds is needed; found those of a failed run; go on"
-            " with them by --resume, or replace them by --overwrite"
-        )
+    check_rounds(loop)
     check_named(model)
     check_installed(loop.report_to)
     for scorer in scorers:
@@ -93,6 +89,19 @@ def check_prompted(
         if next(read_prompts([source]), None) is None:
             raise ValueError(f"{source}: needs at least one prompt; found no row")
     return scoring
+
+
+def check_rounds(loop: LoopOptions) -> None:
+    """Refuse to take another run's rounds for one's own.
+
+    Raises:
+        ValueError: a run that failed, and may be replaced, has left rounds.
+    """
+    if any(Path(loop.out).glob("round-*")) and not (loop.resume or loop.overwrite):
+        raise ValueError(
+            f"{loop.out}: a folder without rounds is needed; found those of a failed run; go on"
+            " with them by --resume, or replace them by --overwrite"
+        )
 
 
 def held_out_data(data: Data, sources: Sequence[str]) -> Data:

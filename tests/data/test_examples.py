@@ -249,6 +249,19 @@ def test_two_candidates_keep_their_weight_as_a_pair(tmp_path):
         list(read_pairs([bad]))
 
 
+@pytest.mark.parametrize("data", ["pairs", "lists", "answers"])
+def test_an_answer_that_was_cut_off_stays_marked_whatever_it_is_read_as(tmp_path, data):
+    two = candidates(1, 0)
+    two["candidates"][1]["facts"] = {"is_finished": False}
+    pair = {"prompt": ask(), "chosen": "answer 0", "rejected": "answer 1"}
+    for row in (two, pair | {"is_finished_rejected": False}):
+        read = read_examples(data, [written(tmp_path, row)])
+        marks = {
+            text(a): cut for one in read for a, cut in zip(one.answers, one.cut_off, strict=True)
+        }
+        assert marks == {"answer 0": False, "answer 1": True}
+
+
 def answers(*prompts: int) -> list[Example]:
     return [
         Example((Turn("user", ask(p)),), ((Turn("assistant", f"{i}"),),), (1.0,), origin=f"f:{i}")
@@ -304,7 +317,7 @@ def test_answers_in_steps_keep_their_ends():
     assert not groups and lengths.too_long == ["f:1"]
 
 
-@pytest.mark.parametrize("data", ["pairs", "answers"])
+@pytest.mark.parametrize("data", ["pairs", "answers", "lists"])
 def test_a_share_that_is_not_read_may_not_contradict_the_label(data, tmp_path):
     def source(*shares):
         path = tmp_path / "shares.jsonl"

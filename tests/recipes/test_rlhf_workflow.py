@@ -5,7 +5,7 @@ import pytest
 from melior.cli import main
 from melior.config import config_to_dict
 from melior.recipes import rlhf_workflow
-from tests.recipes.test_online import killed, manifests, read, rows, same_weights, write_prompts
+from tests.recipes.test_online import manifests, read, rows, same_weights, write_prompts
 
 
 def words(model_folder, prompts, out, *more):
@@ -72,13 +72,6 @@ def test_a_price_on_length_shortens_what_is_chosen(model_folder, prompts, tmp_pa
         gaps.append(sum(sizes) / len(sizes))
     assert gaps[0] >= gaps[1] >= gaps[2]
     assert gaps[2] < 0
-
-
-def test_three_kills_end_in_the_same_weights_and_manifests(model_folder, prompts, tmp_path):
-    line = words(model_folder, prompts, "", "--save-steps", "1", "--lora-r", "2")
-    found = killed([word for word in line if word not in ("--out", "")], tmp_path, 3)
-    assert found["kills"] == 3
-    assert found["compared"] >= 1
 
 
 def test_lists_are_refused(model_folder, prompts, tmp_path, capsys):

@@ -200,3 +200,9 @@ def test_every_prompt_is_counted_once_and_comparisons_do_not_go_into_pairs(tmp_p
     assert counts.sentence().startswith("1 of 4 prompts are learned from; left out: 1 for")
     (pair,) = read_pairs(str(tmp_path / "pairs.jsonl"))
     assert pair.facts == {"topic": "x", "score_chosen": 1.0, "score_rejected": 0.0}
+
+
+def test_a_pair_says_which_of_its_answers_was_cut_off():
+    pair, _ = chosen(group(("a", 1.0, False), ("b", 0.0)))
+    assert pair.facts["is_finished_chosen"] is False
+    assert "is_finished_rejected" not in pair.facts

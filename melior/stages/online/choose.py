@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from melior import selection
-from melior.data.files import read_groups, write_groups, write_records
+from melior.data.files import duel, read_groups, write_groups, write_records
 from melior.ops import generator
 from melior.records import Candidate, Group, Pair, text
 from melior.rewards.named import COMPARED, unjudged
@@ -185,8 +185,7 @@ def _pair(group: Group, better: Ranked, worse: Ranked) -> Pair:
     """Return two answers as a pair, whose margin is what ranked them."""
     (chosen, high), (rejected, low) = better, worse
     facts = {key: value for key, value in group.facts.items() if key not in COMPARED}
-    facts |= {"score_chosen": chosen.score, "score_rejected": rejected.score}
-    return Pair(group.prompt, chosen.response, rejected.response, high - low, facts=facts)
+    return duel(replace(group, facts=facts), chosen, rejected, margin=high - low)
 
 
 def _two_apart(group: Group, better: Ranked, worse: Ranked) -> Group:
