@@ -31,7 +31,11 @@ TEXT = (
     " could these two may first then do any like my now over such our man me even most made after"
 )
 WORDS = TEXT.split()
-LENGTHS = {"short": ((30, 80), (50, 110)), "long": ((480, 900), (50, 70))}
+LENGTHS = {
+    "short": ((30, 80), (50, 110)),
+    "long": ((480, 900), (50, 70)),
+    "chat": ((20, 400), (100, 450)),
+}
 """In words of random text: of a prompt, and of an answer."""
 SHARED = ["--model", "smollm2", "--max-steps", "3", "--n-samples", "2", "--overwrite"]
 CASES = {

@@ -78,7 +78,7 @@ def estimate(plan: Plan, machine: Machine, *, share: float) -> Estimate:
         counts=_counts(subject),
         memory=found,
         time=tuple(time),
-        ways=tuple(ways(subject)) if short else (),
+        ways=tuple(ways(subject, found.most)) if short else (),
         notes=(*notes, *said),
     )
 
@@ -108,9 +108,12 @@ def _time(subject: Subject, share: float) -> tuple[list[Part], Sequence[str]]:
     """Return the parts of the time, and what is to be said of them."""
     plan, machine = subject.plan, subject.machine
     if not machine.is_here:
+        whole = states(subject.model).original
         return assumed(subject, share), [
+            f"each process first reads all weights, {whole / 2**30:.0f} GiB of float32, into the"
+            " memory of its host",
             f"time: {machine.count} x {machine.flops:.3g} FLOP/s declared, of which {share:.0%} is"
-            " assumed to be reached, communication included; nothing was measured"
+            " assumed to be reached, communication included; nothing was measured",
         ]
     few = depth(subject.config)
     small = states(skeleton(plan.model, subject.config, depth=few))

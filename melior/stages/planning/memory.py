@@ -41,10 +41,17 @@ class States:
     """Of the weights while they are read, in float32."""
 
     def shard(self, processes: int) -> States:
-        """Return what each of several processes keeps under FSDP."""
+        """Return what each of several processes keeps under FSDP.
+
+        There, weights that are trained in bfloat16 are rounded from the masters whenever a block
+        needs them, and are not kept.
+        """
+        if processes == 1:
+            return self
+        rounded = self.masters // 2
         return States(
-            self.weights // processes, self.masters // processes, self.moments // processes,
-            self.gradients // processes, self.original,
+            (self.weights - rounded) // processes, self.masters // processes,
+            self.moments // processes, self.gradients // processes, self.original,
         )  # fmt: skip
 
 
@@ -65,8 +72,8 @@ def states(model: nn.Module) -> States:
 def gathered(model: nn.Module) -> int:
     """Return what a process under FSDP has whole for a moment, beyond its shards.
 
-    The largest block and the one that is fetched meanwhile, the gradient of one before it is
-    divided, and all that is in no block (embedding and output layer) with its gradient.
+    The largest block and the one that is fetched meanwhile, all that is in no block (embedding and
+    output layer), its gradient, and that of a block, once as it comes and once in float32.
     """
     inner = core(model)
     blocks = [
@@ -75,10 +82,10 @@ def gathered(model: nn.Module) -> int:
         if isinstance(blocks, nn.ModuleList) and len(blocks) == n_layers(inner.config)
         for block in blocks
     ]
-    whole = sum(one.numel() * one.element_size() for one in model.parameters())
-    root = whole - sum(blocks)
+    root = sum(one.numel() * one.element_size() for one in model.parameters()) - sum(blocks)
+    there = 2 * max(blocks) + root
     is_trained = all(one.requires_grad for one in inner.parameters())
-    return 2 * max(blocks) + root + (max(blocks) + root if is_trained else 0)
+    return there + (3 * max(blocks) + root if is_trained else 0)
 
 
 def cache_bytes(config: PreTrainedConfig, lengths: Sequence[int], new: int, itemsize: int) -> int:

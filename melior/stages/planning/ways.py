@@ -30,13 +30,18 @@ class Way:
     """The run learns the same, up to rounding."""
 
 
-def ways(subject: Subject) -> list[Way]:
-    """Return what would make a run fit that does not: first what changes no number, then speed."""
-    found = [way for way in _tried(subject) if way.memory <= subject.machine.memory]
+def ways(subject: Subject, most: float) -> list[Way]:
+    """Return what would make a run fit that does not: first what changes no number, then speed.
+
+    Args:
+        subject: the run as it was asked for.
+        most: bytes that it takes.
+    """
+    found = [way for way in _tried(subject, most) if way.memory <= subject.machine.memory]
     return sorted(found, key=lambda way: (not way.is_same, way.slower, -way.memory))
 
 
-def _tried(subject: Subject) -> Iterator[Way]:
+def _tried(subject: Subject, asked: float) -> Iterator[Way]:
     model, loop = subject.plan.model, subject.plan.loop
     models = {"": model}
     if not model.lora_r:
@@ -50,7 +55,7 @@ def _tried(subject: Subject) -> Iterator[Way]:
         words = " ".join(word for word in (held, said) if word)
         cost = _cost(subject, options, longer) / _cost(subject, model, loop)
         largest = subject.work.largest
-        most = memory(subject, options, longer, largest).most
+        most = memory(subject, options, longer, largest).most if words else asked
         if words:
             yield Way(words, most, cost, is_same=not held)
         if most > subject.machine.memory:
