@@ -15,6 +15,9 @@ from melior.models import attention
 from melior.models.loading import DTYPES, forget_dropout, with_adapter
 from melior.options import ModelOptions
 
+ModelConfig = PreTrainedConfig
+"""How transformers describes a model."""
+
 
 def skeleton(options: ModelOptions, config: PreTrainedConfig, *, depth: int = 0) -> nn.Module:
     """Return the model that would be trained, on the `meta` device: nothing is read or allocated.
@@ -38,6 +41,18 @@ def skeleton(options: ModelOptions, config: PreTrainedConfig, *, depth: int = 0)
             model.requires_grad_(False)
             return with_adapter(model, options, seed=0)
     return model
+
+
+def drawn(options: ModelOptions, config: PreTrainedConfig, depth: int) -> nn.Module:
+    """Return a model's first layers with random weights in float32, the same ones each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            of_depth(config, depth),
+            dtype=torch.float32,
+            trust_remote_code=options.trust_remote_code,
+        )
+    return model.eval()
 
 
 def of_depth(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:

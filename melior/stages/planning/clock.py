@@ -19,14 +19,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest
 from melior.models.generation import complete
 from melior.models.language import LanguageModel
 from melior.models.loading import held
-from melior.models.skeleton import of_depth, period
+from melior.models.skeleton import ModelConfig, drawn, n_layers, period
 from melior.ops import generator
 from melior.options import ModelOptions, OptimConfig, Sampling
 from melior.records import Metrics
@@ -66,21 +65,15 @@ class Clock:
     def __init__(
         self,
         options: ModelOptions,
-        config: PreTrainedConfig,
+        config: ModelConfig,
         chat: ChatFormat,
         optim: OptimConfig,
         *,
         checkpointing: bool,
     ) -> None:
         self.depth = depth(config)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            drawn = AutoModelForCausalLM.from_config(
-                of_depth(config, self.depth),
-                dtype=torch.float32,
-                trust_remote_code=options.trust_remote_code,
-            ).eval()
-        model, masters = held(drawn, options, trainable=True, seed=0)
+        first = drawn(options, config, self.depth)
+        model, masters = held(first, options, trainable=True, seed=0)
         self.model = LanguageModel(model, chat, masters=masters)
         self.n_trained = sum(one.numel() for one in self.model.trainable().values())
         if checkpointing:
@@ -178,10 +171,9 @@ class Clock:
         return time.perf_counter()
 
 
-def depth(config: PreTrainedConfig) -> int:
+def depth(config: ModelConfig) -> int:
     """Return how many layers are timed: each kind, and two at least, where there are so many."""
-    whole = int(config.get_text_config().num_hidden_layers)
-    return min(whole, max(2, period(config)))
+    return min(n_layers(config), max(2, period(config)))
 
 
 def saving(beside: Path) -> float:

@@ -63,8 +63,7 @@ def measured(subject: Subject, timer: Clock) -> list[Part]:
         parts.append(Part(f"held-out rows, {times} times", seconds))
     each = work.a_step([pace.learning(portion) for portion in work.portions]) + pace.update
     parts.append(Part(f"{work.steps} steps", work.steps * each, f"{each:.3g} s each"))
-    kept = states(subject.model)
-    saved = kept.masters + kept.moments or 3 * kept.weights
+    saved = states(subject.model).moments * 3 // 2  # the weights that are updated, besides
     times = ceil(work.steps / loop.save_steps) if loop.save_steps else 1
     rate = clock.saving(Path(loop.out))
     parts.append(Part(f"checkpoints, {times}", times * saved * rate, f"{saved / 1e9:.2g} GB each"))

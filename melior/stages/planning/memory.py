@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
 from melior.models.decoding import GROWTH
 from melior.models.language import core
 from melior.models.rehearsal import Held
-from melior.models.skeleton import n_layers
+from melior.models.skeleton import ModelConfig, n_layers
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def gathered(model: nn.Module) -> int:
     return there + (3 * max(blocks) + root if is_trained else 0)
 
 
-def cache_bytes(config: PreTrainedConfig, lengths: Sequence[int], new: int, itemsize: int) -> int:
+def cache_bytes(config: ModelConfig, lengths: Sequence[int], new: int, itemsize: int) -> int:
     """Return what keys and values of prompts and of their answers take, and the logits.
 
     Args:

@@ -7,13 +7,12 @@ from functools import cached_property
 from math import ceil
 
 from torch import nn
-from transformers import PreTrainedConfig
 
 from melior.data.chat import ChatFormat
 from melior.models.flops import Shape, shape_of
 from melior.models.loading import config_of, load_chat
 from melior.models.rehearsal import takes_forest
-from melior.models.skeleton import skeleton
+from melior.models.skeleton import ModelConfig, skeleton
 from melior.stages.data import Prepared
 from melior.stages.learn import Plan, prepare_data, refuse_unfit
 from melior.stages.planning.machines import DRIVER, Machine, resident, running
@@ -29,7 +28,7 @@ class Subject:
     train: Prepared
     held_out: Prepared | None
     chat: ChatFormat
-    config: PreTrainedConfig
+    config: ModelConfig
     model: nn.Module
     """All its layers, without weights."""
     base: int
