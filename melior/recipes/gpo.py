@@ -174,7 +174,8 @@ def run(config: Config) -> None:
 
     setting = rounds.begin(
         config.model, config.prompts, config.rounds, config.loop,
-        max_new_tokens=config.proposal.max_new_tokens, scoring=scoring,
+        max_new_tokens=config.proposal.max_new_tokens,
+        length_penalty=config.choice.length_penalty, scoring=scoring,
     )  # fmt: skip
     made_of = setting.made_of
     with rounds.opened("gpo", PAPER, config, config.loop, made_of=made_of) as record:
@@ -186,14 +187,17 @@ def run(config: Config) -> None:
             price = config.choice.length_penalty
             targets = partial(config.objective.targets, length_penalty=price)
             unpriced = replace(config.choice, length_penalty=0.0)
-            counts = choose(here, unpriced, seed=seeds["choice"], targets=targets)
+            counts = choose(
+                here, unpriced, seed=seeds["choice"], fits=setting.fits, targets=targets
+            )
             if not rounds.has_lessons(record, number, counts):
                 break
             policies.append(rounds.learn_round(here, _plan(config, setting, policies[-1], number)))
             results.append(judge(here, policies[-1], setting.panel, number))
             rounds.close(setting, results[-1], counts, policies[-2:], began=began)
             record.append(number, rounds.metrics_of(results[-1], counts))
-            if not rounds.may_go_on(record, results[-1], config.rounds):
+            budget = config.loop.kl_budget
+            if not rounds.may_go_on(record, results[-1], config.rounds, kl_budget=budget):
                 break
         rounds.finish(setting, results, keep_best=config.rounds.keep == "best", record=record)
         _tell_of_all(config, setting, results, policies[1:], record)

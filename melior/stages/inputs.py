@@ -72,8 +72,14 @@ def check_prompted(
 
     Raises:
         FileNotFoundError: the model, its template, a scorer or a source is not there.
-        ValueError: the folder holds a run, a tracker is not installed, or a source has no prompt.
+        ValueError: the folder holds a run, a tracker is not installed, a source has no prompt, or
+            an option is given that rounds do not read.
     """
+    if loop.eval_steps:
+        raise ValueError(
+            "eval_steps must be 0, as held-out prompts are answered after each round and at no step"
+            f" between; found {loop.eval_steps}"
+        )
     scoring = ScoringOptions(dtype=model.dtype, device=model.device, judge=judge)
     sources = (*prompts.prompts, *prompts.eval_prompts)
     scorers = [name for name in (rounds.scorer, rounds.judge_with) if name]

@@ -165,6 +165,16 @@ def test_two_answers_go_out_with_what_they_are_regressed_on(model_folder, prompt
     assert math.isfinite(facts["reward of the mean of all weights"])
 
 
+def test_the_mean_of_all_weights_is_that_of_further_rounds_too(model_folder, prompts, tmp_path):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    main(words(model_folder, prompts, out, "--average", "--rounds", "1"))
+    main(words(model_folder, prompts, out, "--average", "--resume", "--allow-changes"))
+    main(words(model_folder, prompts, whole, "--average"))
+    late, at_once = (load_file(one / "average" / "model" / "model.safetensors")
+                     for one in (out, whole))  # fmt: skip
+    assert all(torch.equal(late[name], at_once[name]) for name in at_once)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -9,6 +9,9 @@ from safetensors.torch import load_file
 
 from melior.cli import main
 from melior.config import config_to_dict
+from melior.data.files import read_prompts
+from melior.models.loading import load_chat
+from melior.options import ModelOptions
 from melior.recipes import online
 
 WORDS = ("fox", "dog", "capital", "Paris", "hello", "thank", "quick", "lazy", "today", "jumps")
@@ -186,6 +189,25 @@ def test_a_round_without_anything_to_learn_stops_the_run_and_keeps_the_others(
     assert (out / "report.html").exists()
 
 
+def test_what_is_counted_as_learned_from_is_learned_from(model_folder, prompts, tmp_path):
+    """Random weights write half characters, which are read as more tokens than they were."""
+    longest = max(len(tokens) for tokens in prompt_tokens(model_folder, prompts))
+    out = tmp_path / "run"
+    main(words(model_folder, prompts, out, "--max-length", str(longest + 8), "--keep", "last"))
+    first, *learned = manifests(out)
+    assert first["counts"]["left_out"]["too long"] == 0
+    assert sum(one["counts"]["too_long"] for one in learned) > 0
+    for number, one in enumerate(learned, 1):
+        data = read(out / f"round-{number}" / "learn" / "data.json")["train"]
+        assert data["rows_used"] == one["counts"]["chosen"]
+        assert data["left_out"] == []
+
+
+def prompt_tokens(model_folder, prompts):
+    chat = load_chat(ModelOptions(model=str(model_folder)))
+    return [chat.prompt_tokens(group.prompt) for group in read_prompts([prompts])]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -200,6 +222,7 @@ def test_a_round_without_anything_to_learn_stops_the_run_and_keeps_the_others(
         (["--stop-on-overoptimisation"], "give --judge-with"),
         (["--max-length", "10"], "too long"),
         (["--resume"], "a run to resume is needed; found none"),
+        (["--eval-steps", "10"], "eval_steps must be 0"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )

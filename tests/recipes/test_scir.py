@@ -142,6 +142,21 @@ def test_baselines_move_only_what_they_should(judge_folder, data, tmp_path):
     assert found["filter"][0]["consistency/kept"] < 1
 
 
+def test_patience_ends_a_run_that_can_be_reported_and_leaves_the_warm_up_alone(
+    judge_folder, data, tmp_path, capsys
+):
+    """Nothing is ever kept: in the warm-up that is no reason to stop."""
+    idle = ["--patience", "1", "--delta", "0.49", "--warmup-confidence", "0.49"]
+    main(words(judge_folder, data, tmp_path / "all", *idle, "--warmup-share", "1"))
+    assert [row["consistency/kept"] for row in training(tmp_path / "all")] == [0.0] * 3
+    with pytest.raises(SystemExit):
+        main(words(judge_folder, data, tmp_path / "some", *idle, "--warmup-share", "0.3"))
+    assert "step 2: pairs on which judge and implicit reward agree" in capsys.readouterr().err
+    assert len(training(tmp_path / "some")) == 2
+    main(["report", str(tmp_path / "some")])
+    assert (tmp_path / "some" / "report.html").stat().st_size > 10_000
+
+
 def test_pairs_that_cannot_be_asked_about_are_counted_and_said(judge_folder, data, tmp_path):
     path = tmp_path / "odd.jsonl"
     odd = rows(tmp_path / "free.jsonl")

@@ -26,7 +26,7 @@ from melior.stages.internal.consistency import (
 from melior.stages.internal.judge import at_start, opinions, parted, see, shortcut
 from melior.stages.internal.opinions import Seen, SelfJudge, read, with_questions
 from melior.stages.internal.options import ConsistencyOptions, StopOptions
-from melior.stages.internal.watch import Patience, stop_on
+from melior.stages.internal.watch import Patience, stops_of
 from melior.training.health import Health
 from melior.types import Pairwise
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
@@ -357,12 +357,16 @@ def test_agreement_of_a_judge_that_the_order_decides_is_a_shortcut(changes, is_f
 def test_a_run_stops_at_a_shortcut_where_that_is_asked_for(tmp_path):
     said = []
     health = Health(tmp_path, (shortcut,), total_steps=24, note=said.append)
-    stop = stop_on("shortcut", health)
-    for step in range(1, 20):
+    going_on, stopping = (
+        stops_of(StopOptions(stop_on_shortcut=asked), health, [], n_warm_up=0)
+        for asked in (False, True)
+    )
+    for step in range(1, 21):
         row = step_row(step, **{"judge/flips": 0.6})
         health(step, row)
-        stop(step, row)
-    health(20, step_row(20, **{"judge/flips": 0.6}))
+        for hook in (*going_on, *(stopping if step < 20 else ())):
+            hook(step, row)
+    (stop,) = stopping[len(going_on) :]
     with pytest.raises(ValueError, match=r"step 20: both agree on 99% .* as --stop-on-shortcut"):
         stop(20, {})
     assert len(said) == 1

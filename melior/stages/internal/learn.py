@@ -6,7 +6,7 @@ Zhou et al. 2025, arXiv 2502.08922. Read, ask about, judge, train, judge again, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -39,7 +39,7 @@ from melior.stages.internal.judge import (
 from melior.stages.internal.material import Material, Pairs, read_material
 from melior.stages.internal.opinions import SelfJudge
 from melior.stages.internal.options import ConsistencyOptions, ConsistencyPlan
-from melior.stages.internal.watch import Patience, stop_on
+from melior.stages.internal.watch import stops_of
 from melior.stages.learn import Bench, Plan, write_card
 from melior.stages.method import Method, log_ratio_method
 from melior.stages.reference import reference_log_probs
@@ -87,6 +87,10 @@ class Examiner:
         """Examine the model as it is."""
         seen = see(self.model, self.groups, self.reference, self.labels, max_tokens=self._limit)
         return opinions(seen, self.plan.options)
+
+    def metrics(self) -> Metrics:
+        """Return what the model as it is comes to, as numbers of a step."""
+        return {f"eval_{name}": value for name, value in self.now().numbers().items()}
 
     @property
     def _limit(self) -> int:
@@ -156,33 +160,23 @@ def _train(
         about=_about(plan, model, material, total), keep=loop.save_total_limit,
     )  # fmt: skip
     start = _resume(plan, run, kept) if loop.resume else 0
-    health, past = _watch(plan, run, total), read_rows(run.folder)
+    health = _watch(plan, run, total)
 
     def note(number: int, metrics: dict[str, float]) -> None:
         run.append(number, {"epoch": number / free.steps_per_epoch} | metrics)
 
     def examine(number: int) -> None:
         if examiner:
-            numbers = examiner.now().numbers()
-            run.append(number, {f"eval_{name}": value for name, value in numbers.items()})
+            run.append(number, examiner.metrics())
 
     with Progress(total, start=start) as progress:
         hooks: list[Hook] = [
             note, progress, health, every(loop.eval_steps, examine),
-            every(loop.save_steps, kept.save, last=total), *_stops(plan, total, past, health),
+            every(loop.save_steps, kept.save, last=total), *_stops(plan, run, health, total),
         ]  # fmt: skip
         todo = together(free, seed, total, start=start)
         fit(lambda parts: step(chosen(parts)), todo, hooks=hooks, start=start, save=kept.save)
     return health
-
-
-def _stops(
-    plan: ConsistencyPlan, total: int, past: Sequence[Metrics], health: Health
-) -> list[Hook]:
-    """Return what may end the run before its last step."""
-    n_warm_up = n_warm_up_steps(total, plan.options)
-    hooks: list[Hook] = [Patience(plan.stops.patience, past, n_warm_up=n_warm_up)]
-    return [*hooks, stop_on("shortcut", health)] if plan.stops.stop_on_shortcut else hooks
 
 
 def _watch(plan: ConsistencyPlan, run: Run, total: int) -> Health:
@@ -191,6 +185,11 @@ def _watch(plan: ConsistencyPlan, run: Run, total: int) -> Health:
     past = read_rows(run.folder) if plan.loop.resume else []
     watch = (*detectors(setting), shortcut)
     return Health(run.folder, watch, total_steps=total, note=run.note, past=past)
+
+
+def _stops(plan: ConsistencyPlan, run: Run, health: Health, total: int) -> list[Hook]:
+    n_warm_up = n_warm_up_steps(total, plan.options)
+    return stops_of(plan.stops, health, read_rows(run.folder), n_warm_up=n_warm_up)
 
 
 def _about(

@@ -24,7 +24,7 @@ class ConsistencyOptions:
     length; averages want a beta near 2."""
     labels: Literal["agreed", "judge"] = "agreed"
     """Learn from pairs on which both agree at that step, or from all as the start model's judge
-    labels them (self-rewarding language models, with inconsistency_weight 0)."""
+    labels them (a baseline, with inconsistency_weight 0)."""
     penalty: Literal["js", "symmetric-kl", "squared", "pseudo-label"] = "js"
     """What inconsistency costs: Jensen-Shannon divergence with `gamma` times the mean entropy, or
     one of its rivals."""

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from melior.records import Metrics
+from melior.stages.internal.options import StopOptions
 from melior.training.health import Health, Row
 from melior.training.loop import Hook
 
 FEWEST_KEPT = 0.01
 """Share of a step's pairs below which hardly anything is learned from."""
+
+
+def stops_of(
+    options: StopOptions, health: Health, past: Sequence[Row], *, n_warm_up: int
+) -> list[Hook]:
+    """Return what may end a run before its last step."""
+    patience = Patience(options.patience, past, n_warm_up=n_warm_up)
+    return [patience, stop_on("shortcut", health)] if options.stop_on_shortcut else [patience]
 
 
 class Patience:

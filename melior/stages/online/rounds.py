@@ -23,7 +23,7 @@ from melior.options import DataOptions, LoopOptions, ModelOptions, ScoringOption
 from melior.records import Metrics
 from melior.rewards.named import about_scorer, load_scorer
 from melior.stages.learn import Plan, learn, whole, write_card
-from melior.stages.online.choose import CHOSEN, SCORED, Counts
+from melior.stages.online.choose import CHOSEN, SCORED, Counts, Fits, within
 from melior.stages.online.judge import (
     HELD_OUT,
     JUDGED,
@@ -62,6 +62,7 @@ class Setting:
     start: ModelOptions
     """The start model as it is, without an adapter to be trained."""
     asked: Asked
+    fits: Fits
     scorer: Scorer
     panel: Panel
     seed: int
@@ -120,6 +121,7 @@ def begin(
     loop: LoopOptions,
     *,
     max_new_tokens: int,
+    length_penalty: float,
     scoring: ScoringOptions,
 ) -> Setting:
     """Divide the prompts among the rounds, and load the scorers.
@@ -127,10 +129,11 @@ def begin(
     Raises:
         ValueError: there are too few prompts, or a server cannot be reached.
     """
-    longest = min(rounds.max_length, n_positions(model)) - max_new_tokens
-    out = Path(loop.out)
+    out, chat = Path(loop.out), load_chat(model)
+    max_length = min(rounds.max_length, n_positions(model))
+    # A finished answer's end token is one of its tokens, and a cut one has none.
     asked = divide(
-        prompts, load_chat(model), longest=longest, seed=loop.seed,
+        prompts, chat, longest=max_length - max_new_tokens, seed=loop.seed,
         earlier=asked_before(out) if loop.resume else {},
     )  # fmt: skip
     named = {"reward": rounds.scorer}
@@ -144,8 +147,9 @@ def begin(
         "eval_prompts": content_hash(list(prompts.eval_prompts)) if prompts.eval_prompts else "",
         "scorers": about,
     }
-    panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed)
-    return Setting(out, start, asked, scorers["reward"], panel, loop.seed, made_of)
+    panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed, length_penalty)
+    fits = within(chat, max_length)
+    return Setting(out, start, asked, fits, scorers["reward"], panel, loop.seed, made_of)
 
 
 def judge_start(setting: Setting) -> dict[str, Any]:
@@ -283,10 +287,25 @@ def has_lessons(record: Run, number: int, counts: Counts) -> bool:
     return counts.chosen > 0
 
 
-def may_go_on(record: Run, judged: Mapping[str, Any], rounds: RoundOptions) -> bool:
-    """Note where scorer and held-out scorer part; say whether the run goes on all the same."""
+def may_go_on(
+    record: Run, judged: Mapping[str, Any], rounds: RoundOptions, *, kl_budget: float
+) -> bool:
+    """Note what there is to worry about in a round; say whether the run goes on all the same.
+
+    That is where scorer and held-out scorer part, what the latter does not judge, and a model that
+    has moved too far.
+    """
+    name, moved = f"round {judged['round']}", judged["means"]["kl"]
+    if kl_budget and moved > kl_budget:
+        record.note(f"{name}: {moved:.3g} nats an answer from the start, above --kl-budget")
+    silent, asked = judged["unjudged"].get("judge", 0), len(judged["numbers"]["kl"])
+    if silent:
+        record.note(f"{name}: no held-out score for {silent} of {asked} held-out prompts")
+    is_blind = rounds.stop_on_overoptimisation and silent == asked
+    if is_blind:
+        record.note("stopped there, as over-optimisation cannot be seen without held-out scores")
     if not judged["parts"]:
-        return True
+        return not is_blind
     record.note(judged["parts"])
     if rounds.stop_on_overoptimisation:
         record.note("stopped there, as --stop-on-overoptimisation asks")
@@ -314,10 +333,16 @@ def finish(
 def best_round(judged: Sequence[Mapping[str, Any]]) -> int:
     """Return the round with the highest held-out score: of the held-out scorer, where there is one.
 
-    Of equal ones it is the first, so that a round has to earn its place; the start model is one.
+    Else it is the scorer's, less the price on length, if there is one; over the prompts that have
+    it in every round. Of equal rounds it is the first, so that a round has to earn its place; the
+    start model is one.
     """
-    key = "judge" if all("judge" in one["means"] for one in judged) else "reward"
-    return int(max(judged, key=lambda one: one["means"].get(key, float("-inf")))["round"])
+    for key in ("judge", "ranked", "reward"):
+        rows = zip(*(one["numbers"].get(key, ()) for one in judged), strict=True)
+        if known := [row for row in rows if None not in row]:
+            sums = [sum(column) for column in zip(*known, strict=True)]
+            return int(judged[sums.index(max(sums))]["round"])
+    return int(judged[0]["round"])
 
 
 def keep(out: Path, model: ModelOptions) -> None:
