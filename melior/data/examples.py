@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from melior.data import layouts
 from melior.data.files import as_group, read_any, read_groups, read_pairs, weight_of
 from melior.data.steps import step_starts
-from melior.records import Candidate, Group, Pair, Turns
+from melior.records import Candidate, Group, Pair, Turns, is_cut_off
 
 R = TypeVar("R", Pair, Group, Pair | Group)
 Data = Literal["pairs", "answers", "lists", "comparisons"]
@@ -127,7 +127,7 @@ def agreed(record: R) -> R:
 
 def _cut_off(candidates: Iterable[Candidate]) -> tuple[bool, ...]:
     """Return which answers were stopped before their end, as samplers note it."""
-    return tuple(not one.facts.get("is_finished", True) for one in candidates)
+    return tuple(is_cut_off(one.facts) for one in candidates)
 
 
 def _check_steps(candidate: Candidate, where: str) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from melior.intervals import wilson_interval
-from melior.records import Group, Pair, Turn, Turns, text
+from melior.records import CUT_OFF, Group, Pair, Turn, Turns, is_cut_off, text
 
 Level = Literal["error", "warning", "note"]
 
@@ -122,8 +122,7 @@ def _pair(tally: _Tally, pair: Pair, seen: dict[int, int]) -> int:
     tally.add("equal-answers", pair.origin, when=better == worse)
     tally.add("negative-margins", pair.origin, when=pair.margin < 0)
     tally.add("zero-weights", pair.origin, when=pair.weight == 0)
-    sides = [pair.facts.get(f"is_finished_{side}", True) for side in ("chosen", "rejected")]
-    tally.add("cut-off", pair.origin, when=not all(sides))
+    tally.add("cut-off", pair.origin, when=any(is_cut_off(pair.facts, side) for side in CUT_OFF))
     tally.repeated(seen, (ask, better, worse), pair.origin)
     is_both_ways = better != worse and hash((ask, worse, better)) in seen
     tally.add("contradictions", pair.origin, when=is_both_ways)
@@ -141,8 +140,8 @@ def _group(tally: _Tally, group: Group, seen: dict[int, int]) -> None:
     is_flat = len(scores) > 1 and None not in scores and len(set(scores)) == 1
     tally.add("equal-scores", group.origin, when=is_flat)
     tally.add("zero-weights", group.origin, when=group.facts.get("weight") == 0)
-    ended = (candidate.facts.get("is_finished", True) for candidate in group.candidates)
-    tally.add("cut-off", group.origin, when=not all(ended))
+    is_cut = any(is_cut_off(candidate.facts) for candidate in group.candidates)
+    tally.add("cut-off", group.origin, when=is_cut)
 
 
 def lint_lengths(

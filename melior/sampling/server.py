@@ -95,4 +95,7 @@ def _candidate(choice: dict[str, Any]) -> Candidate:
     if said:
         facts |= {"log_prob": sum(one["logprob"] for one in said), "n_tokens": len(said)}
     facts["is_finished"] = choice.get("finish_reason") == "stop"
-    return Candidate((Turn("assistant", choice["message"]["content"] or ""),), facts=facts)
+    content = choice["message"]["content"] or ""
+    if not facts["is_finished"]:
+        content = content.rstrip("\ufffd")  # cut within a character, which nobody said
+    return Candidate((Turn("assistant", content),), facts=facts)

@@ -130,7 +130,9 @@ def prompts(tmp_path):
     return write_prompts(tmp_path / "prompts.jsonl")
 
 
-@pytest.mark.parametrize(("target", "beta"), [("score", "0.5"), ("win-rate", "0.1")])
+@pytest.mark.parametrize(
+    ("target", "beta"), [("score", "0.5"), pytest.param("win-rate", "0.1", marks=pytest.mark.slow)]
+)
 def test_rewards_rise_over_rounds(target, beta, model_folder, tmp_path):
     prompts = write_prompts(tmp_path / "p.jsonl", 260, [{"name": "lower_case"}])
     out = tmp_path / "run"

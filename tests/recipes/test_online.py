@@ -88,7 +88,7 @@ def test_rounds_leave_all_they_were_made_of(model_folder, prompts, tmp_path):
     assert "round-2/pairs.jsonl" in card
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3))])
 def test_rewards_rise_over_rounds(seed, model_folder, tmp_path):
     """Random weights learn to answer in small letters: a fifth more of the held-out prompts."""
     prompts = write_prompts(tmp_path / "p.jsonl", 260, [{"name": "lower_case"}])

@@ -224,4 +224,4 @@ def test_every_prompt_is_counted_once_and_comparisons_do_not_go_into_pairs(tmp_p
 def test_a_pair_says_which_of_its_answers_was_cut_off():
     pair, _ = chosen(group(("a", 1.0, False), ("b", 0.0)))
     assert pair.facts["is_finished_chosen"] is False
-    assert "is_finished_rejected" not in pair.facts
+    assert pair.facts["is_finished_rejected"] is True

@@ -149,7 +149,6 @@ def test_a_round_is_held_against_the_start_and_the_last_on_prompts_with_scores(t
     assert found["against"]["start"]["comparisons"][0]["n"] == 16
     assert "since the start the scorer's reward rose" in found["parts"]
     assert json.loads((here / "judged.json").read_text()) == found
-    assert found["unjudged"] == {"reward": 0, "judge": 0}
     assert "ranked" not in found["numbers"]
     told = verdict(found, {"prompts": 10, "chosen": 6})
     assert told["facts"]["share of prompts that taught nothing"] == pytest.approx(0.4)

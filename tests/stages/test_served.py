@@ -161,6 +161,7 @@ def test_what_a_refresh_leaves_running_is_not_waited_for(model_folder, tmp_path)
         os.kill(int(left.read_text()), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("curl"), reason="the documented script calls curl")
 def test_the_documented_script_exchanges_the_process(
     serving, model_folder, prompts, tmp_path, monkeypatch

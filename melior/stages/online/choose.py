@@ -17,7 +17,7 @@ from melior.data.chat import ChatFormat
 from melior.data.examples import Example
 from melior.data.files import duel, read_groups, write_groups, write_records
 from melior.ops import generator
-from melior.records import Candidate, Group, Pair, text
+from melior.records import Candidate, Group, Pair, is_cut_off, text
 from melior.rewards.named import COMPARED, unjudged
 from melior.stages.data import as_it_was_said
 from melior.stages.online.options import ChoiceOptions
@@ -92,7 +92,7 @@ def within(chat: ChatFormat, max_length: int) -> Fits:
 
     def fits(group: Group) -> list[bool]:
         answers = tuple(one.response for one in group.candidates)
-        cut_off = tuple(not one.facts.get("is_finished", True) for one in group.candidates)
+        cut_off = tuple(is_cut_off(one.facts) for one in group.candidates)
         example = Example(group.prompt, answers, (), origin=group.origin, cut_off=cut_off)
         return [len(one.tokens) <= max_length for one in as_it_was_said(chat, [example])[0]]
 
@@ -189,12 +189,12 @@ def _usable(
     everything = group.candidates
     counts.answers += len(everything)
     counts.tokens += sum(one.facts.get("n_tokens", 0) for one in everything)
-    counts.unfinished += sum(not one.facts.get("is_finished", True) for one in everything)
+    counts.unfinished += sum(is_cut_off(one.facts) for one in everything)
     said = [one for one in everything if text(one.response).strip()]
     counts.empty += len(everything) - len(said)
     ended = [
         one for one in said
-        if one.facts.get("is_finished", True) or not options.drop_unfinished
+        if not (options.drop_unfinished and is_cut_off(one.facts))
     ]  # fmt: skip
     own = fits(replace(group, candidates=tuple(ended)))
     short = [one for one, is_short in zip(ended, own, strict=True) if is_short]

@@ -108,7 +108,6 @@ def judge(here: Path, model: ModelOptions, panel: Panel, number: int) -> dict[st
     if panel.length_penalty:
         numbers["ranked"] = _priced(opinions["reward"], sides, panel.length_penalty)
     found: dict[str, Any] = {"round": number, "numbers": numbers, "means": means(numbers)}
-    found["unjudged"] = {name: numbers[name].count(None) for name in opinions}
     if number:
         found["against"] = {
             START: _against(opinions, sides, new, 0, seed=panel.seed),

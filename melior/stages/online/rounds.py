@@ -298,7 +298,8 @@ def may_go_on(
     name, moved = f"round {judged['round']}", judged["means"]["kl"]
     if kl_budget and moved > kl_budget:
         record.note(f"{name}: {moved:.3g} nats an answer from the start, above --kl-budget")
-    silent, asked = judged["unjudged"].get("judge", 0), len(judged["numbers"]["kl"])
+    silent = judged["numbers"].get("judge", ()).count(None)
+    asked = len(judged["numbers"]["kl"])
     if silent:
         record.note(f"{name}: no held-out score for {silent} of {asked} held-out prompts")
     is_blind = rounds.stop_on_overoptimisation and silent == asked
@@ -338,7 +339,9 @@ def best_round(judged: Sequence[Mapping[str, Any]]) -> int:
     start model is one.
     """
     for key in ("judge", "ranked", "reward"):
-        rows = zip(*(one["numbers"].get(key, ()) for one in judged), strict=True)
+        if any(key not in one["numbers"] for one in judged):
+            continue
+        rows = zip(*(one["numbers"][key] for one in judged), strict=True)
         if known := [row for row in rows if None not in row]:
             sums = [sum(column) for column in zip(*known, strict=True)]
             return int(judged[sums.index(max(sums))]["round"])
