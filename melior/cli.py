@@ -143,12 +143,14 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
     family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if family:
         verbs = ", ".join(name.split()[1] for name in family)
-        found = words[1] if len(words) > 1 else "nothing"
+        found = words[1] if len(words) > 1 else ""
         if found in ("-h", "--help"):
             print("\n".join(f"melior {name}: {COMMANDS[name][2]}" for name in family))
             raise SystemExit(0)
         hint = _near(found, [name.split()[1] for name in family])
-        raise ValueError(f"melior {words[0]}: needs one of {verbs}; found {found}{hint}")
+        raise ValueError(
+            f"melior {words[0]}: needs one of {verbs}; found {found or 'nothing'}{hint}"
+        )
     firsts = [name.split()[0] for name in COMMANDS]
     raise ValueError(
         f"{words[0]!r} is not a command; melior --help lists them{_near(words[0], firsts)}"
