@@ -111,7 +111,7 @@ def _time(subject: Subject, share: float) -> tuple[list[Part], Sequence[str]]:
         whole = states(subject.model).original
         return assumed(subject, share), [
             f"each process first reads all weights, {whole / 2**30:.0f} GiB of float32, into the"
-            " memory of its host",
+            " memory of its host, one process after the other",
             f"time: {machine.count} x {machine.flops:.3g} FLOP/s declared, of which {share:.0%} is"
             " assumed to be reached, communication included; nothing was measured",
         ]
