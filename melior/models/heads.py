@@ -24,9 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest, Marked, filled, plant
-from melior.models import attention
 from melior.models.language import evaluating, fingerprint
-from melior.models.layout import forest_hidden, padded_hidden, why_padded
+from melior.models.layout import forest_hidden, padded_hidden, plug_in
 from melior.models.loading import (
     device_of,
     folder_of,
@@ -70,12 +69,7 @@ class RewardModel:
         self.chat = chat
         self.masters = dict(masters or {})
         self.is_fresh = is_fresh
-        attention.register()
-        core = self.core
-        core.config.use_cache = False
-        if core.config._attn_implementation != attention.NAME:
-            core.set_attn_implementation(attention.NAME)
-        self.padded_because = why_padded(core)
+        self.padded_because = plug_in(self.core)
         """Why sequences are computed one by one under padding; empty where the forest is exact."""
 
     @property

@@ -15,9 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest
-from melior.models import attention
 from melior.models.generation import Completion, complete
-from melior.models.layout import forest_hidden, padded_hidden, why_padded
+from melior.models.layout import forest_hidden, padded_hidden, plug_in
 from melior.models.output import output_layer
 from melior.options import Sampling
 from melior.records import Turns
@@ -42,13 +41,8 @@ class LanguageModel:
         self.model = model
         self.chat = chat
         self.masters = dict(masters or {})
-        attention.register()
-        core = self.core
-        core.config.use_cache = False
-        if core.config._attn_implementation != attention.NAME:
-            core.set_attn_implementation(attention.NAME)
-        self.output = output_layer(core)
-        self.padded_because = why_padded(core)
+        self.output = output_layer(self.core)
+        self.padded_because = plug_in(self.core)
         """Why sequences are computed one by one under padding; empty where the forest is exact."""
 
     @property
