@@ -89,7 +89,7 @@ class Rehearsal:
             return self._pass(model, forest, layout)
 
     def _model(self, depth: int) -> nn.Module:
-        model = skeleton(self.options, self.config, depth=depth)
+        model = skeleton(self.options, self.config, depth=depth, is_padded=self.is_padded)
         model.train(self.options.lora_dropout > 0)
         if self.checkpointing:
             checkpoint_activations(model)

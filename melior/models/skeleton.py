@@ -19,13 +19,16 @@ ModelConfig = PreTrainedConfig
 """How transformers describes a model."""
 
 
-def skeleton(options: ModelOptions, config: PreTrainedConfig, *, depth: int = 0) -> nn.Module:
+def skeleton(
+    options: ModelOptions, config: PreTrainedConfig, *, depth: int = 0, is_padded: bool = False
+) -> nn.Module:
     """Return the model that would be trained, on the `meta` device: nothing is read or allocated.
 
     Args:
         options: how it is held, an adapter included.
         config: of the whole model.
         depth: layers, the first ones; 0 is all.
+        is_padded: its attention is its own, not that over forests.
     """
     attention.register()
     with torch.device("meta"):
@@ -36,7 +39,8 @@ def skeleton(options: ModelOptions, config: PreTrainedConfig, *, depth: int = 0)
         )
         forget_dropout(model)
         model.config.use_cache = False
-        model.set_attn_implementation(attention.NAME)
+        if not is_padded:
+            model.set_attn_implementation(attention.NAME)
         if options.lora_r:
             model.requires_grad_(False)
             return with_adapter(model, options, seed=0)
