@@ -77,8 +77,8 @@ def table(results: Message) -> str:
     head = ["rows", "TRL", "melior", "a CPU second, TRL", "melior", "faster"]
     head += ["peak, TRL", "peak, melior", "share"]
     notes = [
-        "CPU seconds (wall seconds in brackets), number of rounds:"
-        f" {results['rounds']}, each on rows that were never seen; prompts of about 80 and answers of about 120 tokens,"
+        f"CPU seconds (wall seconds in brackets), number of rounds: {results['rounds']}, each on"
+        " rows that were never seen; prompts of about 80 and answers of about 120 tokens,"
         " log-normal. All token ids are the same.",
     ]
     return markdown([head, *map(cells, results["workloads"].values())], notes, results)
