@@ -55,6 +55,7 @@ class RewardModel:
         chat: how conversations become its tokens.
         masters: float32 originals of weights that are held in bfloat16, by parameter name.
         is_fresh: the head was drawn at random, so that rewards mean nothing yet.
+        padded: compute each sequence in a row of its own, even where a forest would be exact.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class RewardModel:
         *,
         masters: Mapping[str, Tensor] | None = None,
         is_fresh: bool = False,
+        padded: bool = False,
     ) -> None:
         self.model = model
         self.chat = chat
         self.masters = dict(masters or {})
         self.is_fresh = is_fresh
-        self.padded_because = plug_in(self.core)
+        self.padded_because = "as --padded asks" if padded else plug_in(self.core)
         """Why sequences are computed one by one under padding; empty where the forest is exact."""
 
     @property
@@ -210,7 +212,7 @@ def load_reward_model(
         model.score.weight.copy_(head)
     model.score.requires_grad_(trainable)
     masters = {name: value for name, value in masters.items() if name != "score.weight"}
-    return RewardModel(wrapped, chat, masters=masters, is_fresh=is_fresh)
+    return RewardModel(wrapped, chat, masters=masters, is_fresh=is_fresh, padded=options.padded)
 
 
 def reward_chat(options: ModelOptions) -> ChatFormat:
