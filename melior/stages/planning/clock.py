@@ -74,7 +74,7 @@ class Clock:
         self.depth = depth(config)
         first = drawn(options, config, self.depth)
         model, masters = held(first, options, trainable=True, seed=0)
-        self.model = LanguageModel(model, chat, masters=masters)
+        self.model = LanguageModel(model, chat, masters=masters, padded=options.padded)
         self.n_trained = sum(one.numel() for one in self.model.trainable().values())
         if checkpointing:
             self.model.checkpoint_activations()

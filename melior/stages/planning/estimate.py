@@ -65,7 +65,8 @@ def estimate(plan: Plan, machine: Machine, *, share: float) -> Estimate:
     subject = Subject.of(plan, machine)
     notes = []
     if subject.is_padded:
-        notes.append("answers are computed one by one, under padding: its layers need it")
+        why = "as --padded asks" if plan.model.padded else "its layers need it"
+        notes.append(f"answers are computed one by one, under padding: {why}")
     found = memory(subject, plan.model, plan.loop, subject.work.largest)
     time, said = _time(subject, share)
     short = found.most > machine.memory

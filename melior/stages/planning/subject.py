@@ -50,7 +50,7 @@ class Subject:
             plan, machine, train, held_out, chat, config, model,
             base=resident() if machine.is_cpu else DRIVER,
             began=began,
-            is_padded=not takes_forest(plan.model, config),
+            is_padded=plan.model.padded or not takes_forest(plan.model, config),
         )  # fmt: skip
 
     @cached_property
