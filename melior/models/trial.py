@@ -94,12 +94,7 @@ def _around_the_fork(answers: Sequence[Marked]) -> list[_Stretch]:
 def _compare(model: PreTrainedModel, few: Sequence[tuple[str, Sequence[_Stretch]]]) -> None:
     names = [name for name, answers in few for _ in answers]
     forest = plant([one for _, answers in few for one in answers], min_shared=1)
-    every = torch.arange(len(forest.tokens))
-    packed = forest_hidden(model, forest, every)
-    with _own_attention(model):
-        plain = padded_hidden(model, forest, every)
-        with _one_unit_off(model):
-            rounded = padded_hidden(model, forest, every)
+    packed, plain, rounded = _both_ways(model, forest)
     apart, rounding = (_distances(forest, hidden, plain) for hidden in (packed, rounded))
     allowed = SLACK * (1 + has_experts(model)) * rounding.clamp_min(float(rounding.mean()))
     if bool((apart <= allowed).all()) or not bool(plain.isfinite().all()):
@@ -114,6 +109,16 @@ def _compare(model: PreTrainedModel, few: Sequence[tuple[str, Sequence[_Stretch]
         f" {float(allowed[worst]):.2g}; {type(model).__name__} does not fit: add --padded,"
         " which computes each answer in a row of its own, prompt and all"
     )
+
+
+def _both_ways(model: PreTrainedModel, forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all hidden states of a forest, those of a plain run, and what rounding makes of it."""
+    every = torch.arange(len(forest.tokens))
+    packed = forest_hidden(model, forest, every)
+    with _own_attention(model):
+        plain = padded_hidden(model, forest, every)
+        with _one_unit_off(model):
+            return packed, plain, padded_hidden(model, forest, every)
 
 
 def _distances(
