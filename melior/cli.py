@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
@@ -82,8 +83,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except EXPECTED as error:
         _fail(error)
     except KeyboardInterrupt as error:
-        print(f"melior: {error or 'interrupted'}", file=sys.stderr)
-        raise SystemExit(getattr(error, "exit_code", 130)) from None
+        _say(str(error) or "interrupted")
+        _end(getattr(error, "exit_code", 130))
+    except Exception as error:
+        if "RANK" not in os.environ:
+            raise
+        _fail_together(error)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -104,6 +109,11 @@ def _run(words: list[str]) -> None:
         print(__version__)
         return
     name, rest = _command(words)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and not _is_shared(name):
+        raise ValueError(
+            f"melior {name} runs in one process; found {os.environ['WORLD_SIZE']}, of torchrun;"
+            " start it as melior, or give each GPU a part of its input"
+        )
     config, function = _parse(name, rest)
     result = function(config)
     if isinstance(result, Path):
@@ -147,6 +157,11 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
     raise ValueError(
         f"{words[0]!r} is not a command; melior --help lists them{_near(words[0], firsts)}"
     )
+
+
+def _is_shared(name: str) -> bool:
+    """Say whether processes of torchrun may share the work of a command."""
+    return COMMANDS[name][0] == "recipes.preference"
 
 
 def command(name: str) -> tuple[type, Callable[[Any], object]]:
@@ -212,6 +227,35 @@ def _near(word: str, known: Sequence[str]) -> str:
 
 
 def _fail(error: BaseException) -> NoReturn:
-    message = " ".join(str(error).split())
-    print(f"melior: {message or type(error).__name__}", file=sys.stderr)
-    raise SystemExit(2)
+    _say(" ".join(str(error).split()) or type(error).__name__)
+    _end(2)
+
+
+def _end(code: int) -> NoReturn:
+    """End with a code; one of several processes at once, as what they share may wait for others."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code) from None
+
+
+def _say(message: str) -> None:
+    """Say why the command ends; of processes that share the work the first to fail does."""
+    if "RANK" in os.environ:
+        from melior.training.processes import is_first_to_fail
+
+        if not is_first_to_fail(message):
+            return
+    print(f"melior: {message}", file=sys.stderr)
+
+
+def _fail_together(error: Exception) -> NoReturn:
+    """End this process of several: with its mistake, or because another one has ended."""
+    from melior.training.processes import LOST, is_first_to_fail, is_loss
+
+    if is_loss(error):
+        _say(LOST)
+    elif is_first_to_fail(f"{type(error).__name__}: {error}"):
+        traceback.print_exception(error)
+    _end(1)

@@ -23,6 +23,7 @@ from torch import Tensor
 from melior.data.chat import Encoded
 from melior.data.examples import Example
 from melior.data.forest import Forest, Marked, plant, size
+from melior.data.shares import even_portions
 
 M = TypeVar("M", bound=Marked)
 
@@ -253,12 +254,18 @@ class GroupBatch:
     """Counts over the whole optimizer batch."""
     progress: float = 1.0
     """Share of the run's steps that lie before the batch's; 1 where there is no run."""
+    order: tuple[int, ...] = ()
+    """Where each group stands in the optimizer batch, as one process would take it."""
+    is_idle: bool = False
+    """Computed only because other processes have a portion more: it counts for nothing."""
 
 
 class GroupBatches:
     """All optimizer batches of a run, each a list of portions under the token budget.
 
-    The order depends on the seed alone: `iterate(start)` goes on exactly where a run stopped.
+    The order depends on the seed alone: `iterate(start)` goes on exactly where a run stopped. Of
+    several processes that share the work each takes its own portions of the same batches, and all
+    take as many.
     """
 
     def __init__(
@@ -269,6 +276,8 @@ class GroupBatches:
         batch_size: int,
         max_tokens: int,
         seed: int,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         if not groups:
             raise ValueError("training needs at least one row; found none")
@@ -277,6 +286,8 @@ class GroupBatches:
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.seed = seed
+        self.process = process
+        self.processes = processes
         self.steps_per_epoch = ceil(len(groups) / batch_size)
 
     def iterate(self, total_steps: int, *, start: int = 0) -> Iterator[list[GroupBatch]]:
@@ -292,13 +303,22 @@ class GroupBatches:
     def portions(self, members: Sequence[int]) -> list[GroupBatch]:
         """Cut some groups into portions; one group alone may exceed the budget."""
         groups = [self.groups[i] for i in members]
-        totals = Totals.of(groups)
+        totals, answers = Totals.of(groups), [group.answers for group in groups]
+        parts = portions(answers, self.max_tokens)
+        order = {i: place for place, i in enumerate(i for part in parts for i in part)}
+        if self.processes > 1:
+            parts = even_portions(answers, self.max_tokens, self.processes)[self.process]
+        shortest = members[max(order, key=order.__getitem__)]
         return [
-            self._batch([members[i] for i in part], totals)
-            for part in portions([group.answers for group in groups], self.max_tokens)
+            self._batch([members[i] for i in part], totals, tuple(order[i] for i in part))
+            if part
+            else replace(self._batch([shortest], totals), is_idle=True)
+            for part in parts
         ]
 
-    def _batch(self, members: Sequence[int], totals: Totals) -> GroupBatch:
+    def _batch(
+        self, members: Sequence[int], totals: Totals, order: tuple[int, ...] = ()
+    ) -> GroupBatch:
         groups = [self.groups[i] for i in members]
         forest, places = plant_groups(groups)
         sides = [_sides(group, totals) for group in groups]
@@ -316,6 +336,7 @@ class GroupBatches:
             prompts=_prompt_ends(groups, forest, places),
             origins=tuple(group.origin for group in groups),
             totals=totals,
+            order=order,
         )
 
 
