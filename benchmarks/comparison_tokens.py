@@ -19,7 +19,7 @@ from melior.models.heads import reward_chat
 from melior.models.loading import load_chat
 from melior.options import ModelOptions
 from melior.records import Group
-from melior.rewards.judge import Verdict
+from melior.rewards.comparisons import Verdict
 from melior.rewards.pairwise import Contest
 
 WAYS = ("answer by answer", "every two", "every two, nothing shared", "knock-out", "to train")

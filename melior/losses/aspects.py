@@ -25,6 +25,8 @@ ALPHAS = tuple(10.0**power for power in range(-4, 5))
 LEAST_RATINGS, LEAST_ALPHA = 50, 1.0
 """Fewer ratings of one objective say too little to trust a weak ridge: its strength is then 1 or
 more."""
+BLOCK = 4096
+"""Rows that are held in float64 at once."""
 PENALTIES = (0.0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, *(i / 20 for i in range(4, 31)))
 """Shares of verbosity that are tried; the released code stops at 0.95, which can be too little."""
 
@@ -56,10 +58,6 @@ def bin_centres(low: float, levels: int) -> Scale:
     return Scale(start=low - 0.5, width=float(levels))
 
 
-IN_UNIT = Scale(start=0.0, width=1.0)
-"""Of what lies in the unit interval already, such as False and True."""
-
-
 @dataclass(frozen=True)
 class Regression:
     """Linear models of the objectives, and how they were chosen."""
@@ -77,7 +75,7 @@ class Regression:
 
     def rewards(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Return what the models say of answers."""
-        return features.to(self.weights) @ self.weights.T
+        return torch.cat([rows.to(self.weights) @ self.weights.T for rows in features.split(BLOCK)])
 
 
 def masked_ridge(
@@ -98,6 +96,8 @@ def masked_ridge(
     largest). The weights are those of the ratings that were not held out, as in the released code.
     That one holds out single answers; here all answers to a prompt are on one side.
 
+    Of the features only a block is held in float64 at once.
+
     Args:
         features: of answers; one of them should be constant, or rewards cannot have a mean.
         ratings: on the unit scale; nan where there is none.
@@ -110,33 +110,53 @@ def masked_ridge(
     Raises:
         ValueError: an objective without ratings, or with those of a single prompt.
     """
+    if not all(rows.isfinite().all() for rows in features.split(BLOCK)):
+        raise ValueError("features must be finite; found nan or inf")
     owners = torch.tensor(list(prompts) or list(range(len(features))))
     ranks = torch.randperm(int(owners.max()) + 1, generator=generator).argsort()
     order = ranks[owners].argsort(stable=True)
-    design, rated, asked = features.double()[order], ratings.double()[order], owners[order]
-    if not design.isfinite().all():
-        raise ValueError("features must be finite; found nan or inf")
     fits = []
     for place, name in enumerate(names):
-        is_rated = ~rated[:, place].isnan()
-        own = rated[is_rated, place]
-        n_fitted = _n_fitted(own, asked[is_rated], name, held_out)
-        tried = _trusted(alphas, len(own))
-        weights, *measured = _chosen_ridge(design[is_rated], own, n_fitted, tried)
-        fits.append((weights, len(own), *measured))
-    rows, *columns = zip(*fits, strict=True)
+        own = ratings[:, place].double()
+        rows = order[~own[order].isnan()]
+        n_fitted = _n_fitted(own[rows], owners[rows], name, held_out)
+        tried = _trusted(alphas, len(rows))
+        weights, *measured = _chosen_ridge(
+            features, own, alphas=tried, fitted=rows[:n_fitted], kept=rows[n_fitted:]
+        )
+        fits.append((weights, len(rows), *measured))
+    found, *columns = zip(*fits, strict=True)
     return Regression(
-        torch.stack(rows), *(torch.tensor(own, dtype=torch.float64) for own in columns)
+        torch.stack(found), *(torch.tensor(own, dtype=torch.float64) for own in columns)
     )
 
 
+def normal_equations(
+    features: Float[Tensor, "n d"], ratings: Float[Tensor, " n"], rows: Int[Tensor, " r"]
+) -> tuple[Float[Tensor, "d d"], Float[Tensor, " d"]]:
+    """Return `H^T H` and `H^T r` of some rows, added up in float64 a block at a time."""
+    width = features.shape[1]
+    products = features.new_zeros(width, width, dtype=torch.float64)
+    sums = features.new_zeros(width, dtype=torch.float64)
+    for block in rows.split(BLOCK):
+        design = features[block].double()
+        products.addmm_(design.T, design)
+        sums.addmv_(design.T, ratings[block])
+    return products, sums
+
+
 def ridge(
-    features: Float[Tensor, "n d"], ratings: Float[Tensor, " n"], alpha: float
+    products: Float[Tensor, "d d"], sums: Float[Tensor, " d"], alpha: float
 ) -> Float[Tensor, " d"]:
-    """Return `(H^T H + alpha I)^-1 H^T r`, the least of `|H w - r|^2 + alpha |w|^2`."""
-    penalty = alpha * torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)
-    factor = torch.linalg.cholesky(features.T @ features + penalty)
-    return torch.cholesky_solve((features.T @ ratings)[:, None], factor)[:, 0]
+    """Return `(H^T H + alpha I)^-1 H^T r`, the least of `|H w - r|^2 + alpha |w|^2`.
+
+    Args:
+        products: `H^T H`.
+        sums: `H^T r`.
+        alpha: the penalty.
+    """
+    factor = torch.linalg.cholesky(products + alpha * torch.eye(len(sums)).to(products))
+    return torch.cholesky_solve(sums[:, None], factor)[:, 0]
 
 
 def _trusted(alphas: Sequence[float], n_ratings: int) -> list[float]:
@@ -153,7 +173,7 @@ def _n_fitted(
         raise ValueError(f"{name}: at least 2 ratings are needed; found none")
     if not ratings.isfinite().all():
         raise ValueError(f"{name}: ratings must be finite, or nan where missing; found inf")
-    firsts = [i for i in range(1, len(ratings)) if prompts[i] != prompts[i - 1]]
+    firsts = (1 + (prompts[1:] != prompts[:-1]).nonzero()[:, 0]).tolist()
     if not firsts:
         raise ValueError(
             f"{name}: ratings of at least 2 prompts are needed, as some are held out; found"
@@ -166,17 +186,21 @@ def _n_fitted(
 def _chosen_ridge(
     features: Float[Tensor, "n d"],
     ratings: Float[Tensor, " n"],
-    n_fitted: int,
+    *,
     alphas: Sequence[float],
+    fitted: Int[Tensor, " f"],
+    kept: Int[Tensor, " r"],
 ) -> tuple[Float[Tensor, " d"], float, float, float, float]:
-    """Return weights, their alpha, and error, R2 and correlation on held-out ratings."""
-    fits = [ridge(features[:n_fitted], ratings[:n_fitted], alpha) for alpha in alphas]
-    held, kept = ratings[n_fitted:], features[n_fitted:]
-    errors = [float((kept @ weights - held).square().mean()) for weights in fits]
+    """Return weights, their alpha, and error, R2 and correlation on the rows held out."""
+    equations = normal_equations(features, ratings, fitted)
+    fits = torch.stack([ridge(*equations, alpha) for alpha in alphas])
+    said = torch.cat([features[rows].double() @ fits.T for rows in kept.split(BLOCK)])
+    held = ratings[kept]
+    errors = (said - held[:, None]).square().mean(0).tolist()
     place = min(range(len(fits)), key=lambda i: (errors[i], -alphas[i]))
     variance = float(held.var(correction=0))
     explained = 1 - errors[place] / variance if variance else math.nan
-    correlation = float(pearson((kept @ fits[place])[:, None], held))
+    correlation = float(pearson(said[:, [place]], held))
     return fits[place], alphas[place], errors[place], explained, correlation
 
 

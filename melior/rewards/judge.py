@@ -14,12 +14,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
 from typing import Any, Protocol, runtime_checkable
 
 from melior.data.kept import Kept
 from melior.options import in_range
 from melior.records import Turns
+from melior.rewards.comparisons import TIE, Verdict
 from melior.rewards.judge_prompts import (
     PAIRWISE,
     POINTWISE,
@@ -78,40 +78,6 @@ class Comparison:
     prompt: Turns
     left: Turns
     right: Turns
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge says of a comparison: the logit that the left answer wins, in each order."""
-
-    left_first: float | None
-    right_first: float | None
-
-    @property
-    def logit(self) -> float | None:
-        """Of the mean of both orders' probabilities; infinite where spoken replies agree.
-
-        Exactly the negative of the verdict on the exchanged comparison.
-        """
-        if self.left_first is None or self.right_first is None:
-            return None
-        both = self.left_first, self.right_first
-        wins = _log_sum(*map(_log_sigmoid, both))
-        return wins - _log_sum(*(_log_sigmoid(-one) for one in both))
-
-    @property
-    def win(self) -> float | None:
-        """The probability that the left answer wins."""
-        return None if self.logit is None else sigmoid(self.logit)
-
-    @property
-    def disagrees(self) -> bool:
-        """Each order has another winner."""
-        return (self.left_first or 0.0) * (self.right_first or 0.0) < 0
-
-
-TIE = Verdict(0.0, 0.0)
-"""Of equal answers."""
 
 
 @dataclass(frozen=True)
@@ -305,26 +271,6 @@ class Judge:
             )
 
 
-def pairings(k: int) -> list[tuple[int, int]]:
-    """Return every two of k candidates, once."""
-    return list(combinations(range(k), 2))
-
-
-def mean_wins(k: int, verdicts: Sequence[Verdict]) -> list[float | None]:
-    """Return each candidate's mean probability to win over the others; None where none is known.
-
-    Args:
-        k: candidates of a group.
-        verdicts: in the order of `pairings`, the earlier candidate on the left.
-    """
-    wins: list[list[float]] = [[] for _ in range(k)]
-    for (left, right), verdict in zip(pairings(k), verdicts, strict=True):
-        if verdict.logit is not None:
-            wins[left].append(sigmoid(verdict.logit))
-            wins[right].append(sigmoid(-verdict.logit))
-    return [sum(own) / len(own) if own else None for own in wins]
-
-
 def _verdict(first: float | None, second: float | None) -> Verdict:
     """Return the verdict of two replies, each a logit that the answer shown first wins."""
     return Verdict(first, None if second is None else -second)
@@ -333,18 +279,3 @@ def _verdict(first: float | None, second: float | None) -> Verdict:
 def _key(about: Mapping[str, Any], question: str) -> str:
     content = json.dumps([about, question], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _log_sum(x: float, y: float) -> float:
-    """Return log(exp(x) + exp(y))."""
-    high, low = max(x, y), min(x, y)
-    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
-
-
-def _log_sigmoid(x: float) -> float:
-    return -_log_sum(0.0, -x)
-
-
-def sigmoid(x: float) -> float:
-    """Return the probability of a logit, which may be infinite."""
-    return math.exp(_log_sigmoid(x))

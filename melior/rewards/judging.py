@@ -8,14 +8,12 @@ from typing import Any
 
 from melior.options import one_of
 from melior.records import Group
+from melior.rewards.comparisons import logit_facts, mean_wins, pairings
 from melior.rewards.judge import (
     BudgetSpentError,
     Comparison,
     Judge,
     Tally,
-    Verdict,
-    mean_wins,
-    pairings,
 )
 from melior.rewards.judge_prompts import PAIRWISE, POINTWISE, Wording
 
@@ -23,9 +21,6 @@ CHUNK = 128
 """Questions, about, that are put together before they are asked."""
 WORDINGS = {"pairs": PAIRWISE, "ratings": POINTWISE}
 """By `--judge-by`."""
-Logits = list[list[float | None]]
-CERTAIN = 37.0
-"""A logit whose probability is 1 to the last bit: what is stored in place of an infinite one."""
 
 
 class JudgeScorer:
@@ -101,17 +96,16 @@ def remarks(tally: Tally, wording: Wording) -> list[str]:
 
 def _by_pairs(judge: Judge, groups: Sequence[Group]) -> list[Group]:
     asked = [
-        Comparison(group.prompt, *(group.candidates[i].response for i in two))
+        Comparison(group.prompt, *(group.candidates[i].response for i in match))
         for group in groups
-        for two in pairings(len(group.candidates))
+        for match in pairings(len(group.candidates))
     ]
     verdicts = iter(judge.compare(asked))
     scored = []
     for group in groups:
         k = len(group.candidates)
-        own = [next(verdicts) for _ in pairings(k)]
-        found = {"comparisons": _comparisons(k, own), "orders": _orders(k, own)}
-        scored.append(_scored(group, mean_wins(k, own), found))
+        own = {match: next(verdicts) for match in pairings(k)}
+        scored.append(_scored(group, mean_wins(k, own), logit_facts(k, own)))
     return scored
 
 
@@ -125,32 +119,6 @@ def _scored(group: Group, scores: Sequence[float | None], found: Mapping[str, An
     pairs = zip(group.candidates, scores, strict=True)
     candidates = tuple(replace(one, score=score) for one, score in pairs)
     return replace(group, candidates=candidates, facts={**group.facts, **found})
-
-
-def _comparisons(k: int, verdicts: Sequence[Verdict]) -> Logits:
-    """Return the logits that the row beats the column: antisymmetric, 0 on the diagonal."""
-    rows: Logits = [[0.0 if i == j else None for j in range(k)] for i in range(k)]
-    for (left, right), verdict in zip(pairings(k), verdicts, strict=True):
-        if verdict.logit is not None:
-            rows[left][right] = _stored(verdict.logit)
-            rows[right][left] = _stored(-verdict.logit)
-    return rows
-
-
-def _orders(k: int, verdicts: Sequence[Verdict]) -> Logits:
-    """Return the logits that the row beats the column where it is shown first."""
-    rows: Logits = [[None] * k for _ in range(k)]
-    for (left, right), verdict in zip(pairings(k), verdicts, strict=True):
-        if verdict.left_first is not None:
-            rows[left][right] = _stored(verdict.left_first)
-        if verdict.right_first is not None:
-            rows[right][left] = _stored(-verdict.right_first)
-    return rows
-
-
-def _stored(logit: float) -> float:
-    """Return a logit that JSON can hold."""
-    return max(-CERTAIN, min(CERTAIN, logit))
 
 
 def _chunks(groups: Iterable[Group], by: str) -> Iterator[list[Group]]:

@@ -14,15 +14,20 @@ from melior.models.names import KIND_FILE, kind_of
 from melior.models.pairwise import KIND, PairwiseModel, letter_logits, load_pairwise_model
 from melior.options import ModelOptions
 from melior.records import Group, text
-from melior.rewards.judge import Verdict, mean_wins, pairings, sigmoid
+from melior.rewards.comparisons import (
+    UNKNOWN,
+    Match,
+    Verdict,
+    logit_facts,
+    mean_wins,
+    pairings,
+    sigmoid,
+)
 
 CHUNK = 32
 """Groups read, sorted by length and computed together; they come out in their order."""
 ALL_PAIRS = 8
 """Candidates up to which every two are compared."""
-UNKNOWN = Verdict(None, None)
-Match = tuple[int, int]
-"""Places of two candidates of a group, the earlier one first."""
 Scores = list[float | None]
 
 
@@ -77,7 +82,7 @@ class PairwiseScorer:
             for group, contest in zip(chunk, contests, strict=True):
                 scored = zip(group.candidates, contest.scores(), strict=True)
                 candidates = tuple(replace(one, score=score) for one, score in scored)
-                facts = {**group.facts, **contest.matrices()}
+                facts = {**group.facts, **logit_facts(len(contest.sizes), contest.verdicts)}
                 yield replace(group, candidates=candidates, facts=facts)
 
     def remarks(self) -> list[str]:
@@ -184,7 +189,7 @@ class Contest:
         """
         k = len(self.sizes)
         if not self.is_knock_out:
-            return mean_wins(k, [self.verdicts[match] for match in pairings(k)])
+            return mean_wins(k, self.verdicts)
         rewards = self._rewards()
         if len(rewards) < 2:
             return [None] * k
@@ -193,19 +198,6 @@ class Contest:
             sum(sigmoid(rewards[i] - rewards[j]) for j in rewards if j != i) / (len(rewards) - 1)
             for i in range(k)
         ]  # fmt: skip
-
-    def matrices(self) -> dict[str, list[Scores]]:
-        """Return the logits that the row beats the column: of the mean, and where it is first."""
-        k = len(self.sizes)
-        mean: list[Scores] = [[0.0 if i == j else None for j in range(k)] for i in range(k)]
-        first: list[Scores] = [[None] * k for _ in range(k)]
-        for (left, right), verdict in self.verdicts.items():
-            if verdict.left_first is None or verdict.right_first is None:
-                continue
-            assert verdict.logit is not None
-            mean[left][right], mean[right][left] = verdict.logit, -verdict.logit
-            first[left][right], first[right][left] = verdict.left_first, -verdict.right_first
-        return {"comparisons": mean, "orders": first}
 
     def _rewards(self) -> dict[int, float]:
         """Return the rewards that explain a knock-out; the last one standing has 0."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from melior import ops
 from melior.losses.pairwise import both_orders, letter_cross_entropy
-from melior.rewards.judge import Verdict
+from melior.rewards.comparisons import Verdict
 
 logits = st.lists(st.floats(-30, 30), min_size=1, max_size=6)
 shares = st.floats(0, 1)

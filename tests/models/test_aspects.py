@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from melior.data.chat import Encoded
-from melior.losses.aspects import IN_UNIT, bin_centres
+from melior.losses.aspects import Scale, bin_centres
 from melior.models.aspects import (
     Aspect,
     AspectModel,
@@ -23,7 +23,7 @@ from melior.records import Turn
 from tests.tiny import tiny_folder
 
 ASPECTS = Aspects(
-    (Aspect("clarity", bin_centres(1, 5), 0.4), Aspect("is_safe", IN_UNIT, 0.1),
+    (Aspect("clarity", bin_centres(1, 5), 0.4), Aspect("is_safe", Scale(0.0, 1.0), 0.1),
      Aspect("verbosity", bin_centres(0, 5), 1.0)),
     2,
 )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from melior.commands import score
 from melior.data.chat import Encoded
 from melior.data.files import write_groups
-from melior.losses.aspects import IN_UNIT, bin_centres
+from melior.losses.aspects import Scale, bin_centres
 from melior.models.aspects import Aspect, AspectModel, Aspects, set_head
 from melior.models.gate import AspectGate, GateOptions
 from melior.models.heads import load_reward_model
@@ -24,7 +24,9 @@ from melior.rewards.named import load_reward_scorer
 def folder(model_folder, tmp_path):
     reward = load_reward_model(ModelOptions(model=str(model_folder), dtype="fp32"), trainable=False)
 
-    both = Aspects((Aspect("wit", bin_centres(1, 5), 0.2), Aspect("verbosity", IN_UNIT, 1.0)), 1)
+    both = Aspects(
+        (Aspect("wit", bin_centres(1, 5), 0.2), Aspect("verbosity", Scale(0.0, 1.0), 1.0)), 1
+    )
     set_head(reward, torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), both.names)
     gate = AspectGate(GateOptions(32, 2, hidden=8, layers=1, temperature=0.1), seed=0)
     AspectModel(reward, gate, both).save(tmp_path / "mixture")

@@ -4,14 +4,13 @@ import math
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from melior.models import endpoint
 from melior.records import Turn
-from melior.rewards.judge import Budget, BudgetSpentError, Verdict, mean_wins
+from melior.rewards.comparisons import CERTAIN
+from melior.rewards.judge import Budget, BudgetSpentError
 from melior.rewards.judge_prompts import PAIRWISE
-from melior.rewards.judging import CERTAIN, JudgeScorer, remarks
+from melior.rewards.judging import JudgeScorer, remarks
 from tests.rewards.referee import (
     ASKED,
     BIAS,
@@ -46,21 +45,11 @@ def test_a_verdict_is_the_mean_probability_of_both_orders(tmp_path):
     assert verdict.right_first == pytest.approx(1 + BIAS)
     assert verdict.win == pytest.approx((sigmoid(1 - BIAS) + sigmoid(1 + BIAS)) / 2)
     assert verdict.logit == pytest.approx(math.log(verdict.win / (1 - verdict.win)))
-    sent = seen[0]
-    assert (sent["temperature"], sent["max_tokens"], sent["top_logprobs"]) == (0, 8, 20)
-    assert sent["messages"][0]["content"] == PAIRWISE.ask(ASKED, said("3 points"), said("2 points"))
-
-
-logits = st.floats(-800, 800) | st.sampled_from([math.inf, -math.inf])
-
-
-@given(logits, logits)
-def test_exchanging_the_answers_turns_the_logit_round_exactly(left_first, right_first):
-    one, other = Verdict(left_first, right_first), Verdict(-right_first, -left_first)
-    assert one.logit == -other.logit
-    assert one.win + other.win == pytest.approx(1)
-    assert one.disagrees == other.disagrees
-    assert not math.isnan(one.logit)
+    for sent in seen:
+        assert (sent["temperature"], sent["max_tokens"], sent["top_logprobs"]) == (0, 8, 20)
+    three, two = said("3 points"), said("2 points")
+    both = {PAIRWISE.ask(ASKED, three, two), PAIRWISE.ask(ASKED, two, three)}
+    assert {sent["messages"][0]["content"] for sent in seen} == both  # they arrive in any order
 
 
 def test_exchanged_comparisons_ask_nothing_new_and_equal_answers_nothing_at_all(tmp_path):
@@ -320,13 +309,6 @@ def test_a_scorer_is_asked_again_and_again(tmp_path):
         first = list(scorer.groups(groups))
         assert list(scorer.groups(iter(groups))) == first
         assert len(seen) == 4
-
-
-def test_mean_wins_sum_to_half_a_point_a_pair():
-    verdicts = [Verdict(0.3 * i - 1, 0.1 * i) for i in range(6)]
-    scores = mean_wins(4, verdicts)
-    assert sum(scores) == pytest.approx(4 / 2)
-    assert mean_wins(2, [Verdict(None, 1.0)]) == [None, None]
 
 
 def test_groups_that_the_budget_pays_for_come_whole_and_in_order(tmp_path):

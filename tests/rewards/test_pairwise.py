@@ -13,7 +13,7 @@ from melior.data.pairwise import question
 from melior.models.pairwise import load_pairwise_model, save_pairwise_model
 from melior.options import ModelOptions
 from melior.records import Candidate, Group, Turn
-from melior.rewards.judge import Verdict, sigmoid
+from melior.rewards.comparisons import Verdict, sigmoid
 from melior.rewards.named import load_reward_scorer
 from melior.rewards.pairwise import Contest, PairwiseScorer
 from tests.tiny import tiny_folder
