@@ -14,7 +14,6 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
 from math import ceil
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,10 +21,8 @@ from torch import Tensor
 
 from melior.data.chat import Encoded
 from melior.data.examples import Example
-from melior.data.forest import Forest, Marked, plant, size
-from melior.data.shares import even_portions
-
-M = TypeVar("M", bound=Marked)
+from melior.data.forest import Forest, plant
+from melior.data.portions import even_portions, portions
 
 
 @dataclass(frozen=True)
@@ -385,35 +382,6 @@ def _matrix(rows: Sequence[Sequence[float]]) -> Float[Tensor, "n k"]:
     return torch.tensor(filled, dtype=torch.float64)
 
 
-def portions(groups: Sequence[Sequence[Marked]], max_tokens: int) -> list[list[int]]:
-    """Divide groups of answers, those of like length together, into parts of so many tokens.
-
-    One group alone may exceed them, and one without answers is in no part.
-    """
-    longest = [max((len(answer.tokens) for answer in group), default=0) for group in groups]
-    order = sorted((i for i, group in enumerate(groups) if group), key=lambda i: (-longest[i], i))
-    parts: list[list[int]] = []
-    room = 0
-    for i in order:
-        need = size(groups[i])
-        if not parts or need > room:
-            parts.append([])
-            room = max_tokens
-        parts[-1].append(i)
-        room -= need
-    return parts
-
-
-def divided(groups: Sequence[Sequence[M]], max_tokens: int) -> tuple[list[int], list[Sequence[M]]]:
-    """Halve groups until each part is of so many tokens, or one answer.
-
-    Returns:
-        Of which group each part is, in order, and the parts; a group without answers is one part.
-    """
-    parts = [(i, part) for i, group in enumerate(groups) for part in _within(group, max_tokens)]
-    return [i for i, _ in parts], [part for _, part in parts]
-
-
 def plant_groups(groups: Sequence[TokenGroup]) -> tuple[Forest, Int[Tensor, "n k"]]:
     """Return one forest of all answers, and which of its sequences are whose; -1 fills up."""
     forest = plant([answer for group in groups for answer in group.answers])
@@ -423,10 +391,3 @@ def plant_groups(groups: Sequence[TokenGroup]) -> tuple[Forest, Int[Tensor, "n k
     for row, (count, end) in enumerate(zip(counts, ends, strict=True)):
         members[row, :count] = torch.arange(end - count, end)
     return forest, members
-
-
-def _within(group: Sequence[M], max_tokens: int) -> list[Sequence[M]]:
-    if len(group) < 2 or size(group) <= max_tokens:
-        return [group]
-    half = len(group) // 2
-    return [*_within(group[:half], max_tokens), *_within(group[half:], max_tokens)]

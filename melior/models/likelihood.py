@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from melior.data.batches import TokenGroup, TokenValues, plant_groups, portions, scored_lengths
+from melior.data.batches import TokenGroup, TokenValues, plant_groups, scored_lengths
+from melior.data.portions import portions
 from melior.models.language import LanguageModel
 from melior.training import processes
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melior.data.forest import size
-from melior.data.shares import even_portions
+from melior.data.portions import even_portions
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,8 @@ def test_no_process_computes_more_than_one_group_beyond_another(found, processes
     filled = [sum(sizes[i] for i in share[0]) for share in shares]
     assert max(filled) - min(filled) <= max(sizes)
     assert filled == sorted(filled, reverse=True), "the first process is never idle"
+
+
+def test_one_long_group_leaves_the_others_together():
+    (first, second) = even_portions([group(90, 90), *[group(5, 5)] * 6], 60, processes=2)
+    assert [first, second] == [[[0]], [[1, 2, 3, 4, 5, 6]]]
