@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from melior.objectives.table import MARGIN_WEIGHTED, OBJECTIVES
+from melior.training import processes
 
 # Name: (module, the suffix of its config class and its function, what it does).
 COMMANDS = {
@@ -81,14 +82,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has enough
         raise SystemExit(141) from None
     except EXPECTED as error:
-        _fail(error)
+        _end(" ".join(str(error).split()) or type(error).__name__, code=2)
     except KeyboardInterrupt as error:
-        _say(str(error) or "interrupted")
-        _end(getattr(error, "exit_code", 130))
+        _end(str(error) or "interrupted", code=getattr(error, "exit_code", 130))
     except Exception as error:
-        if "RANK" not in os.environ:
+        if processes.expected() == 1:
             raise
-        _fail_together(error)
+        _end_one_of_several(error)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -109,10 +109,10 @@ def _run(words: list[str]) -> None:
         print(__version__)
         return
     name, rest = _command(words)
-    if os.environ.get("WORLD_SIZE", "1") != "1" and not _is_shared(name):
+    if processes.expected() > 1 and not _is_shared(name):
         raise ValueError(
-            f"melior {name} runs in one process; found {os.environ['WORLD_SIZE']}, of torchrun;"
-            " start it as melior, or give each GPU a part of its input"
+            f"melior {name} runs in one process; found {processes.expected()}, of torchrun;"
+            " start it without torchrun"
         )
     config, function = _parse(name, rest)
     result = function(config)
@@ -226,36 +226,17 @@ def _near(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def _fail(error: BaseException) -> NoReturn:
-    _say(" ".join(str(error).split()) or type(error).__name__)
-    _end(2)
-
-
-def _end(code: int) -> NoReturn:
-    """End with a code; one of several processes at once, as what they share may wait for others."""
-    if "RANK" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    raise SystemExit(code) from None
-
-
-def _say(message: str) -> None:
+def _end(message: str, *, code: int) -> NoReturn:
     """Say why the command ends; of processes that share the work the first to fail does."""
-    if "RANK" in os.environ:
-        from melior.training.processes import is_first_to_fail
-
-        if not is_first_to_fail(message):
-            return
-    print(f"melior: {message}", file=sys.stderr)
+    if processes.is_first_to_fail(message):
+        print(f"melior: {message}", file=sys.stderr)
+    processes.leave(code)
 
 
-def _fail_together(error: Exception) -> NoReturn:
-    """End this process of several: with its mistake, or because another one has ended."""
-    from melior.training.processes import LOST, is_first_to_fail, is_loss
-
-    if is_loss(error):
-        _say(LOST)
-    elif is_first_to_fail(f"{type(error).__name__}: {error}"):
+def _end_one_of_several(error: Exception) -> NoReturn:
+    """End a process that shares the work: because another has ended, or with its own mistake."""
+    if processes.is_loss(error):
+        _end(processes.LOST, code=1)
+    if processes.is_first_to_fail(f"{type(error).__name__}: {error}"):
         traceback.print_exception(error)
-    _end(1)
+    processes.leave(1)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from melior.records import Metrics
 
@@ -214,18 +215,39 @@ def reason(error: BaseException) -> str:
     own = LOST if is_loss(error) else f"{type(error).__name__}: {error}"
     if count() == 1:
         return own
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends a process that ends already
+    _end_undisturbed()
     return _first_failure()[1] or own
 
 
 def is_first_to_fail(said: str) -> bool:
     """Note why this process ends, and say whether no other has ended before it."""
+    if expected() == 1:
+        return True
     _failures.append(said)
-    return expected() == 1 or _first_failure(said)[0] == os.environ["RANK"]
+    _end_undisturbed()
+    return _first_failure(said)[0] == os.environ["RANK"]
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; at once where others share the work, as torch would wait for them.
+
+    Raises:
+        SystemExit: where there are no others.
+    """
+    if expected() == 1:
+        raise SystemExit(code) from None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 _failures: list[str] = []
+
+
+def _end_undisturbed() -> None:
+    """Let no SIGTERM cut short what this process says: torchrun sends it when one has ended."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _first_failure(said: str = "") -> tuple[str, str]:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from melior.cli import main
+from melior import cli
+from melior.cli import COMMANDS, main
 from melior.objectives.table import OBJECTIVES
 from melior.training import shards
 from tests.objectives.rows import kind_of, metrics, read, written
@@ -28,11 +29,8 @@ RUNS = {
     # The last batch of an epoch has fewer rows than there are processes; a gradient that is cut.
     "few": ("simpo", *FP32, "--batch-size", "23", "--max-grad-norm", "0.5"),
     "adapter": ("dpo", *FP32, "--lora-r", "4", "--n-samples", "1", "--gradient-checkpointing"),
-    "kto": ("kto", *FP32),
+    # A loss of the batch as a whole, which remembers batches.
     "bco": ("bco", *FP32),
-    "beta-dpo": ("beta-dpo", *FP32),
-    "aot": ("aot", *FP32, "--gradient-checkpointing"),
-    "tpo": ("tpo", *FP32),
     "bf16": ("simpo", "--learning-rate", "1e-4", "--n-samples", "1"),
 }  # fmt: skip
 
@@ -217,10 +215,12 @@ def test_a_loss_that_is_not_finite_is_said_once_and_leaves_the_checkpoint_before
     assert about["status"] == "failed" and "must be finite" in about["reason"]
 
 
-def test_only_commands_that_share_their_work_run_in_several_processes(tmp_path):
-    process = start(tmp_path, [["merge", "x", "--out", "y"]])
-    _, wrong = process.communicate(timeout=400)
-    assert wrong.count("melior: melior merge runs in one process; found 2") == 1
+def test_only_objectives_are_learned_in_several_processes(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in COMMANDS.keys() - OBJECTIVES.keys():
+        with pytest.raises(ValueError, match=f"melior {name} runs in one process; found 2"):
+            cli._run(name.split())
 
 
 def interrupted(folder: Path, number: int, place: int, *options: str) -> tuple[str, Path]:
@@ -269,6 +269,13 @@ def test_a_signal_to_one_process_leaves_one_checkpoint_of_both(tmp_path):
     assert len(list((run / "checkpoints" / f"step-{last:06d}").glob("*.safetensors"))) == 2
     share(tmp_path, [words(tmp_path, run, *LONG, "--resume")])
     assert [row["step"] for row in metrics(run)] == list(range(1, 121))
+
+
+@pytest.mark.slow
+def test_a_refused_command_is_refused_once(tmp_path):
+    process = start(tmp_path, [["merge", "x", "--out", "y"]])
+    _, wrong = process.communicate(timeout=400)
+    assert wrong.count("melior: melior merge runs in one process; found 2") == 1
 
 
 @pytest.mark.slow
