@@ -47,12 +47,12 @@ def words(folder: Path, out: Path, name: str, *options: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(folder: Path, commands: list[list[str]], n: int = 2) -> subprocess.Popen[str]:
+def start(folder: Path, commands: list[list[str]], n: int = 2, *how: str) -> subprocess.Popen[str]:
     """Begin commands in processes that share the work."""
     file = folder / f"commands-{len(list(folder.iterdir()))}.json"
     file.write_text(json.dumps(commands), encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launch, "--nproc-per-node", str(n), "-m", "tests.training.sharing", str(file)]
+    command = [*launch, "--nproc-per-node", str(n), "-m", "tests.training.sharing", str(file), *how]
     unlike = {"MELIOR_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -60,11 +60,14 @@ def start(folder: Path, commands: list[list[str]], n: int = 2) -> subprocess.Pop
     )
 
 
-def share(folder: Path, commands: list[list[str]], n: int = 2) -> str:
-    process = start(folder, commands, n)
-    said, wrong = process.communicate(timeout=900)
+def share(folder: Path, commands: list[list[str]], n: int = 2, *how: str) -> None:
+    process = start(folder, commands, n, *how)
+    _, wrong = process.communicate(timeout=900)
     assert process.returncode == 0, wrong
-    return said
+
+
+def sentences(wrong: str) -> list[str]:
+    return [line for line in wrong.splitlines() if line.startswith("melior: ")]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -88,7 +91,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(folder):
-    """Each run by one process and by two; and one's goes on by two."""
+    """Each run by one process and by two, one's goes on by two, and a last one they cannot begin.
+
+    All in one start of the two, which takes longer than all that they do.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MELIOR_CACHE", str(folder / "alone"))
         tiny_folder(folder / "model")
@@ -97,8 +103,21 @@ def runs(folder):
     again = moved_back(folder / "dpo-1", folder / "dpo-1-2")
     shared = [words(folder, folder / f"{name}-2", *options) for name, options in RUNS.items()]
     shared.append(words(folder, again, *RUNS["dpo"], "--resume"))
-    share(folder, shared)
+    process = start(folder, [*shared, of_unlike_rows(folder)])
+    _, wrong = process.communicate(timeout=400)
+    assert process.returncode != 0
+    (folder / "wrong.txt").write_text(wrong, encoding="utf-8")
     return folder
+
+
+def of_unlike_rows(folder: Path) -> list[str]:
+    """A run of which the second process reads a broken row 3."""
+    rows = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "0.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "1.jsonl").write_text("\n".join([*rows[:2], "{}", *rows[3:]]), encoding="utf-8")
+    command = words(folder, folder / "unlike", *RUNS["dpo"])
+    command[command.index("--data") + 1] = str(folder / "{place}.jsonl")
+    return command
 
 
 def assert_alike(one: Path, two: Path, tolerance: float = 1e-5) -> None:
@@ -187,30 +206,23 @@ def test_bf16_has_float32_parts_and_the_numbers_of_one_process_but_for_rounding(
         assert not torch.equal(new[key], new[key].bfloat16().float()), "more than bf16 is kept"
 
 
-def test_what_one_process_cannot_read_ends_both_with_one_sentence(tmp_path):
-    """The second process's row 3 is broken: found when both have met, before there is a run."""
-    tiny_folder(tmp_path / "model")
-    command = words(tmp_path, tmp_path / "run", *RUNS["dpo"])
-    rows = (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    (tmp_path / "0.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    (tmp_path / "1.jsonl").write_text("\n".join([*rows[:2], "{}", *rows[3:]]), encoding="utf-8")
-    command[command.index("--data") + 1] = str(tmp_path / "{place}.jsonl")
-    process = start(tmp_path, [command])
-    _, wrong = process.communicate(timeout=400)
-    said = [line for line in wrong.splitlines() if line.startswith("melior: ")]
-    assert process.returncode != 0
-    assert len(said) == 1 and f"{tmp_path / '1.jsonl'}:3" in said[0], wrong
+def test_what_one_process_cannot_read_ends_both_with_one_sentence(runs):
+    """It is found when both have met, before there is a run."""
+    wrong = (runs / "wrong.txt").read_text(encoding="utf-8")
+    (said,) = sentences(wrong)
+    assert f"{runs / '1.jsonl'}:3" in said, wrong
     assert "Traceback" not in wrong.split("torch/distributed/elastic")[0]
-    assert not (tmp_path / "run").exists()
+    assert not (runs / "unlike").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_said_once_and_leaves_the_checkpoint_before(tmp_path):
     tiny_folder(tmp_path / "model")
     command = words(tmp_path, tmp_path / "run", "dpo", *FP32, "--learning-rate", "1e30")
     process = start(tmp_path, [command])
     _, wrong = process.communicate(timeout=400)
-    said = [line for line in wrong.splitlines() if line.startswith("melior: ")]
-    assert len(said) == 1 and "must be finite" in said[0], wrong
+    (said,) = sentences(wrong)
+    assert "must be finite" in said, wrong
     about = read(tmp_path / "run" / "run.json")
     assert about["status"] == "failed" and "must be finite" in about["reason"]
 
@@ -263,9 +275,9 @@ def test_a_signal_to_one_process_leaves_one_checkpoint_of_both(tmp_path):
     wrong, run = interrupted(tmp_path, signal.SIGTERM, 1, "--save-steps", "6")
     about, last = read(run / "run.json"), metrics(run)[-1]["step"]
     assert about["status"] == "stopped"
-    said = [line for line in wrong.splitlines() if line.startswith("melior: ")]
-    assert len(said) == 1 and f"stopped after step {last};" in said[0], wrong
-    assert "go on with: torchrun --nproc-per-node 2 -m melior dpo" in said[0]
+    (said,) = sentences(wrong)
+    assert f"stopped after step {last};" in said, wrong
+    assert "go on with: torchrun --nproc-per-node 2 -m melior dpo" in said
     assert len(list((run / "checkpoints" / f"step-{last:06d}").glob("*.safetensors"))) == 2
     share(tmp_path, [words(tmp_path, run, *LONG, "--resume")])
     assert [row["step"] for row in metrics(run)] == list(range(1, 121))
@@ -274,8 +286,8 @@ def test_a_signal_to_one_process_leaves_one_checkpoint_of_both(tmp_path):
 @pytest.mark.slow
 def test_a_refused_command_is_refused_once(tmp_path):
     process = start(tmp_path, [["merge", "x", "--out", "y"]])
-    _, wrong = process.communicate(timeout=400)
-    assert wrong.count("melior: melior merge runs in one process; found 2") == 1
+    (said,) = sentences(process.communicate(timeout=400)[1])
+    assert "melior merge runs in one process; found 2" in said
 
 
 @pytest.mark.slow
@@ -288,6 +300,6 @@ def test_every_objective_gives_the_numbers_of_one_process(n, tmp_path, monkeypat
     for name in OBJECTIVES:
         main(words(tmp_path, tmp_path / f"{name}-1", name, *few))
     commands = [words(tmp_path, tmp_path / f"{name}-{n}", name, *few) for name in OBJECTIVES]
-    share(tmp_path, commands, n)
+    share(tmp_path, commands, n, "checked")
     for name in OBJECTIVES:
         assert_alike(tmp_path / f"{name}-1", tmp_path / f"{name}-{n}")
