@@ -59,7 +59,7 @@ def _loaded(options: ModelOptions, *, trainable: bool, seed: int) -> LanguageMod
     folder = folder_of(options.model)
     model = _folded(folder, options) or _pretrained(folder, options)
     model, masters = held(model, options, trainable=trainable, seed=seed)
-    return LanguageModel(model, load_chat(options), masters=masters)
+    return LanguageModel(model, load_chat(options), masters=masters, padded=options.padded)
 
 
 def held(

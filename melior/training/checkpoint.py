@@ -36,6 +36,7 @@ FREE = frozenset(
         "max_tokens",
         "out",
         "overwrite",
+        "padded",
         "report_to",
         "resume",
         "save_steps",
