@@ -261,7 +261,9 @@ def lasting(run: Path) -> tuple[list[dict], dict[str, bytes]]:
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_run_of_which_one_process_is_killed_goes_on_to_the_same_bits(place, tmp_path):
     tiny_folder(tmp_path / "model")
-    _, run = interrupted(tmp_path, signal.SIGKILL, place)
+    wrong, run = interrupted(tmp_path, signal.SIGKILL, place)
+    (said,) = sentences(wrong)
+    assert "another process of this run has ended" in said and "--resume" in said
     assert not (run / "model").exists()
     undisturbed = tmp_path / "undisturbed"
     share(tmp_path, [words(tmp_path, run, *LONG, "--resume")])
