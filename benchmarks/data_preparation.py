@@ -77,7 +77,7 @@ def table(results: Message) -> str:
     head = ["rows", "TRL", "melior", "a CPU second, TRL", "melior", "faster"]
     head += ["peak, TRL", "peak, melior", "share"]
     notes = [
-        f"CPU seconds (wall seconds in brackets), medians of {results['rounds']} rounds, each on"
+        f"CPU seconds (wall seconds in brackets), number of rounds: {results['rounds']}, each on"
         " rows that were never seen; prompts of about 80 and answers of about 120 tokens,"
         " log-normal. All token ids are the same.",
     ]

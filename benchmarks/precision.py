@@ -33,10 +33,12 @@ from melior.models.embedded import embedded_folder
 
 SIDES = {"melior, float32": ("melior", "fp32"), "melior, bfloat16": ("melior", "bf16"),
          "TRL, bfloat16 autocast": ("trl", "bf16")}  # fmt: skip
-GRADIENT = {"melior, float32": 1e-5, "melior, bfloat16": 2e-2}
-"""Greatest distance from float64, relative, as a Euclidean norm; bf16 rounds by up to 4e-3."""
+GRADIENT = {"melior, float32": 1e-5, "melior, bfloat16": 3e-2}
+"""Greatest distance from float64, relative, as a Euclidean norm; bf16 rounds by up to 4e-3, and
+what two parts of each of 30 layers round at random adds up to sqrt(60) times as much."""
 MARGIN = 1.0
-"""Greatest distance of the margins from float32's, in nats, as a root mean square over batches."""
+"""Greatest distance of the margins from float32's, in nats, as a root mean square over batches: a
+tenth in the rewards that DPO's loss compares."""
 
 
 def main(arguments: Sequence[str] | None = None) -> Message:

@@ -162,6 +162,11 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return float((left - right).norm() / right.norm())
 
 
+def has_experts(model: PreTrainedModel) -> bool:
+    """Say whether a router sends each token to some of several experts."""
+    return any("Experts" in type(module).__name__ for module in model.modules())
+
+
 def _rounding_of_experts(model: PreTrainedModel) -> float:
     """Return by how much a neighbour may move hidden states: not at all, but for experts.
 
@@ -169,6 +174,6 @@ def _rounding_of_experts(model: PreTrainedModel) -> float:
     product, and with it the order of sums, depends on tokens of other answers. Their values do not
     enter.
     """
-    if not any("Experts" in type(module).__name__ for module in model.modules()):
+    if not has_experts(model):
         return 0.0
     return 0.004 if model.dtype == torch.bfloat16 else 1e-5

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from melior.data.forest import Forest, Marked, plant
 from melior.models import attention
-from melior.models.layout import forest_hidden, padded_hidden
+from melior.models.layout import forest_hidden, has_experts, padded_hidden
 from melior.models.sharding import gathered
 
 N_ROWS = 2
@@ -25,10 +25,9 @@ N_ANSWERS = 2
 N_TOKENS = 512
 """... and of these the tokens around the place where they part: eager attention is quadratic."""
 SLACK = 4.0
-"""How many times as far as one rounding moves hidden states the two ways may be apart. Where all is
-right they are less than 2 times as far apart, in all models that tests know; an answer that reads
-its neighbour's last token moves in bfloat16 by more than 4 times, in float32 by 10,000."""
-
+"""How many times as far as one rounding moves hidden states the two ways may be apart: half of this
+passes every family that is tested. With experts it is twice this, as rounding may also send a token
+to another one. In bfloat16 a small wrong may hide below it."""
 
 _fit: WeakSet[PreTrainedModel] = WeakSet()
 """Models that were found to fit."""
@@ -53,9 +52,9 @@ def refuse_disagreement(model: Packing, rows: Iterable[tuple[str, Sequence[Marke
 
     By itself: each answer in a row of its own, padded, through the model's own eager attention. How
     far apart rounding may bring the two is measured, on the same rows: the plain computation is
-    repeated with the words' embeddings moved by one unit in the last place. Both distances are
-    averaged over the tokens of a prompt, or of what an answer has for itself, as single tokens may
-    be ill-conditioned. Nothing random is drawn, and no gradient kept.
+    repeated with the words' embeddings moved by one unit in the last place. Distances are averaged
+    over the tokens of a prompt, or of what an answer has for itself, as single ones may be
+    ill-conditioned. Nothing random is drawn, and no gradient kept.
 
     Args:
         model: one that is padded anyway passes, and one that was found to fit before.
@@ -96,31 +95,31 @@ def _around_the_fork(answers: Sequence[Marked]) -> list[_Stretch]:
 def _compare(model: PreTrainedModel, few: Sequence[tuple[str, Sequence[_Stretch]]]) -> None:
     names = [name for name, answers in few for _ in answers]
     forest = plant([one for _, answers in few for one in answers], min_shared=1)
-    packed, plain, rounded = gathered(model, lambda: _in_three_ways(model, forest))
+    packed, plain, rounded = gathered(model, lambda: _both_ways(model, forest))
     apart, rounding = (_distances(forest, hidden, plain) for hidden in (packed, rounded))
-    if bool((apart <= SLACK * rounding).all()):
-        return
-    worst = int((apart / rounding).argmax())
+    allowed = SLACK * (1 + has_experts(model)) * rounding.clamp_min(float(rounding.mean()))
+    if bool((apart <= allowed).all()) or not bool(plain.isfinite().all()):
+        return  # numbers that outgrow their dtype are told where they are used
+    worst = int((apart / allowed).argmax())
     owner = next(i for i, path in enumerate(forest.paths) if worst in path)
     part = "prompt" if forest.segments[worst].end > forest.segments[worst].stop else "answer"
     raise ValueError(
         f"{names[owner]}: a prompt that is computed once for its answers must give what each answer"
         f" gives by itself; found hidden states of the {part} that differ by"
         f" {float(apart[worst]):.2g} of their length, where rounding explains"
-        f" {SLACK * float(rounding[worst]):.2g}; {type(model).__name__} does not fit: add --padded,"
+        f" {float(allowed[worst]):.2g}; {type(model).__name__} does not fit: add --padded,"
         " which computes each answer in a row of its own, prompt and all"
     )
 
 
-def _in_three_ways(model: PreTrainedModel, forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all hidden states: as a forest, plainly, and plainly but for a little rounding."""
+def _both_ways(model: PreTrainedModel, forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all hidden states of a forest, those of a plain run, and what rounding makes of it."""
     every = torch.arange(len(forest.tokens))
     packed = forest_hidden(model, forest, every)
     with _own_attention(model):
         plain = padded_hidden(model, forest, every)
         with _one_unit_off(model):
-            rounded = padded_hidden(model, forest, every)
-    return packed, plain, rounded
+            return packed, plain, padded_hidden(model, forest, every)
 
 
 def _distances(
