@@ -71,8 +71,8 @@ def learn(plan: Plan) -> Path:
     """Learn and prove what came of it; return the run's folder, which holds it all."""
     loop = plan.loop
     processes.join(device_of(plan.model.device))
-    train, held_out = _prepare(plan)
-    _refuse_unfit(plan, train)
+    train, held_out = prepare_data(plan)
+    refuse_unfit(plan, train)
     _meet_over(train, held_out)
     if loop.overwrite:  # before the old run is deleted
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
@@ -191,7 +191,7 @@ class Bench:
         }
 
 
-def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
+def prepare_data(plan: Plan) -> tuple[Prepared, Prepared | None]:
     """Read and check the data before any weights are loaded."""
     chat, data, seed = load_chat(plan.model), plan.data, plan.loop.seed
     positions = n_positions(plan.model)
@@ -226,7 +226,7 @@ def _meet_over(train: Prepared, held_out: Prepared | None) -> None:
         )
 
 
-def _refuse_unfit(plan: Plan, train: Prepared) -> None:
+def refuse_unfit(plan: Plan, train: Prepared) -> None:
     """Refuse rows without what the method reads of them."""
     sources, (low, high) = ", ".join(plan.data.data), plan.method.score_range
     if plan.method.needs_margins and all(group.margin == 0 for group in train.groups):
