@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -197,7 +197,7 @@ def run() -> None:
     table = markdown(found, before)
     print(table)
     if options.json:
-        numbers = {command: asdict(one) for command, one in found.items()}
+        numbers = {command: vars(one) for command, one in found.items()}
         options.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     for page in options.markdown:
         fill_in(page, "kills", table)
