@@ -22,7 +22,7 @@ N_ROWS = 2
 """Of the data that are computed both ways: the shortest, ..."""
 N_ANSWERS = 2
 """... the first of their answers, ..."""
-N_TOKENS = 512
+N_TOKENS = 256
 """... and of these the tokens around the place where they part: eager attention is quadratic."""
 SLACK = 4.0
 """How many times as far as one rounding moves hidden states the two ways may be apart: half of this
