@@ -26,6 +26,7 @@ from melior.data.template import (
     check_template,
     pattern,
 )
+from melior.data.words import words
 from melior.records import Turns
 
 CHATML = (
@@ -84,6 +85,8 @@ class ChatFormat:
         self._ends = frozenset(self.tokenizer.convert_tokens_to_ids(sorted(self.writer.stops)))
         self.stop_token_ids: frozenset[int] = given | self._ends
         """Tokens at which generation stops."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        self._words = words(backend) if backend is not None else None
         start = _start_tokens(self.tokenizer)
         self._start = start if source is None else []
         newline, shifted, alone = self._call(["\n", "\na", "a"])
@@ -321,6 +324,8 @@ class ChatFormat:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = False
+        if self._words is not None:
+            return self._words(texts)
         rows = backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [row.ids for row in rows]
 
