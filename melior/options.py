@@ -224,8 +224,8 @@ class WorkerOptions:
     """Deal the rows out, in chunks, to so many processes, each with a model of its own and its
     share of the threads and GPUs; 0 works on them here, one behind the other."""
     cluster: str = ""
-    """Deal them out over a Ray cluster, at this address such as `10.0.0.1:6379`, or `auto`: the one
-    that this machine belongs to, or a new one here. It has a worker for each GPU, or for each
+    """Deal them out over a Ray cluster: its address, such as `10.0.0.1:6379`; `auto`, the one that
+    this machine belongs to; or `local`, a new one here. It has a worker for each GPU, or for each
     machine where there are none; `--processes` sets another number. Needs the extra `cluster`."""
 
     def __post_init__(self) -> None:

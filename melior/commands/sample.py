@@ -99,7 +99,7 @@ def run(config: Config) -> Metrics:
     if not total:
         raise ValueError(f"{', '.join(config.prompts)}: needs at least one prompt; found none")
     start = _answered(config, prompts)
-    given, twins = tee(prompts)
+    plain, twins = tee(prompts)
     asked = _under_goal(config, twins)
     tally = _Tally()
     with (
@@ -108,7 +108,7 @@ def run(config: Config) -> Metrics:
     ):
         try:
             drawn = _source(config, asked, start) if start < total else ()
-            for given, group in zip(islice(given, start, None), drawn, strict=True):
+            for given, group in zip(islice(plain, start, None), drawn, strict=True):
                 put(replace(group, prompt=given.prompt))
                 tally.add(group)
                 show(start + tally.groups, tally.cost())

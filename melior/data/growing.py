@@ -56,7 +56,9 @@ def rows_so_far(out: str, *, resume: bool) -> Iterator[dict[str, Any]]:
         return iter(())
     if not resume and path.stat().st_size:
         n = sum(1 for _ in whole_rows(path))
-        raise FileExistsError(f"{path}: needs to be new; found {n} rows; --resume goes on with them")
+        raise FileExistsError(
+            f"{path}: needs to be new; found {n} rows; --resume goes on with them"
+        )
     return whole_rows(path)
 
 

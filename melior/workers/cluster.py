@@ -13,10 +13,10 @@ from typing import Any
 
 from melior.workers.deal import Chunk, Done, Event, Load, Lost, Ready, Work, done_by, portable
 
-AUTO = "auto"
-"""The cluster that this machine belongs to; where there is none, one is started here."""
+HERE = "local"
+"""In place of an address: a cluster that is started here, and ends with the run."""
 STORE = 2**29
-"""Bytes for the objects of a cluster that is started here: chunks on their way, no more."""
+"""Bytes for the objects of such a cluster: chunks on their way, no more."""
 
 
 class Cluster:
@@ -24,12 +24,12 @@ class Cluster:
 
     Args:
         load: what each does first.
-        address: of the cluster, or `auto`.
+        address: of the cluster; `auto` for the one that this machine belongs to, or `local`.
         n: another number of actors; 0 keeps to the rule.
         on_gpus: use the GPUs that there are.
 
     Raises:
-        ModuleNotFoundError: Ray is not installed.
+        ValueError: Ray is not installed.
         ConnectionError: no cluster is there.
     """
 
@@ -113,17 +113,15 @@ def _connected(address: str) -> Any:
         raise ValueError(
             "--cluster needs Ray, which is not installed; run pip install 'melior[cluster]'"
         ) from error
-    # What workers print is theirs: on the driver's standard output stand the results.
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    fresh = {"include_dashboard": False, "object_store_memory": STORE} if address == HERE else {}
     try:
-        ray.init(address, **quiet)
-    except ConnectionError as error:
-        if address != AUTO:
-            raise ConnectionError(
-                f"--cluster must be the address of a Ray cluster that runs, or {AUTO}; found"
-                f" {address}: {error}"
-            ) from error
-        ray.init("local", include_dashboard=False, object_store_memory=STORE, **quiet)
+        # What workers print is theirs: on the standard output of this process stand the results.
+        ray.init(address, logging_level="ERROR", log_to_driver=False, **fresh)
+    except (ConnectionError, ValueError) as error:
+        raise ConnectionError(
+            f"--cluster must be the address of a Ray cluster that runs, auto, or {HERE} (starts one);"
+            f" found {address}: {error}"
+        ) from error
     return ray
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from melior.options import WorkerOptions
 from melior.records import Group
 
 TRIES = 3
-"""Workers that a chunk may lose, and losses of a worker before it is ready: then it is not chance."""
+"""So many workers lost by one chunk, or one worker so often before it is ready, are no chance."""
 AHEAD = 4
 """Chunks for each worker that are read and not yet given on, at most; bounds the memory."""
 
@@ -122,7 +122,7 @@ class Deal:
         self._workers = workers
         early = list(islice(chunks, workers.n))
         self._unread = chain(early, chunks)
-        self._is_read = False
+        self._is_read = not early
         self._n_read = 0
         self._idle: list[int] = []
         self._held: dict[int, int] = {}
@@ -228,7 +228,7 @@ class Deal:
         elif worker in self._held:
             self._close(self._held.pop(worker), event)
             self._idle.append(worker)
-            self._heard[worker, self._begun[worker]] = event
+            self._heard[worker, self._begun[worker]] = replace(event, groups=[])
         elif event.error is not None:
             raise event.error
 

@@ -1,0 +1,79 @@
+"""A real Ray cluster, started here: it does what processes do, whoever is killed on the way."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from melior.options import WorkerOptions
+from melior.workers.cluster import _share
+from melior.workers.deal import chunked, dealt
+from tests.workers.works import Doubling, numbered
+
+ROOT = Path(__file__).parents[2]
+
+
+def told(folder, name):
+    """Run one of the functions below in a process of its own, since Ray lives as long as one."""
+    code = f"from tests.workers.test_cluster import {name}; {name}({str(folder)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def doubled(folder, kinds):
+    chunks, found = chunked(numbered(kinds), 3), []
+    options = WorkerOptions(processes=2, cluster="local")
+    with dealt(options, partial(Doubling, folder), chunks, device="cpu") as deal:
+        try:
+            found.extend(group.facts["twice"] for group in deal.groups())
+        except Exception as error:  # the test looks at it
+            return found, f"{type(error).__name__}: {error}"
+        return found, deal.costs()["numbers"]
+
+
+def deaths(folder):
+    """Whatever can happen, one after the other, each on a cluster of its own."""
+    results = []
+    for place, kinds in enumerate(KINDS):
+        here = Path(folder) / str(place)
+        here.mkdir()
+        results.append([*doubled(here, kinds), len(list(here.glob("*.begun")))])
+    print(json.dumps(results))
+
+
+KINDS = (
+    ["meets 2", "kills once", "fine", "fine", "lacks memory once", "fine", "kills once", "fine"],
+    [*["fine"] * 4, "kills", "fine", "fine"],
+    [*["fine"] * 4, "is wrong", "fine"],
+)
+
+
+@pytest.mark.slow
+def test_whatever_happens_on_a_cluster_is_what_happens_in_processes(tmp_path):
+    lost, hopeless, wrong = told(tmp_path, "deaths")
+    assert lost[:2] == [[2 * i for i in range(8)], 8] and lost[2] >= 4
+    assert hopeless[0] == [0, 2, 4]
+    assert hopeless[1].startswith("ChildProcessError: rows 4 to 6, from file:4 on: lost 3 workers")
+    assert wrong[:2] == [[0, 2, 4, 6], "ValueError: file:5: needs sense; found none"]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "n", "expected"),
+    [
+        ([8.0, 8.0], 0, 2, {"num_cpus": 8}),
+        ([8.0, 8.0], 0, 1, {"num_cpus": 8}),  # no machine has 16
+        ([8.0, 8.0], 0, 5, {"num_cpus": 3}),
+        ([2.0], 0, 9, {"num_cpus": 1}),
+        ([64.0], 8, 8, {"num_gpus": 1, "num_cpus": 1}),
+        ([64.0], 8, 3, {"num_gpus": 1, "num_cpus": 1}),
+        ([64.0], 2, 3, {"num_gpus": 0.5, "num_cpus": 1}),
+    ],
+)
+def test_actors_ask_for_what_some_machine_has(cpus, gpus, n, expected):
+    assert _share(cpus, gpus, n) == expected
