@@ -18,6 +18,8 @@ from melior.options import ModelOptions, Sampling, WorkerOptions, in_range
 from melior.records import Group, Metrics
 
 if TYPE_CHECKING:
+    import torch
+
     from melior.workers.deal import Chunk
 
 CHUNK = 512
@@ -210,14 +212,14 @@ class _Drawing:
         self.config = config
         self.about: dict[str, Any] = {}
         self.model = load(_model(config), trainable=False)
-        self._begin()
+        self.place, self.generator = self._beginning()
 
     def groups(self, chunk: Chunk) -> Iterator[Group]:
         """Answer the prompts of a chunk."""
         from melior.sampling.candidates import candidates, pass_over
 
         if chunk.first < self.place:  # another worker has lost it
-            self._begin()
+            self.place, self.generator = self._beginning()
         sampling, generator = self.config.sampling, self.generator
         pass_over(chunk.first - self.place, sampling, generator=generator)
         self.place = chunk.first + len(chunk.groups)
@@ -234,10 +236,10 @@ class _Drawing:
         """Count nothing besides."""
         return {}
 
-    def _begin(self) -> None:
+    def _beginning(self) -> tuple[int, torch.Generator]:
         from melior import ops
 
-        self.place, self.generator = 0, ops.generator(self.config.seed)
+        return 0, ops.generator(self.config.seed)
 
 
 def _model(config: Config) -> ModelOptions:

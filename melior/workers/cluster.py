@@ -119,8 +119,8 @@ def _connected(address: str) -> Any:
         ray.init(address, logging_level="ERROR", log_to_driver=False, **fresh)
     except (ConnectionError, ValueError) as error:
         raise ConnectionError(
-            f"--cluster must be the address of a Ray cluster that runs, auto, or {HERE} (starts one);"
-            f" found {address}: {error}"
+            f"--cluster must be the address of a Ray cluster that runs, auto, or {HERE} (starts"
+            f" one); found {address}: {error}"
         ) from error
     return ray
 

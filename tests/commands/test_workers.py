@@ -60,20 +60,23 @@ def workers(process):
             parent = place.joinpath("stat").read_text().rpartition(")")[2].split()[1]
             told = place.joinpath("cmdline").read_bytes()
             above = (Path("/proc") / parent / "cmdline").read_bytes()
-            if told.startswith(b"ray::_Place") or (b"forkserver" in above and b"ray" not in told):
+            if told.startswith(b"ray::_Place") or b"forkserver import main" in above:
                 found.append(pid)
     return found
 
 
 def killed_in_the_middle(out, process):
     """Kill a worker as soon as there are results; return how many rows there were by then."""
+    found = []
+    while len(found) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        found = workers(process)
+        time.sleep(0.05)
     while not (out.exists() and out.stat().st_size):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
-    victim = workers(process)[0]
-    n = out.read_bytes().count(b"\n")
-    os.kill(victim, signal.SIGKILL)
-    return n
+    os.kill(found[0], signal.SIGKILL)
+    return out.read_bytes().count(b"\n")
 
 
 def draw_words(model_folder, prompts):
