@@ -114,10 +114,12 @@ def run(config: Config) -> Metrics:
                 put(replace(group, prompt=given.prompt))
                 tally.add(group)
                 show(start + tally.groups, tally.cost())
-        except KeyboardInterrupt as error:
-            done = start + tally.groups
+        except (KeyboardInterrupt, ChildProcessError) as error:
+            is_lost = isinstance(error, ChildProcessError)
+            why = f"{error}; " if is_lost else ""
             way = "; --resume goes on" if config.out != "-" else ""
-            raise KeyboardInterrupt(f"{done} of {total} prompts are done{way}") from error
+            told = f"{why}{start + tally.groups} of {total} prompts are done{way}"
+            raise (ChildProcessError if is_lost else KeyboardInterrupt)(told) from error
     print(tally.sentence(config.out), file=sys.stderr)
     return tally.metrics()
 

@@ -86,7 +86,7 @@ def draw_words(model_folder, prompts):
 
 
 def draw(model_folder, prompts, out, **options):
-    sampling = Sampling(k=128, max_new_tokens=8)
+    sampling = Sampling(k=128, max_new_tokens=8, temperature=0.8)
     config = sample.Config(
         (str(prompts),), str(model_folder), sampling, out=str(out), max_tokens=4000, dtype="fp32",
         **options,

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from melior.options import WorkerOptions
 from melior.workers.cluster import _share
 from melior.workers.deal import chunked, dealt
+from tests.workers.test_processes import until
 from tests.workers.works import Doubling, numbered
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +28,9 @@ def told(folder, name):
     return json.loads(done.stdout)
 
 
-def doubled(folder, kinds):
+def doubled(folder, kinds, address="local"):
     chunks, found = chunked(numbered(kinds), 3), []
-    options = WorkerOptions(processes=2, cluster="local")
+    options = WorkerOptions(processes=2, cluster=address)
     with dealt(options, partial(Doubling, folder), chunks, device="cpu") as deal:
         try:
             found.extend(group.facts["twice"] for group in deal.groups())
@@ -47,6 +49,24 @@ def deaths(folder):
     print(json.dumps(results))
 
 
+def machine_gone(folder):
+    """Two machines of one core each, as Ray sees it; one of them goes while both are at work."""
+    from ray.cluster_utils import Cluster
+
+    folder, results = Path(folder), []
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    other = machines.add_node(num_cpus=1)
+    kinds = [*["meets 2"] * 6, "waits", "fine", "fine", "waits", "fine"]
+    run = threading.Thread(target=lambda: results.append(doubled(folder, kinds, machines.address)))
+    run.start()
+    until(lambda: (folder / "mark6").exists() and (folder / "mark9").exists())
+    machines.remove_node(other, allow_graceful=False)
+    (folder / "go on").touch()
+    run.join(200)
+    machines.shutdown()
+    print(json.dumps(results[0]))
+
+
 KINDS = (
     ["meets 2", "kills once", "fine", "fine", "lacks memory once", "fine", "kills once", "fine"],
     [*["fine"] * 4, "kills", "fine", "fine"],
@@ -61,6 +81,11 @@ def test_whatever_happens_on_a_cluster_is_what_happens_in_processes(tmp_path):
     assert hopeless[0] == [0, 2, 4]
     assert hopeless[1].startswith("ChildProcessError: rows 4 to 6, from file:4 on: lost 3 workers")
     assert wrong[:2] == [[0, 2, 4, 6], "ValueError: file:5: needs sense; found none"]
+
+
+@pytest.mark.slow
+def test_who_is_left_does_the_work_of_a_machine_that_is_gone(tmp_path):
+    assert told(tmp_path, "machine_gone")[0] == [2 * i for i in range(11)]
 
 
 @pytest.mark.parametrize(
