@@ -109,6 +109,7 @@ def test_sampling_gives_the_same_bytes_by_any_number_of_processes(model_folder, 
         assert sum(a == b for a, b in zip(*texts, strict=True)) >= 126  # but for rounding
 
 
+@pytest.mark.slow
 def test_sampling_goes_on_to_the_same_bytes_when_a_worker_and_then_all_are_killed(
     model_folder, groups, tmp_path
 ):
@@ -128,6 +129,7 @@ def test_sampling_goes_on_to_the_same_bytes_when_a_worker_and_then_all_are_kille
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_bytes_of_processes_when_an_actor_is_killed(
     model_folder, groups, tmp_path
 ):
