@@ -134,9 +134,7 @@ def score_groups(groups: Iterator[Group], config: Config) -> Tally:
                         tally.add(group)
                         show(tally.groups, tally.cost(who.costs()))
         except (ValueError, ChildProcessError, KeyboardInterrupt) as error:
-            known = (ChildProcessError, KeyboardInterrupt)
-            kind = type(error) if isinstance(error, known) else ValueError
-            raise kind(_stopped(error, tally, config.out)) from error
+            raise _stopped(error, tally, config.out) from error
         finally:
             for remark in who.remarks():
                 print(remark, file=sys.stderr)
@@ -306,10 +304,10 @@ def _peeked(items: Iterator[R]) -> tuple[R | None, Iterator[R]]:
     return first, items if first is None else chain([first], items)
 
 
-def _stopped(error: BaseException, tally: Tally, out: str) -> str:
-    """Say why it ended, and what is there to go on with."""
+def _stopped(error: BaseException, tally: Tally, out: str) -> BaseException:
+    """Return an error that says why it ended, and what is there to go on with."""
     n = tally.earlier + tally.groups
-    if not n:
-        return str(error)
     way = f"{n} groups are in {out}; --resume goes on" if out != "-" else f"{n} groups are done"
-    return f"{error}; {way}".lstrip("; ")
+    told = f"{error}; {way}".lstrip("; ") if n else str(error)
+    known = (ChildProcessError, KeyboardInterrupt)
+    return type(error)(told) if isinstance(error, known) else ValueError(told)
