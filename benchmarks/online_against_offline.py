@@ -13,11 +13,11 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +70,8 @@ class Outcome:
     numbers: Numbers
     seconds: float
     pairs: int
+    kl: float
+    """To the start, in nats an answer, on the held-out prompts."""
 
 
 def main() -> None:
@@ -89,19 +91,20 @@ def main() -> None:
 
 def outcome(setup: Setup, arm: str, seed: int) -> Outcome:
     """Train an arm, unless that is done, and examine it."""
-    folder, done = setup.out / f"{arm}-{seed}", setup.out / f"{arm}-{seed}.json"
-    if not done.exists():
-        began = time.monotonic()
+    folder = setup.out / f"{arm}-{seed}"
+    if not (folder / "run.json").exists() or _read(folder / "run.json")["status"] != "finished":
         command = [sys.executable, "-m", "melior", *setup.command(arm, seed)]
         print("+", shlex.join(command[2:]), file=sys.stderr)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        write_json(done, {"seconds": time.monotonic() - began})
     exam = examined(setup, str(folder / "model"), setup.out / f"{arm}-{seed}-exam.json")
-    counts = [
-        json.loads(path.read_text(encoding="utf-8"))["counts"]["chosen"]
-        for path in folder.glob("round-[1-9]*/manifest.json")
-    ]
-    return Outcome(exam, json.loads(done.read_text())["seconds"], sum(counts))
+    rounds = [_read(path) for path in folder.glob("round-*/manifest.json")]
+    pairs = sum(one["counts"].get("chosen", 0) for one in rounds)
+    kl = max(rounds, key=lambda one: int(one["round"]))["means"]["kl"]
+    return Outcome(exam, sum(one["cost"]["seconds"] for one in rounds), pairs, kl)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def examined(setup: Setup, model: str, kept: Path) -> Numbers:
@@ -115,7 +118,7 @@ def examined(setup: Setup, model: str, kept: Path) -> Numbers:
         start = load(ModelOptions(model=setup.model), trainable=False)
         one = start if model == setup.model else load(ModelOptions(model=model), trainable=False)
         write_json(kept, sit(exam, one, start, None).numbers)
-    return dict(json.loads(kept.read_text(encoding="utf-8")))
+    return _read(kept)
 
 
 def table(
@@ -123,14 +126,15 @@ def table(
 ) -> list[str]:
     """Return what came out, as Markdown."""
     lines = [
-        "| | constraints met | of each seed | tokens | pairs | minutes |",
-        "| --- | --- | --- | --- | --- | --- |",
-        f"| start model | {fmean(start['rules']):.3f} | | {fmean(start['length']):.0f} | | |",
+        "| | constraints met | of each seed | KL | of each seed | tokens | pairs | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| start model | {fmean(start['rules']):.3f} | | 0 | | {fmean(start['length']):.0f} | | |",
     ]
     for arm, own in found.items():
         by_seed = [fmean(one.numbers["rules"]) for one in own]
         lines.append(
             f"| {arm} | {fmean(by_seed):.3f} | {', '.join(f'{value:.3f}' for value in by_seed)} |"
+            f" {fmean(one.kl for one in own):.1f} | {', '.join(f'{one.kl:.1f}' for one in own)} |"
             f" {fmean(fmean(one.numbers['length']) for one in own):.0f} |"
             f" {fmean(one.pairs for one in own):.0f} |"
             f" {fmean(one.seconds for one in own) / 60:.1f} |"
@@ -152,17 +156,15 @@ def _by_prompt(outcomes: Sequence[Outcome]) -> list[float]:
 
 
 def _sentence(gain: Comparison, differences: Sequence[float]) -> str:
-    low, high = gain.low or 0.0, gain.high or 0.0
-    word = "beats" if low > 0 else "loses to" if high < 0 else "is not shown to differ from"
+    """Say who is ahead, which needs both intervals beyond 0: over prompts, and over seeds."""
     over = t_interval(differences, name="seeds")
-    seeds = (
-        f"; over {over.n} seeds {over.estimate:+.3f} ({over.low:+.3f} to {over.high:+.3f})"
-        if over.low is not None and over.high is not None
-        else ""
-    )
+    lows, highs = [gain.low or 0.0, over.low or 0.0], [gain.high or 0.0, over.high or 0.0]
+    word = "is not shown to differ from"
+    word = "beats" if min(lows) > 0 else "loses to" if max(highs) < 0 else word
     return (
-        f"Online {word} offline: {gain.difference:+.3f} of the constraints ({low:+.3f} to"
-        f" {high:+.3f} over {gain.n} held-out prompts; p {gain.p_value:.2g}{seeds})."
+        f"Online {word} offline: {gain.difference:+.3f} of the constraints ({lows[0]:+.3f} to"
+        f" {highs[0]:+.3f} over {gain.n} held-out prompts, means over seeds; p {gain.p_value:.2g};"
+        f" {lows[1]:+.3f} to {highs[1]:+.3f} over {over.n} seeds)."
     )
 
 
@@ -193,8 +195,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--eval-k", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=72)
-    parser.add_argument("--learning-rate", type=float, default=3e-5)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--markdown", default="", help="a page to write the table into")
     parser.add_argument("more", nargs="*", help="further options of both arms, behind --")

@@ -65,6 +65,18 @@ class Pair:
     origin: str = field(default="", compare=False)
 
 
+CUT_OFF = ("is_finished_chosen", "is_finished_rejected")
+"""Facts of a pair that are false where its answer was stopped before its end."""
+
+
+def is_cut_off(facts: Facts, name: str = "is_finished") -> bool:
+    """Say whether an answer was stopped before its end; without the fact, or with null, it was not.
+
+    In CSV files false is a word.
+    """
+    return facts.get(name) in (False, "false", "False")
+
+
 def text(turns: Turns) -> str:
     """Return what was said, without roles: the contents joined by blank lines."""
     return "\n\n".join(turn.content for turn in turns)

@@ -140,16 +140,20 @@ def _check_places(config: Config) -> None:
 
 def _decided(source: str) -> list[Group]:
     """Return the groups of which some answers are better than others, and say how many are not."""
+    from melior.data.examples import agreed
     from melior.data.files import read_groups
 
-    groups = list(read_groups(source))
+    groups = list(map(agreed, read_groups(source)))
     for group in groups:
         if any(one.score is None for one in group.candidates):
             raise ValueError(
                 f"{group.origin}: needs labels: chosen and rejected answers, or a score for each;"
                 " found an answer without"
             )
-    decided = [g for g in groups if len({one.score for one in g.candidates}) > 1]
+    decided = [
+        g for g in groups
+        if len({one.score for one in g.candidates}) > 1 and g.facts.get("chosen_share") != 0.5
+    ]  # fmt: skip
     if not decided:
         raise ValueError(
             f"{source}: needs prompts with better and worse answers; found none among"

@@ -89,9 +89,11 @@ def run(config: Config) -> Metrics:
 
 def _temperature(source: str, scorer: ScalarScorer) -> float:
     """Fit the temperature on pairs held out, and say what it changed."""
+    from melior.data.examples import agreed
     from melior.data.files import read_pairs
 
-    margins = [chosen - rejected for _, chosen, rejected in rewards(scorer, read_pairs(source))]
+    pairs = map(agreed, read_pairs(source))
+    margins = [chosen - rejected for _, chosen, rejected in rewards(scorer, pairs)]
     temperature, said = fitted_temperature(margins)
     print(said, file=sys.stderr)
     return temperature

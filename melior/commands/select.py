@@ -135,7 +135,7 @@ def boltzmann(config: BoltzmannConfig) -> Metrics:
 
 def _write_pairs(config: BestAndWorstConfig | BestAndRandomConfig, choose: Choice) -> Metrics:
     from melior import selection
-    from melior.data.files import read_groups, write_pairs
+    from melior.data.files import duel, read_groups, write_pairs
 
     left_out: Counter[str] = Counter()
 
@@ -151,9 +151,7 @@ def _write_pairs(config: BestAndWorstConfig | BestAndRandomConfig, choose: Choic
                 left_out[CLOSE] += 1
                 continue
             chosen, rejected = (group.candidates[i] for i in (best, worst))
-            scored = {"score_chosen": chosen.score, "score_rejected": rejected.score}
-            facts = {**group.facts, **scored}
-            yield Pair(group.prompt, chosen.response, rejected.response, margin, facts=facts)
+            yield duel(group, chosen, rejected, margin=margin)
 
     return _said("pairs", write_pairs(config.out, _some(pairs(), config.file, left_out)), left_out)
 

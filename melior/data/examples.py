@@ -12,9 +12,9 @@ from typing import Literal, TypeVar
 from melior.data import layouts
 from melior.data.files import as_group, read_any, read_groups, read_pairs, weight_of
 from melior.data.steps import step_starts
-from melior.records import Candidate, Group, Pair, Turns
+from melior.records import Candidate, Group, Pair, Turns, is_cut_off
 
-R = TypeVar("R", Pair, Pair | Group)
+R = TypeVar("R", Pair, Group, Pair | Group)
 Data = Literal["pairs", "answers", "lists", "comparisons"]
 """What rows hold: a better and a worse answer, answers judged alone, scored lists, or each row one
 of pair and list."""
@@ -37,6 +37,8 @@ class Example:
     origin: str = ""
     share: float = 1.0
     """In which the better one of two answers is preferred, where raters were counted."""
+    cut_off: tuple[bool, ...] = ()
+    """Which answers were not finished by who gave them; without it, none."""
 
 
 def read_examples(data: Data, sources: Sequence[str], *, seed: int = 0) -> Iterator[Example]:
@@ -49,14 +51,14 @@ def read_examples(data: Data, sources: Sequence[str], *, seed: int = 0) -> Itera
         FileNotFoundError: a source does not exist.
     """
     if data == "pairs":
-        return map(of_pair, map(_agreed, read_pairs(sources, seed=seed)))
+        return map(of_pair, map(agreed, read_pairs(sources, seed=seed)))
     if data == "lists":
         draw = random.Random(seed)
-        return (of_list(group, draw) for group in read_groups(sources, seed=seed))
+        return (of_list(group, draw) for group in map(agreed, read_groups(sources, seed=seed)))
     if data == "comparisons":
         draw = random.Random(seed)
         return (of_comparison(record, draw) for record in read_any(sources, seed=seed))
-    return chain.from_iterable(map(alone, map(_agreed, read_any(sources, seed=seed))))
+    return chain.from_iterable(map(alone, map(agreed, read_any(sources, seed=seed))))
 
 
 def of_pair(pair: Pair) -> Example:
@@ -65,8 +67,9 @@ def of_pair(pair: Pair) -> Example:
     answers = tuple(candidate.response for candidate in group.candidates)
     scores = tuple(float(candidate.score or 0.0) for candidate in group.candidates)
     return Example(
-        pair.prompt, answers, scores, (), pair.margin, pair.weight, _subset(group), pair.origin
-    )
+        pair.prompt, answers, scores, (), pair.margin, pair.weight, _subset(group), pair.origin,
+        cut_off=_cut_off(group.candidates),
+    )  # fmt: skip
 
 
 def of_list(group: Group, draw: random.Random) -> Example:
@@ -87,8 +90,9 @@ def of_list(group: Group, draw: random.Random) -> Example:
     steps = tuple(candidate.steps for candidate in candidates)
     cut = steps if any(steps) else ()
     return Example(
-        group.prompt, answers, scores, cut, 0.0, weight_of(group), _subset(group), group.origin
-    )
+        group.prompt, answers, scores, cut, 0.0, weight_of(group), _subset(group), group.origin,
+        cut_off=_cut_off(candidates),
+    )  # fmt: skip
 
 
 def of_comparison(record: Pair | Group, draw: random.Random) -> Example:
@@ -98,27 +102,32 @@ def of_comparison(record: Pair | Group, draw: random.Random) -> Example:
     return replace(of_pair(record), share=_share(record))
 
 
-def _share(pair: Pair) -> float:
+def _share(record: Pair | Group) -> float:
     """Return in what share raters preferred the chosen answer: 1 where they were not counted."""
-    where = f"{pair.origin}: 'chosen_share'"
-    share = layouts.number(pair.facts.get("chosen_share"), where)
+    where = f"{record.origin}: 'chosen_share'"
+    share = layouts.number(record.facts.get("chosen_share"), where)
     if share is not None and not 0 <= share <= 1:
         raise ValueError(f"{where} must be at least 0 and at most 1; found {share:g}")
     return 1.0 if share is None else share
 
 
-def _agreed(record: R) -> R:
-    """Pass on a record whose label holds where shares are not read.
+def agreed(record: R) -> R:
+    """Pass on a record whose label holds where shares are not read, a pair as a group too.
 
     Raises:
         ValueError: most raters preferred the rejected answer, so that the label is upside down.
     """
-    if isinstance(record, Pair) and (share := _share(record)) < 0.5:
+    if (share := _share(record)) < 0.5:
         raise ValueError(
             f"{record.origin}: 'chosen_share' must be at least 0.5, as only gpm and train-pairwise"
             f" read it; found {share:g}; swap the answers"
         )
     return record
+
+
+def _cut_off(candidates: Iterable[Candidate]) -> tuple[bool, ...]:
+    """Return which answers were stopped before their end, as samplers note it."""
+    return tuple(is_cut_off(one.facts) for one in candidates)
 
 
 def _check_steps(candidate: Candidate, where: str) -> None:
@@ -144,7 +153,7 @@ def alone(record: Pair | Group) -> Iterator[Example]:
             )
         yield Example(
             group.prompt, (candidate.response,), (label,), (), 0.0, weight_of(group),
-            _subset(group), group.origin,
+            _subset(group), group.origin, cut_off=_cut_off([candidate]),
         )  # fmt: skip
     if not group.candidates:
         raise ValueError(f"{group.origin}: an answer needs 'completion'; found a prompt alone")
@@ -176,7 +185,8 @@ def with_strangers(examples: Iterable[Example]) -> Iterator[Example]:
 
 def _beside(example: Example, stranger: Example) -> Example:
     answers = (example.answers[0], stranger.answers[0])
-    return replace(example, answers=answers, scores=(example.scores[0], math.nan))
+    cut_off = (*example.cut_off, *stranger.cut_off)
+    return replace(example, answers=answers, scores=(example.scores[0], math.nan), cut_off=cut_off)
 
 
 def _subset(group: Group) -> str:

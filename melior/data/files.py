@@ -22,13 +22,15 @@ from melior.data.formats import Fields, need
 from melior.data.layouts import Layout, Row
 from melior.data.sources import Source, content_hash, near, parse_source, read_records
 from melior.options import one_of
-from melior.records import Candidate, Group, Pair, Turns
+from melior.records import CUT_OFF, Candidate, Facts, Group, Pair, Turns, is_cut_off
 
 __all__ = [
     "as_group",
     "as_pair",
     "as_row",
     "content_hash",
+    "cut_off",
+    "duel",
     "parse_source",
     "read_any",
     "read_groups",
@@ -66,8 +68,11 @@ def read_groups(sources: Sources, *, seed: int = 0) -> Iterator[Group]:
 
 def read_prompts(sources: Sources, *, seed: int = 0) -> Iterator[Group]:
     """Yield prompts with their facts, as groups without candidates."""
-    records = _read(sources, KNOWN, "a prompt", seed=seed)
-    return (Group(record.prompt, (), record.facts, record.origin) for record in records)
+    of_answers = (*CUT_OFF, "chosen_share")
+    return (
+        Group(record.prompt, (), _without(record.facts, *of_answers), record.origin)
+        for record in _read(sources, KNOWN, "a prompt", seed=seed)
+    )
 
 
 def read_any(sources: Sources, *, family: str = "auto", seed: int = 0) -> Iterator[Pair | Group]:
@@ -118,10 +123,12 @@ def as_pair(record: Pair | Group) -> Pair:
             f"different scores; found {len(ranked)} candidates with the scores {scores[:8]}; "
             "choose pairs with `melior select`"
         )
-    best, worst = (one.response for one in ranked)
-    facts = {name: value for name, value in record.facts.items() if name != "weight"}
-    weight = weight_of(record)
-    return Pair(record.prompt, best, worst, weight=weight, facts=facts, origin=record.origin)
+    best, worst = ranked
+    facts = _without(record.facts, "weight", *CUT_OFF)
+    return Pair(
+        record.prompt, best.response, worst.response, weight=weight_of(record),
+        facts=facts | cut_off(best, worst), origin=record.origin,
+    )  # fmt: skip
 
 
 def as_group(record: Pair | Group) -> Group:
@@ -129,9 +136,38 @@ def as_group(record: Pair | Group) -> Group:
     if isinstance(record, Group):
         return record
     above = record.margin if record.margin > 0 else 1.0
-    both = Candidate(record.chosen, above), Candidate(record.rejected, 0.0)
+    both = (
+        Candidate(record.chosen, above, facts=_mark(record, CUT_OFF[0])),
+        Candidate(record.rejected, 0.0, facts=_mark(record, CUT_OFF[1])),
+    )
     weight = {} if record.weight == 1 else {"weight": record.weight}
-    return Group(record.prompt, both, {**record.facts, **weight}, record.origin)
+    facts = _without(record.facts, *CUT_OFF)
+    return Group(record.prompt, both, {**facts, **weight}, record.origin)
+
+
+def duel(group: Group, chosen: Candidate, rejected: Candidate, *, margin: float) -> Pair:
+    """Return two of a group's candidates as a pair, with their scores, and which was cut off."""
+    facts = _without(group.facts, *CUT_OFF, "chosen_share")  # they were of other answers
+    facts |= {"score_chosen": chosen.score, "score_rejected": rejected.score}
+    facts |= cut_off(chosen, rejected)
+    return Pair(group.prompt, chosen.response, rejected.response, margin, facts=facts)
+
+
+def cut_off(chosen: Candidate, rejected: Candidate) -> dict[str, Any]:
+    """Return the facts of a pair that say which of its answers was cut off; none if neither was."""
+    found = {
+        name: not is_cut_off(one.facts)
+        for name, one in zip(CUT_OFF, (chosen, rejected), strict=True)
+    }
+    return {} if all(found.values()) else found
+
+
+def _mark(pair: Pair, name: str) -> dict[str, Any]:
+    return {"is_finished": False} if is_cut_off(pair.facts, name) else {}
+
+
+def _without(facts: Facts, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in names}
 
 
 def weight_of(group: Group) -> float:

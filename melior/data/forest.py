@@ -9,7 +9,7 @@ from the root. What a model says of a `Forest` must equal what it says of the se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -111,6 +111,32 @@ def plant(sequences: Sequence[Marked], *, min_shared: int = 16) -> Forest:
     layout = _Layout(sequences, min_shared)
     layout.grow(order, depth=0, parent=-1)
     return layout.forest()
+
+
+def filled(forest: Forest, most: int) -> Forest:
+    """Lengthen the row by a few tokens of no sequence, so that many forests have few lengths.
+
+    What multiplies matrices on a CPU keeps a program for every shape that it met, a thousand of
+    them, and a block of memory that was freed serves again where the next tensor is as large. Rows
+    as long as they come make a process grow by megabytes with each of the first hundreds. So there
+    are 32 lengths to a power of two, and a row grows by less than a 32nd. What is added is a tree
+    of its own at the row's end, which nothing else attends to.
+
+    Args:
+        forest: what is to be computed.
+        most: tokens that no row is filled beyond.
+    """
+    length = len(forest.tokens)
+    step = 1 << max(0, length.bit_length() - 6)
+    extra = min(-length % step, most - length)
+    if extra <= 0:
+        return forest
+    return replace(
+        forest,
+        tokens=torch.cat([forest.tokens, forest.tokens.new_zeros(extra)]),
+        positions=torch.cat([forest.positions, torch.arange(extra)]),
+        segments=(*forest.segments, Segment(length, length + extra, length + extra, -1)),
+    )
 
 
 def size(sequences: Sequence[Marked], *, min_shared: int = 16) -> int:

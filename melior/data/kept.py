@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
+
+PATIENCE = 60
+"""Seconds that a program waits for others to let go of the file."""
 
 
 class Kept:
@@ -20,8 +24,8 @@ class Kept:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+            self._write_ahead()
             # A crash of the program loses nothing; a power cut may lose the last values.
             self._file.execute("PRAGMA synchronous = NORMAL")
             self._file.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT)")
@@ -40,6 +44,21 @@ class Kept:
     def put(self, key: str, value: Any) -> None:
         """Keep a value, in place of any that was there."""
         self._file.execute("REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value)))
+
+    def _write_ahead(self) -> None:
+        """Let readers and a writer not wait for each other.
+
+        SQLite waits for others before everything but this, where two programs begin at once.
+        """
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._file.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
 
     def close(self) -> None:
         """Let go of the file."""

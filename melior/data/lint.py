@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from melior.intervals import wilson_interval
-from melior.records import Group, Pair, Turn, Turns, text
+from melior.records import CUT_OFF, Group, Pair, Turn, Turns, is_cut_off, text
 
 Level = Literal["error", "warning", "note"]
 
@@ -45,6 +45,7 @@ _RULES: dict[str, tuple[float, str]] = {
     "unread-columns": (0.5, "tools, images or chat_template_kwargs, which nothing here reads"),
     "unread-shares": (_NEVER, "a 'chosen_share', which only gpm and train-pairwise read"),
     "damaged-text": (0.5, "text damaged by a wrong encoding, or control characters"),
+    "cut-off": (_NEVER, "an answer that was cut off; its end is not learned"),
     "zero-weights": (0.5, "a weight of 0, so that nothing is learned of it"),
     "equal-scores": (0.5, "the same score for all candidates, so that none can be chosen"),
     "no-scores": (_NEVER, "a candidate without a score"),
@@ -121,7 +122,7 @@ def _pair(tally: _Tally, pair: Pair, seen: dict[int, int]) -> int:
     tally.add("equal-answers", pair.origin, when=better == worse)
     tally.add("negative-margins", pair.origin, when=pair.margin < 0)
     tally.add("zero-weights", pair.origin, when=pair.weight == 0)
-    tally.add("unread-shares", pair.origin, when=pair.facts.get("chosen_share") is not None)
+    tally.add("cut-off", pair.origin, when=any(is_cut_off(pair.facts, side) for side in CUT_OFF))
     tally.repeated(seen, (ask, better, worse), pair.origin)
     is_both_ways = better != worse and hash((ask, worse, better)) in seen
     tally.add("contradictions", pair.origin, when=is_both_ways)
@@ -139,6 +140,8 @@ def _group(tally: _Tally, group: Group, seen: dict[int, int]) -> None:
     is_flat = len(scores) > 1 and None not in scores and len(set(scores)) == 1
     tally.add("equal-scores", group.origin, when=is_flat)
     tally.add("zero-weights", group.origin, when=group.facts.get("weight") == 0)
+    is_cut = any(is_cut_off(candidate.facts) for candidate in group.candidates)
+    tally.add("cut-off", group.origin, when=is_cut)
 
 
 def lint_lengths(
@@ -183,6 +186,11 @@ def worst_first(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda one: (levels.index(one.level), -one.share, one.code))
 
 
+def loose_key(turns: Turns) -> int:
+    """Return a hash of what is said, whatever its case and white space."""
+    return _hash([" ".join(turn.content.casefold().split()) for turn in turns])
+
+
 class _Tally:
     """Counts what rows do, and remembers where it was first seen."""
 
@@ -191,7 +199,7 @@ class _Tally:
         self.tolerated = tolerated
         self.counts = Counter[str]()
         self.examples: dict[str, list[str]] = {}
-        self.held_out = Counter(_loose_key(record.prompt) for record in held_out)
+        self.held_out = Counter(loose_key(record.prompt) for record in held_out)
         self.overlap: set[int] = set()
         self.lengths = {"prompt": _Lengths(), "answer": _Lengths()}
 
@@ -209,6 +217,7 @@ class _Tally:
         prompt, origin = record.prompt, record.origin
         self.rows += 1
         self.add("unread-columns", origin, when=any(record.facts.get(name) for name in _UNREAD))
+        self.add("unread-shares", origin, when=record.facts.get("chosen_share") is not None)
         everything = [*prompt, *(turn for answer in answers for turn in answer)]
         said = "\n".join(turn.content for turn in everything)
         self.add("empty-prompts", origin, when=not any(turn.content.strip() for turn in prompt))
@@ -223,7 +232,7 @@ class _Tally:
         self.lengths["prompt"].add(len(text(prompt)), origin)
         for answer in answers:
             self.lengths["answer"].add(len(text(answer)), origin)
-        if self.held_out and (key := _loose_key(prompt)) in self.held_out:
+        if self.held_out and (key := loose_key(prompt)) in self.held_out:
             self.overlap.add(key)
             self.add("overlap", origin, when=True)
 
@@ -305,11 +314,6 @@ def _alternate(prompt: Turns, answer: Turns) -> bool:
 def _key(turns: Turns) -> int:
     """Return a hash of who says what; white space around it does not count."""
     return _hash([turn.role + "\0" + turn.content.strip() + _extra(turn) for turn in turns])
-
-
-def _loose_key(turns: Turns) -> int:
-    """Return a hash of what is said, whatever its case and white space."""
-    return _hash([" ".join(turn.content.casefold().split()) for turn in turns])
 
 
 def _extra(turn: Turn) -> str:

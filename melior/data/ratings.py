@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from melior.data.files import cut_off
 from melior.data.goals import OVERALL, GoalFormat, Ratings
 from melior.data.layouts import number, ratings
-from melior.records import Facts, Group, Pair
+from melior.records import CUT_OFF, Facts, Group, Pair
 
 STEMS: Final = (
     "score", "overall_score", "rating", "ratings", "reward", "avg_fine_score", "fine_grain_score",
@@ -158,7 +159,8 @@ def pair_id(pair: Pair) -> str:
 def _other(key: str, facts: Facts) -> str:
     """Return the name of a column's counterpart for the other answer, or its own."""
     for here, there in (("chosen", "rejected"), ("rejected", "chosen")):
-        if here in key and (other := key.replace(here, there)) in facts:
+        other = key.replace(here, there)
+        if here in key and (other in facts or key in CUT_OFF):
             return other
     return key
 
@@ -174,8 +176,11 @@ def _rated_group(group: Group, column: str) -> Rated:
         for one in group.candidates
     ]
     order = sorted((0, 1), key=lambda i: -_mean(scores[i]))
-    better, worse = (group.candidates[i].response for i in order)
-    pair = Pair(group.prompt, better, worse, facts=group.facts, origin=group.origin)
+    better, worse = (group.candidates[i] for i in order)
+    pair = Pair(
+        group.prompt, better.response, worse.response,
+        facts={**group.facts, **cut_off(better, worse)}, origin=group.origin,
+    )  # fmt: skip
     return Rated(pair, *(scores[i] for i in order))
 
 

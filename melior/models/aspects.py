@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat
-from melior.data.forest import Marked, plant
+from melior.data.forest import Marked, filled, plant
 from melior.losses.aspects import Decorrelation, Scale, coefficients, gated_score
 from melior.models.gate import AspectGate
 from melior.models.heads import RewardModel, load_reward_model, save_reward_model
@@ -232,7 +232,7 @@ def features_of(
     owners, parts = divided(groups, max_tokens)
     found: dict[int, Features] = {}
     for part in portions(parts, max_tokens):
-        forest = plant([answer for i in part for answer in parts[i]])
+        forest = filled(plant([answer for i in part for answer in parts[i]]), max_tokens)
         first, places = 0, []
         for i in part:
             longest = max(range(len(parts[i])), key=lambda k: parts[i][k].n_prompt)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from melior import ops
 from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat, Encoded
-from melior.data.forest import Forest, plant
+from melior.data.forest import Forest, filled, plant
 from melior.losses.general import skew_scores
 from melior.models.embedding import GateOptions, PlaneGate, check_dimensions, draw_layer, unit
 from melior.models.heads import RewardModel, load_reward_model, save_reward_model
@@ -167,7 +167,7 @@ def embedded(
     owners, parts = divided(groups, max_tokens)
     found: dict[int, Embedded] = {}
     for part in portions(parts, max_tokens):
-        forest = plant([answer for i in part for answer in parts[i]])
+        forest = filled(plant([answer for i in part for answer in parts[i]]), max_tokens)
         ends, first = [], 0
         for i in part:
             longest = max(range(len(parts[i])), key=lambda k: parts[i][k].n_prompt)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat
-from melior.data.forest import Forest, Marked, plant
+from melior.data.forest import Forest, Marked, filled, plant
 from melior.models import attention
 from melior.models.language import evaluating, fingerprint
 from melior.models.layout import forest_hidden, padded_hidden, why_padded
@@ -159,7 +159,8 @@ def outputs_of(
     found = [torch.zeros(0, model.core.num_labels, dtype=torch.float64) for _ in parts]
     left, done = Counter(i for i, part in zip(owners, parts, strict=True) if part), 0
     for together in portions(parts, max_tokens):
-        forest = plant([answer for place in together for answer in parts[place]])
+        answers = [answer for place in together for answer in parts[place]]
+        forest = filled(plant(answers), max_tokens)
         with model.evaluating():
             outputs = model.outputs(forest).double().cpu()
         sizes = [len(parts[place]) for place in together]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from melior.data.batches import portions
-from melior.data.forest import Forest, Marked, plant
+from melior.data.forest import Forest, Marked, filled, plant
 from melior.data.pairwise import NAME, Comparisons, template_hash
 from melior.models.language import LanguageModel
 from melior.models.loading import load, save_model
@@ -98,7 +98,7 @@ def letter_logits(
     """
     found = [torch.zeros(0, dtype=torch.float64) for _ in groups]
     for part in portions(groups, max_tokens):
-        forest = plant([question for i in part for question in groups[i]])
+        forest = filled(plant([question for i in part for question in groups[i]]), max_tokens)
         with model.evaluating():
             letters = model.letters(forest).double().cpu()
         logits = letters[:, 0] - letters[:, 1]

@@ -70,13 +70,13 @@ class Training:
         """Return the tokens and the steps of one pass over rows, as an objective reads them."""
         from melior.data.forest import size
         from melior.models.loading import load_chat
-        from melior.stages.data import prepare
+        from melior.stages.data import as_it_was_said, prepare
 
         method = objective_kind(name)().method()
         options = DataOptions(data=(data,), max_length=self.max_length, max_long_share=1.0)
         prepared = prepare(
             options.data, load_chat(self.model), options, data=method.data,
-            has_strangers=method.has_strangers, seed=0,
+            has_strangers=method.has_strangers, encode=as_it_was_said, seed=0,
         )  # fmt: skip
         prepared.refuse_errors(allowed=self.allow_lint_errors)
         tokens = sum(size(group.answers) for group in prepared.groups)

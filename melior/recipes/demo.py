@@ -149,6 +149,7 @@ def _best_against_worst(groups: Iterator[Group]) -> Iterator[Pair]:
     """Yield one pair of each group whose scores differ."""
     import torch
 
+    from melior.data.files import duel
     from melior.selection import best_and_worst, has_spread
 
     for group in groups:
@@ -157,7 +158,7 @@ def _best_against_worst(groups: Iterator[Group]) -> Iterator[Pair]:
             continue
         best, worst = (group.candidates[int(index)] for index in best_and_worst(scores))
         margin = float(scores.max() - scores.min())
-        yield Pair(group.prompt, best.response, worst.response, margin, facts=group.facts)
+        yield duel(group, best, worst, margin=margin)
 
 
 def _plan(config: Config, pairs: Path) -> Plan:

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -20,7 +21,7 @@ import tyro
 
 from melior.objectives.objective import Objective
 from melior.options import JudgeOptions, ModelOptions, OptimConfig, in_range
-from melior.records import Group
+from melior.records import Group, text
 from melior.stages.inputs import check_prompted
 from melior.stages.online.options import (
     ChoiceOptions,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from melior.stages.learn import Plan
     from melior.stages.method import Method
     from melior.stages.online.rounds import Setting
+    from melior.training.run import Run
 
 PAPER = "Zhang et al. 2024, arXiv 2410.02197"
 
@@ -80,13 +82,19 @@ class Gpo(Objective):
 
         return Method(loss, lambda a: self.beta * a.log_ratio, has_reference=True, data="lists")
 
-    def targets(self, group: Group) -> Group:
+    def targets(self, group: Group, *, length_penalty: float = 0.0) -> Group:
         """Return a scored group with each answer's mean score against all of them, itself too.
 
         Sec. 4 of the paper: s(y > pi) is estimated as 1/K sum_j s(y > y_j). Of a scorer that gives
-        numbers, s(y > y') is their difference, so that every scorer serves.
+        numbers, s(y > y') is their difference, so that every scorer serves. A price on length is
+        taken off s as the difference of both answers' prices, so that targets stay about 0.
         """
-        means = [self._mean(row) for row in compared(group)]
+        prices = [length_penalty * len(text(one.response)) for one in group.candidates]
+        means = [
+            self._mean([None if s is None else s - mine + other
+                        for s, other in zip(row, prices, strict=True)])
+            for row, mine in zip(compared(group), prices, strict=True)
+        ]  # fmt: skip
         both = zip(group.candidates, means, strict=True)
         return replace(group, candidates=tuple(replace(one, score=mean) for one, mean in both))
 
@@ -164,35 +172,44 @@ def run(config: Config) -> None:
     from melior.stages.online.judge import judge
     from melior.stages.online.propose import propose
 
-    with rounds.opened("gpo", PAPER, config, config.loop) as record:
-        setting = rounds.begin(
-            config.model, config.prompts, config.rounds, config.loop,
-            max_new_tokens=config.proposal.max_new_tokens, scoring=scoring,
-        )  # fmt: skip
+    setting = rounds.begin(
+        config.model, config.prompts, config.rounds, config.loop,
+        max_new_tokens=config.proposal.max_new_tokens,
+        length_penalty=config.choice.length_penalty, scoring=scoring,
+    )  # fmt: skip
+    made_of = setting.made_of
+    with rounds.opened("gpo", PAPER, config, config.loop, made_of=made_of) as record:
         results, policies = [rounds.judge_start(setting)], [setting.start]
         for number in range(1, config.prompts.rounds + 1):
             here, seeds, began = setting.here(number), setting.seeds(number), time.monotonic()
             propose(here, policies, config.proposal, config.serving, seed=seeds["answers"])
             score(here, setting.scorer)
-            targets = config.objective.targets
-            counts = choose(here, config.choice, seed=seeds["choice"], targets=targets)
+            price = config.choice.length_penalty
+            targets = partial(config.objective.targets, length_penalty=price)
+            unpriced = replace(config.choice, length_penalty=0.0)
+            counts = choose(
+                here, unpriced, seed=seeds["choice"], fits=setting.fits, targets=targets
+            )
             if not rounds.has_lessons(record, number, counts):
                 break
             policies.append(rounds.learn_round(here, _plan(config, setting, policies[-1], number)))
             results.append(judge(here, policies[-1], setting.panel, number))
             rounds.close(setting, results[-1], counts, policies[-2:], began=began)
             record.append(number, rounds.metrics_of(results[-1], counts))
-            if not rounds.may_go_on(record, results[-1], config.rounds):
+            budget = config.loop.kl_budget
+            if not rounds.may_go_on(record, results[-1], config.rounds, kl_budget=budget):
                 break
         rounds.finish(setting, results, keep_best=config.rounds.keep == "best", record=record)
-        _tell_of_all(config, setting, results, policies[1:])
+        _tell_of_all(config, setting, results, policies[1:], record)
     present(Path(config.loop.out))
 
 
 def compared(group: Group) -> list[list[float | None]]:
     """Return the logits that each answer of a group beats each, of whatever scored it."""
     if "comparisons" in group.facts:
-        return [list(row) for row in group.facts["comparisons"]]
+        from melior.rewards.comparisons import completed
+
+        return completed(group.facts["comparisons"])
     scores = [one.score for one in group.candidates]
     return [[None if a is None or b is None else a - b for b in scores] for a in scores]
 
@@ -215,11 +232,12 @@ def _tell_of_all(
     setting: Setting,
     results: Sequence[dict[str, Any]],
     policies: Sequence[ModelOptions],
+    record: Run,
 ) -> None:
-    """Add to the run's judgement what the mixture of all iterates, and their mean, came to.
+    """Note what the mixture of all iterates came to, beside the last one and the mean of weights.
 
-    The mixture draws one iterate for each prompt and lets it answer: its expected score is the
-    mean of theirs.
+    The mixture, which the paper's theorem is about, draws one iterate for each prompt, the start
+    model among them, and lets it answer: its expected score is the mean of theirs.
     """
     import json
 
@@ -230,16 +248,21 @@ def _tell_of_all(
         return
     path = setting.out / "evaluation.json"
     found = json.loads(path.read_text(encoding="utf-8"))
-    learned = [one["means"]["reward"] for one in results[1:] if "reward" in one["means"]]
-    if learned:
-        found["facts"]["reward of the mixture of all rounds"] = sum(learned) / len(learned)
-        found["facts"]["reward of the last round"] = learned[-1]
+    iterates = [one["means"]["reward"] for one in results if "reward" in one["means"]]
+    facts: dict[str, float] = {}
+    if len(iterates) == len(results):
+        facts["reward of the mixture of all iterates"] = sum(iterates) / len(iterates)
+        facts["reward of the last round"] = iterates[-1]
     if config.average:
         mean = replace(setting.start, model=str(_averaged(policies, setting.out / "average")))
         here = Path(mean.model).parent
         judged = judge(here, mean, setting.panel, len(results))
-        found["facts"]["reward of the mean of all weights"] = judged["means"].get("reward")
-    write_json(path, found)
+        if "reward" in judged["means"]:
+            facts["reward of the mean of all weights"] = judged["means"]["reward"]
+    if facts:
+        said = ", ".join(f"{name} {value:.3g}" for name, value in facts.items())
+        record.note(f"the run ends: {said}")
+    write_json(path, {**found, "facts": {**found["facts"], **facts}})
 
 
 def _averaged(policies: Sequence[ModelOptions], here: Path) -> Path:

@@ -98,24 +98,27 @@ def run(config: Config) -> None:
     from melior.stages.online.judge import judge
     from melior.stages.online.propose import propose
 
-    with rounds.opened("online", PAPER, config, config.loop) as record:
-        setting = rounds.begin(
-            config.model, config.prompts, config.rounds, config.loop,
-            max_new_tokens=config.proposal.max_new_tokens, scoring=scoring,
-        )  # fmt: skip
+    setting = rounds.begin(
+        config.model, config.prompts, config.rounds, config.loop,
+        max_new_tokens=config.proposal.max_new_tokens,
+        length_penalty=config.choice.length_penalty, scoring=scoring,
+    )  # fmt: skip
+    made_of = setting.made_of
+    with rounds.opened("online", PAPER, config, config.loop, made_of=made_of) as record:
         results, policies = [rounds.judge_start(setting)], [setting.start]
         for number in range(1, config.prompts.rounds + 1):
             here, seeds, began = setting.here(number), setting.seeds(number), time.monotonic()
             propose(here, policies, config.proposal, config.serving, seed=seeds["answers"])
             score(here, setting.scorer)
-            counts = choose(here, config.choice, seed=seeds["choice"])
+            counts = choose(here, config.choice, seed=seeds["choice"], fits=setting.fits)
             if not rounds.has_lessons(record, number, counts):
                 break
             policies.append(rounds.learn_round(here, _plan(config, setting, policies[-1], number)))
             results.append(judge(here, policies[-1], setting.panel, number))
             rounds.close(setting, results[-1], counts, policies[-2:], began=began)
             record.append(number, rounds.metrics_of(results[-1], counts))
-            if not rounds.may_go_on(record, results[-1], config.rounds):
+            budget = config.loop.kl_budget
+            if not rounds.may_go_on(record, results[-1], config.rounds, kl_budget=budget):
                 break
         rounds.finish(setting, results, keep_best=config.rounds.keep == "best", record=record)
     present(Path(config.loop.out))

@@ -7,17 +7,24 @@ parts are ours.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
-from melior.stages.inputs import check_inputs
-from melior.stages.internal.options import ConsistencyOptions, SelfProposal
+from melior.stages.inputs import check_inputs, check_rounds
+from melior.stages.internal.options import (
+    ConsistencyOptions,
+    ConsistencyPlan,
+    SelfProposal,
+    StopOptions,
+)
 from melior.stages.online.options import PromptOptions
 
 if TYPE_CHECKING:
-    from melior.stages.internal.learn import ConsistencyPlan
+    from melior.stages.online.propose import Asked
 
 PAPER = "Zhou et al. 2025, arXiv 2502.08922"
 
@@ -41,6 +48,7 @@ class Config:
     """New prompts in each round: no prompt is drawn twice. 0 divides all there are."""
     proposal: SelfProposal = SelfProposal()
     consistency: ConsistencyOptions = ConsistencyOptions()
+    stops: StopOptions = field(default_factory=StopOptions)
     optim: OptimConfig = OptimConfig(learning_rate=1e-6)
 
     def __post_init__(self) -> None:
@@ -79,6 +87,7 @@ class Config:
 def run(config: Config) -> None:
     """Ask, choose, learn, judge and report; in rounds where the model answers itself."""
     check_inputs(config.model, config.data, config.loop)
+    check_rounds(config.loop)
     check_sources(config)
     from melior.report.terminal import present
     from melior.stages.internal.learn import learn_consistently
@@ -108,49 +117,82 @@ def check_sources(config: Config) -> None:
 
 def _in_rounds(config: Config) -> list[Path]:
     """Answer, pair up and learn, round after round; return the rounds' run folders."""
-    from melior.models.loading import load_chat, n_positions
-    from melior.stages.internal.rounds import learn_round, pair_up, told
+    from melior.stages.internal.rounds import close, learn_round, pair_up, seeds_of, told
     from melior.stages.learn import whole
     from melior.stages.online import rounds
-    from melior.stages.online.propose import divide, propose, seed_of, write_prompts
+    from melior.stages.online.propose import propose, write_prompts
 
-    out, seed = Path(config.loop.out), config.loop.seed
-    longest = (
-        min(config.data.max_length, n_positions(config.model)) - config.proposal.max_new_tokens
-    )
-    wanted = PromptOptions(
-        config.prompts, rounds=config.rounds, n_prompts=config.n_prompts, n_eval_prompts=2
-    )
-    asked = divide(wanted, load_chat(config.model), longest=longest, seed=seed)
+    out, asked = Path(config.loop.out), _asked(config)
     policies, learned = [whole(config.model, config.model.model)], list[Path]()
-    with rounds.opened("scir", PAPER, config, config.loop) as record:
+    made_of = _made_of(config, policies[0])
+    with rounds.opened("scir", PAPER, config, config.loop, made_of=made_of) as record:
         for number in range(1, config.rounds + 1):
-            here = out / f"round-{number}"
+            here, began = out / f"round-{number}", time.monotonic()
+            seeds = seeds_of(config.loop.seed, number)
             write_prompts(here, asked.rounds[number - 1])
-            propose(here, policies, config.proposal, seed=seed_of(seed, number, "answers"))
-            n_pairs, n_prompts = pair_up(here, seed=seed_of(seed, number, "pairs"))
-            record.note(
-                f"round {number}: {n_pairs} pairs of different answers to {n_prompts} of"
-                f" {len(asked.rounds[number - 1])} prompts"
-            )
-            if not n_pairs:
+            propose(here, policies, config.proposal, seed=seeds["answers"])
+            counts = pair_up(here, seed=seeds["pairs"])
+            record.note(f"round {number}: {counts.sentence()}")
+            if not counts.pairs:
                 record.note(f"stopped before round {number} could learn; the others are kept")
                 break
-            begins = replace(config.model, model=policies[-1].model)
-            loop = rounds.learning_loop(config.loop, {"learning": seed + number})
-            policies.append(learn_round(here, replace(_plan(config), model=begins, loop=loop)))
+            policies.append(learn_round(here, _round_plan(config, policies[-1], seeds)))
             learned.append(here / rounds.LEARNED)
-            record.append(number, told(here, n_pairs, n_prompts))
+            close(here, policies[-2:], counts, seeds=seeds, began=began)
+            record.append(number, told(here, counts))
         rounds.keep(out, policies[-1])
         if learned:
             shutil.copyfile(learned[-1] / "evaluation.json", out / "evaluation.json")
     return learned or [out]
 
 
-def _plan(config: Config) -> ConsistencyPlan:
-    from melior.stages.internal.learn import ConsistencyPlan
+def _asked(config: Config) -> Asked:
+    """Return each round's prompts, after a look at the labelled pairs.
 
-    return ConsistencyPlan(
-        "scir", PAPER, config.consistency, config.unlabelled, config.model, config.data,
-        config.optim, config.loop, config,
+    What is wrong with those would else be known only after a round's answers were drawn.
+    """
+    from melior.models.loading import load_chat, n_positions
+    from melior.stages.internal.material import read_labelled
+    from melior.stages.internal.opinions import SelfJudge
+    from melior.stages.online.propose import asked_before, divide
+
+    chat, loop = load_chat(config.model), config.loop
+    read_labelled(_plan(config), SelfJudge(chat))
+    longest = (
+        min(config.data.max_length, n_positions(config.model)) - config.proposal.max_new_tokens
+    )
+    return divide(
+        PromptOptions(config.prompts, rounds=config.rounds, n_prompts=config.n_prompts),
+        chat, longest=longest, seed=loop.seed, fewest=0, apart=config.data.eval_data,
+        earlier=asked_before(Path(loop.out)) if loop.resume else {},
     )  # fmt: skip
+
+
+def _made_of(config: Config, start: ModelOptions) -> dict[str, Any]:
+    """Return what the rounds are made of besides their options, by its hash."""
+    from melior.data.files import content_hash
+    from melior.stages.online.manifest import identity
+
+    data = config.data
+    return {
+        "start": identity(start, Path(config.loop.out)),
+        "prompts": content_hash(list(config.prompts)),
+        "data": content_hash(list(data.data)),
+        "eval_data": content_hash(list(data.eval_data)) if data.eval_data else "",
+    }
+
+
+def _plan(config: Config) -> ConsistencyPlan:
+    return ConsistencyPlan(
+        "scir", PAPER, config.consistency, config.stops, config.unlabelled, config.model,
+        config.data, config.optim, config.loop, config, has_own_answers=bool(config.prompts),
+    )  # fmt: skip
+
+
+def _round_plan(config: Config, policy: ModelOptions, seeds: Mapping[str, int]) -> ConsistencyPlan:
+    """Return what a round learns, but for its pairs: from the last one's model, relative to it."""
+    from melior.stages.online.rounds import learning_loop
+
+    begins = replace(config.model, model=policy.model)
+    loop = replace(learning_loop(config.loop, seeds), eval_steps=config.loop.eval_steps)
+    return replace(_plan(config), model=begins, loop=loop)

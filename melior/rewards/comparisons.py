@@ -7,7 +7,7 @@ is exactly the contrary of the one on the exchanged answers. What is missing is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -94,6 +94,32 @@ def logit_facts(k: int, verdicts: Mapping[Match, Verdict]) -> dict[str, Logits]:
         if verdict.right_first is not None:
             first[right][left] = _stored(-verdict.right_first)
     return {"comparisons": mean, "orders": first}
+
+
+def completed(logits: Sequence[Sequence[float | None]]) -> Logits:
+    """Return a group's logits with those that follow from the others, where nothing contradicts.
+
+    In a knock-out there is one way from each candidate to another, so that Bradley-Terry rewards
+    explain all matches exactly, and a match that was not played has the difference of theirs: the
+    sum of the logits along the way. Where there are circles, gaps stay gaps.
+    """
+    k = len(logits)
+    beaten = [[j for j in range(k) if j != i and logits[i][j] is not None] for i in range(k)]
+    found: Logits = [list(row) for row in logits]
+    for start in range(k):
+        rewards, waiting = {start: 0.0}, [(start, start)]
+        while waiting:
+            here, before = waiting.pop()
+            for other in beaten[here]:
+                if other != before and other in rewards:
+                    return [list(row) for row in logits]
+                if other not in rewards:
+                    rewards[other] = rewards[here] - (logits[here][other] or 0.0)
+                    waiting.append((other, here))
+        for other, reward in rewards.items():
+            if found[start][other] is None and other != start:
+                found[start][other] = -reward
+    return found
 
 
 def sigmoid(x: float) -> float:

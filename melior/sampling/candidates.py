@@ -78,4 +78,6 @@ def candidate(completion: Completion) -> Candidate:
         "n_tokens": len(completion.tokens),
         "is_finished": completion.is_finished,
     }
-    return Candidate((Turn("assistant", completion.text),), facts=facts)
+    # Cut within a character, an answer would end with a sign that the model never said.
+    said = completion.text if completion.is_finished else completion.text.rstrip("\ufffd")
+    return Candidate((Turn("assistant", said),), facts=facts)

@@ -12,6 +12,10 @@ from melior.models.endpoint import Endpoint, Server
 from melior.options import Sampling
 from melior.records import Candidate, Group, Turn, Turns
 
+UNPENALISED = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""vLLM takes what a model's generation config says unless it is told, and reports log-probabilities
+from before penalties, so that nothing shows them."""
+
 
 def server_candidates(
     server: Server, prompts: Iterable[Group], sampling: Sampling, *, seed: int, start: int = 0
@@ -24,7 +28,7 @@ def server_candidates(
     Args:
         server: where to ask.
         prompts: groups; their facts are kept.
-        sampling: how to draw. Cuts that are off are switched off at the server too.
+        sampling: how to draw. Cuts that are off, and penalties, are switched off at the server too.
         seed: with a prompt's place, it gives the seed that the server is told.
         start: so many first prompts were answered earlier, and are left out.
 
@@ -67,7 +71,7 @@ def _fields(
         "max_tokens": sampling.max_new_tokens,
     }
     needed |= {"stop": list(sampling.stop)} if sampling.stop else {}
-    optional = {"n": n, "seed": seed, "logprobs": True, "min_p": 0.0}
+    optional = {"n": n, "seed": seed, "logprobs": True, "min_p": 0.0} | UNPENALISED
     # Some servers cut by default: llama.cpp by top_k 40 and min_p 0.05.
     (needed if sampling.top_k else optional)["top_k"] = sampling.top_k
     return needed, optional
@@ -91,4 +95,7 @@ def _candidate(choice: dict[str, Any]) -> Candidate:
     if said:
         facts |= {"log_prob": sum(one["logprob"] for one in said), "n_tokens": len(said)}
     facts["is_finished"] = choice.get("finish_reason") == "stop"
-    return Candidate((Turn("assistant", choice["message"]["content"] or ""),), facts=facts)
+    content = choice["message"]["content"] or ""
+    if not facts["is_finished"]:
+        content = content.rstrip("\ufffd")  # cut within a character, which nobody said
+    return Candidate((Turn("assistant", content),), facts=facts)

@@ -39,6 +39,20 @@ def answer_by_answer(chat: ChatFormat, examples: Sequence[Example]) -> list[list
     return [list(islice(encoded, len(example.answers))) for example in examples]
 
 
+def as_it_was_said(chat: ChatFormat, examples: Sequence[Example]) -> list[list[Encoded]]:
+    """Encode each answer behind its prompt, those that were cut off without an end token.
+
+    Whoever gave them did not end there, and must not learn to, or that it would have been worse.
+    """
+    found = answer_by_answer(chat, examples)
+    for example, sides in zip(examples, found, strict=True):
+        for place, is_cut in enumerate(example.cut_off):
+            whole = sides[place]
+            if is_cut and sum(whole.mask) > 1:
+                sides[place] = Encoded(whole.tokens[:-1], whole.mask[:-1], whole.n_prompt)
+    return found
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A data set ready for the model, and what is to be said of it."""

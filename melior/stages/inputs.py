@@ -59,17 +59,19 @@ def check_prompted(
 
     Raises:
         FileNotFoundError: the model, its template, a scorer or a source is not there.
-        ValueError: the folder holds a run, a tracker is not installed, or a source has no prompt.
+        ValueError: the folder holds a run, a tracker is not installed, a source has no prompt, or
+            an option is given that rounds do not read.
     """
+    if loop.eval_steps:
+        raise ValueError(
+            "eval_steps must be 0, as held-out prompts are answered after each round and at no step"
+            f" between; found {loop.eval_steps}"
+        )
     scoring = ScoringOptions(dtype=model.dtype, device=model.device, judge=judge)
     sources = (*prompts.prompts, *prompts.eval_prompts)
     scorers = [name for name in (rounds.scorer, rounds.judge_with) if name]
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
-    if any(Path(loop.out).glob("round-*")) and not (loop.resume or loop.overwrite):
-        raise ValueError(
-            f"{loop.out}: a folder without rounds is needed; found those of a failed run; go on"
-            " with them by --resume, or replace them by --overwrite"
-        )
+    check_rounds(loop)
     check_named(model)
     check_installed(loop.report_to)
     for scorer in scorers:
@@ -80,6 +82,19 @@ def check_prompted(
         if next(read_prompts([source]), None) is None:
             raise ValueError(f"{source}: needs at least one prompt; found no row")
     return scoring
+
+
+def check_rounds(loop: LoopOptions) -> None:
+    """Refuse to take another run's rounds for one's own.
+
+    Raises:
+        ValueError: a run that failed, and may be replaced, has left rounds.
+    """
+    if any(Path(loop.out).glob("round-*")) and not (loop.resume or loop.overwrite):
+        raise ValueError(
+            f"{loop.out}: a folder without rounds is needed; found those of a failed run; go on"
+            " with them by --resume, or replace them by --overwrite"
+        )
 
 
 def held_out_data(data: Data, sources: Sequence[str]) -> Data:

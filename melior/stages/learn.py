@@ -23,7 +23,7 @@ from melior.models.loading import load, load_chat, n_positions, save_model
 from melior.models.names import KIND_FILE
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics, Turns
-from melior.stages.data import Prepared, prepare, write_data
+from melior.stages.data import Prepared, as_it_was_said, prepare, write_data
 from melior.stages.health import of_answers, of_data, start_loss, watch
 from melior.stages.inputs import held_out_data
 from melior.stages.judge import (
@@ -194,14 +194,15 @@ def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
     with counted("tokenising rows") as progress:
         train = prepare(
             data.data, chat, data, data=plan.method.data, has_strangers=plan.method.has_strangers,
-            seed=seed, held_out=data.eval_data, longest_prompt=room, on_progress=progress,
+            encode=as_it_was_said, seed=seed, held_out=data.eval_data, longest_prompt=room,
+            on_progress=progress,
         )  # fmt: skip
         held_out = None
         if data.eval_data:
             apart = held_out_data(plan.method.data, data.eval_data)
             held_out = prepare(
-                data.eval_data, chat, data, data=apart, seed=seed, longest_prompt=room,
-                on_progress=progress,
+                data.eval_data, chat, data, data=apart, encode=as_it_was_said, seed=seed,
+                longest_prompt=room, on_progress=progress,
             )  # fmt: skip
             refuse_unranked(held_out.groups, data.eval_data)
     for part in (train, held_out):

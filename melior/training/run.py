@@ -154,6 +154,13 @@ class Run:
         self.record["notes"] = [*self.record.get("notes", []), sentence]
         write_json(self.folder / "run.json", self.record)
 
+    def retract(self, beginnings: tuple[str, ...]) -> None:
+        """Drop the notes that begin so: a run that goes on takes them back."""
+        notes = self.record.get("notes", [])
+        if any(one.startswith(beginnings) for one in notes):
+            self.record["notes"] = [one for one in notes if not one.startswith(beginnings)]
+            write_json(self.folder / "run.json", self.record)
+
     def finish(self, status: str, reason: str = "") -> None:
         """Close the run as `finished`, `stopped` or `failed`."""
         self._stream.close()

@@ -246,6 +246,21 @@ def test_answers_without_a_score_and_rows_without_a_better_one_are_counted(tmp_p
     assert "left out: 1 prompt with an answer not scored" in told.out
 
 
+def test_pairs_are_labelled_as_most_raters_preferred(tmp_path, capsys):
+    row = {"chosen": "a", "rejected": "b"}
+    shares = [{"prompt": f"say {i}", "chosen_share": s, **row} for i, s in enumerate((0.9, 0.5))]
+    scored = [{"prompt": f"say {i}", "candidates": [{"response": "a", "score": 1},
+               {"response": "b", "score": 0}]} for i in range(2)]  # fmt: skip
+    given = ("--with", f"scored:{put(tmp_path / 's.jsonl', scored)}")
+    (found,) = evaluate(put(tmp_path / "ties.jsonl", shares), tmp_path / "eval", *given)["scorers"]
+    assert found["accuracies"]["everything"]["n"] == 1
+    assert "1 prompts whose answers are all labelled alike are left out" in capsys.readouterr().err
+    turned = put(tmp_path / "turned.jsonl", [shares[0] | {"chosen_share": 0.2}])
+    with pytest.raises(SystemExit):
+        evaluate(turned, tmp_path / "other", *given)
+    assert "turned.jsonl:1: 'chosen_share' must be at least 0.5" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

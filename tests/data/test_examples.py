@@ -9,7 +9,7 @@ from melior.cli import main
 from melior.data.batches import tokenise
 from melior.data.chat import Encoded
 from melior.data.examples import Example, read_examples, with_strangers
-from melior.data.files import read_any, read_groups, read_pairs
+from melior.data.files import as_group, duel, read_any, read_groups, read_pairs, read_prompts
 from melior.records import Turn, text
 
 STEPS = ["Step 1: 2 + 3 = 5.", "Step 2: 5 * 4 = 20."]
@@ -249,6 +249,42 @@ def test_two_candidates_keep_their_weight_as_a_pair(tmp_path):
         list(read_pairs([bad]))
 
 
+@pytest.mark.parametrize("data", ["pairs", "lists", "answers"])
+def test_an_answer_that_was_cut_off_stays_marked_whatever_it_is_read_as(tmp_path, data):
+    two = candidates(1, 0)
+    two["candidates"][1]["facts"] = {"is_finished": False}
+    pair = {"prompt": ask(), "chosen": "answer 0", "rejected": "answer 1"}
+    for row in (two, pair | {"is_finished_rejected": False}):
+        read = read_examples(data, [written(tmp_path, row)])
+        marks = {
+            text(a): cut for one in read for a, cut in zip(one.answers, one.cut_off, strict=True)
+        }
+        assert marks == {"answer 0": False, "answer 1": True}
+
+
+@pytest.mark.parametrize("value", [None, "", True])
+def test_a_mark_that_says_nothing_cuts_nothing_off(tmp_path, value):
+    row = {"prompt": ask(), "chosen": "a", "rejected": "b", "is_finished_chosen": value}
+    (one,) = read_examples("pairs", [written(tmp_path, row)])
+    assert one.cut_off == (False, False)
+
+
+def test_what_was_said_of_other_answers_is_not_inherited(tmp_path):
+    row = {"prompt": ask(), "chosen": "a", "rejected": "b", "is_finished_chosen": False,
+           "is_finished_rejected": True, "chosen_share": 0.7, "topic": "x"}  # fmt: skip
+    path = written(tmp_path, row)
+    (prompt,) = read_prompts(path)
+    assert prompt.facts == {"topic": "x"}
+    (pair,) = read_pairs(path)
+    bad, good = as_group(pair).candidates
+    turned = duel(as_group(pair), good, bad, margin=1.0)
+    assert (turned.facts["is_finished_chosen"], turned.facts["is_finished_rejected"]) == (
+        True,
+        False,
+    )
+    assert "chosen_share" not in turned.facts
+
+
 def answers(*prompts: int) -> list[Example]:
     return [
         Example((Turn("user", ask(p)),), ((Turn("assistant", f"{i}"),),), (1.0,), origin=f"f:{i}")
@@ -304,7 +340,7 @@ def test_answers_in_steps_keep_their_ends():
     assert not groups and lengths.too_long == ["f:1"]
 
 
-@pytest.mark.parametrize("data", ["pairs", "answers"])
+@pytest.mark.parametrize("data", ["pairs", "answers", "lists"])
 def test_a_share_that_is_not_read_may_not_contradict_the_label(data, tmp_path):
     def source(*shares):
         path = tmp_path / "shares.jsonl"

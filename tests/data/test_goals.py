@@ -124,6 +124,13 @@ def test_every_pair_makes_two_or_is_counted(scores, min_gap):
         assert all(a != b for a, b in zip(ids[::2], ids[1::2], strict=True))
 
 
+def test_the_twin_knows_which_of_its_answers_was_cut_off():
+    kept, twin = twins(overall(9.0, 4.0, is_finished_rejected=False), goal_format())
+    assert kept.facts["is_finished_rejected"] is False
+    assert twin.facts["is_finished_chosen"] is False
+    assert "is_finished_rejected" not in twin.facts
+
+
 def test_what_makes_no_twins_is_left_out_for_its_reason():
     several = goal_format(names=("help", "truth"))
     scores = {OVERALL: 9.0}, {OVERALL: 4.0}

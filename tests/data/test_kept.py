@@ -1,7 +1,10 @@
 """Values on disk by key: there the next time, shared by programs, refused where they cannot be."""
 
+import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,6 +34,18 @@ def test_programs_that_write_at_once_lose_nothing(tmp_path):
     assert [one.wait() for one in running] == [0, 0]
     kept = Kept(path)
     assert all(kept.get(f"{name} {i}") == i for name in "ab" for i in range(200))
+
+
+def test_a_program_that_begins_waits_for_one_that_holds_the_file(tmp_path):
+    holder = sqlite3.connect(tmp_path / "values.sqlite", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    holder.execute("CREATE TABLE other (x)")
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(lambda: Kept(tmp_path / "values.sqlite").path)
+        time.sleep(0.3)
+        assert not begun.done()
+        holder.execute("COMMIT")
+        assert begun.result(timeout=60).exists()
 
 
 def test_a_place_that_cannot_be_used_is_named(tmp_path):

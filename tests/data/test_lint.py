@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from melior.data.files import as_group
 from melior.data.lint import (
     Finding,
     Truncation,
@@ -99,6 +100,13 @@ def test_a_group_of_weight_0_is_found_as_a_pair_is():
     groups = [Group(asked, (said,), {"weight": w}, f"a.jsonl:{w}") for w in (1, 0.0)]
     found = by_code(lint_groups(groups))["zero-weights"]
     assert (found.count, found.examples) == (1, ("a.jsonl:0.0",))
+
+
+def test_a_share_that_is_not_read_is_said_of_pairs_also_as_groups():
+    pairs = planted({7: {"facts": {"chosen_share": 0.8}}})
+    for found in (lint_pairs(pairs), lint_groups(map(as_group, pairs))):
+        one = by_code(found)["unread-shares"]
+        assert (one.level, one.count, one.examples) == ("warning", 1, ("a.jsonl:8",))
 
 
 @pytest.mark.parametrize(

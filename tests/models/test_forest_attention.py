@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from melior.data.forest import plant, size
+from melior.data.forest import filled, plant, size
 from melior.models import attention, layout
 from melior.models.layout import forest_hidden, packed_hidden, padded_hidden, why_padded
 from melior.models.output import output_layer
@@ -139,6 +139,35 @@ def test_rectangles_cover_each_path_exactly_once(sequences):
             len(rows), len(rows), dtype=torch.long
         ).tril()
     assert torch.equal(seen, wanted)
+
+
+@given(st.integers(1, 5000))
+def test_filled_rows_have_32_lengths_to_a_power_of_two(length):
+    forest = plant([Marked((5,) * length, (False,) + (True,) * (length - 1))])
+    rows = len(filled(forest, 10**6).tokens)
+    assert 0 <= rows - length < max(1, length / 32)
+    assert rows // (rows & -rows) < 64  # its odd part
+    assert len(filled(forest, length + 3).tokens) == min(rows, length + 3)
+    assert filled(forest, length - 1) is forest
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("compute", [forest_hidden, padded_hidden])
+def test_filling_a_row_changes_nothing_of_what_it_holds(family, compute):
+    shared = [3 + i % 28 for i in range(130)]
+    sequences = [
+        Marked((*shared, *end), (False,) * 130 + (True,) * len(end))
+        for end in ((4, 5, 6), (7, 8), (9, 10))
+    ]
+    bare = plant(sequences, min_shared=1)
+    full = filled(bare, 10**6)
+    assert len(full.tokens) == len(bare.tokens) + 3
+    assert torch.equal(full.last, bare.last)
+    model = model_of(family)
+    one, other = (compute(model, forest, forest.last) for forest in (bare, full))
+    assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+    pieces = [weighted_gradient(model, hidden.sum(-1)) for hidden in (one, other)]
+    assert torch.allclose(*pieces, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

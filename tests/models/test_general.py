@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from melior.data.forest import plant
+from melior.data.forest import plant, size
 from melior.models.general import (
     Geometry,
     embedded,
@@ -149,7 +149,7 @@ def test_every_answer_is_read_once(model_folder, monkeypatch):
         read.clear()
         answers = tuple(f"{'abcdefghijklmnop'[i]} fox" for i in range(k))
         (group,) = encoded(model, [(ask, answers)])
-        embedded(model, [group], max_tokens=10**6)
+        embedded(model, [group], max_tokens=size(group))  # with no room to fill the row up
         counts[k] = sum(read)
         prompt = group[0].n_prompt
         assert counts[k] == prompt + sum(len(one.tokens) - prompt for one in group)

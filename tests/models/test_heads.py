@@ -173,6 +173,21 @@ def test_a_group_of_any_size_stays_within_the_tokens(model_folder, monkeypatch):
         assert float(alone) == pytest.approx(float(found[i]), abs=1e-5)
 
 
+def test_rows_that_are_scored_have_few_lengths(model_folder, monkeypatch):
+    """Each length costs a process memory that it keeps."""
+    model = loaded(model_folder)
+    said = [(f"{'what about the fox? ' * (55 + i)}{i}", ("yes", "no")) for i in range(40)]
+    lengths, hidden = [], model.hidden
+    monkeypatch.setattr(
+        model,
+        "hidden",
+        lambda forest, rows: lengths.append(len(forest.tokens)) or hidden(forest, rows),
+    )
+    rewards_of(model, encoded(model, said), max_tokens=1024)
+    assert len(lengths) == 40 and min(lengths) > 512
+    assert all(length % 16 == 0 for length in lengths)
+
+
 def test_a_group_without_answers_has_no_rewards(model_folder):
     model = loaded(model_folder)
     groups = [[], *encoded(model)[:1], []]

@@ -22,6 +22,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401  imported once, fo
 from safetensors.torch import load_file
 
 import melior.report.rounds
+import melior.stages.internal.rounds
 import melior.stages.online.rounds  # noqa: F401  as above
 from melior.cli import main
 

@@ -214,7 +214,7 @@ def test_scores_and_reasons_on_the_command_line(model_folder, data, tmp_path):
     assert (tmp_path / "eval").is_dir()
 
 
-@pytest.mark.parametrize("kill_after", [1, 25])
+@pytest.mark.parametrize("kill_after", [1, pytest.param(25, marks=pytest.mark.slow)])
 def test_kill_9_and_resume_end_in_the_same_bits(kill_after, model_folder, data, tmp_path):
     def words(name):
         more = [

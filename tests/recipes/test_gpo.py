@@ -1,6 +1,7 @@
 """GPO in rounds: targets from comparisons, the loss that is regressed, gain, and all iterates."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 from melior.cli import main
 from melior.recipes.gpo import Gpo, compared
 from melior.records import Candidate, Group, Turn
+from melior.rewards.comparisons import Verdict, logit_facts
+from melior.rewards.pairwise import Contest
 from melior.stages.method import Answers
-from tests.recipes.test_online import killed, manifests, read, rows, same_weights, write_prompts
+from tests.recipes.test_online import manifests, read, rows, same_weights, write_prompts
 
 LOGITS = st.lists(st.floats(-9, 9), min_size=6, max_size=6)
 
@@ -53,6 +56,33 @@ def test_what_is_not_known_is_left_out():
     found = [c.score for c in Gpo().targets(group([1, 2, 3], comparisons=some)).candidates]
     assert found == [0.5, -0.5, None]
     assert compared(group([1.0, None])) == [[0.0, None], [None, None]]
+
+
+@given(LOGITS, st.floats(0, 0.1))
+def test_a_price_on_length_moves_targets_about_zero(upper, penalty):
+    matrix = skew(upper)
+    one = group([0.0] * 4, comparisons=matrix.tolist())
+    candidates = [
+        replace(c, response=(Turn("assistant", "x" * 5**i),)) for i, c in enumerate(one.candidates)
+    ]
+    priced = Gpo().targets(replace(one, candidates=tuple(candidates)), length_penalty=penalty)
+    found = [c.score for c in priced.candidates]
+    sizes = [5**i for i in range(4)]
+    mean = sum(sizes) / 4
+    expected = [matrix[i].sum() / 4 - penalty * (n - mean) for i, n in enumerate(sizes)]
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.lists(st.floats(-4, 4), min_size=9, max_size=9))
+def test_a_knock_out_gives_the_targets_of_its_rewards(rewards):
+    contest = Contest((1,) * 9, is_knock_out=True)
+    while due := contest.due():
+        for i, j in due:
+            contest.take((i, j), Verdict(rewards[i] - rewards[j], rewards[i] - rewards[j]))
+    facts = logit_facts(9, contest.verdicts)
+    assert any(None in row for row in facts["comparisons"])
+    found = [c.score for c in Gpo().targets(group([0.0] * 9, **facts)).candidates]
+    assert found == pytest.approx([r - sum(rewards) / 9 for r in rewards], abs=1e-9)
 
 
 def answers(log_ratio, lengths, scores):
@@ -100,13 +130,15 @@ def prompts(tmp_path):
     return write_prompts(tmp_path / "prompts.jsonl")
 
 
-@pytest.mark.parametrize("target", ["score", "win-rate"])
-def test_rewards_rise_over_rounds(target, model_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("target", "beta"), [("score", "0.5"), pytest.param("win-rate", "0.1", marks=pytest.mark.slow)]
+)
+def test_rewards_rise_over_rounds(target, beta, model_folder, tmp_path):
     prompts = write_prompts(tmp_path / "p.jsonl", 260, [{"name": "lower_case"}])
     out = tmp_path / "run"
     main(words(model_folder, prompts, out, "--rounds", "3", "--n-prompts", "48", "--k", "8",
                "--n-eval-prompts", "100", "--max-new-tokens", "3", "--batch-size", "8",
-               "--epochs", "2", "--temperatures", "1.0", "--top-p", "1", "--beta", "0.5",
+               "--epochs", "2", "--temperatures", "1.0", "--top-p", "1", "--beta", beta,
                "--target", target))  # fmt: skip
     means = [one["means"]["reward"] for one in manifests(out)]
     assert means[-1] >= means[0] + 0.15, means
@@ -128,17 +160,21 @@ def test_two_answers_go_out_with_what_they_are_regressed_on(model_folder, prompt
     for name, weight in mean.items():
         torch.testing.assert_close(weight, (iterates[0][name] + iterates[1][name]) / 2)
     facts = read(out / "evaluation.json")["facts"]
-    learned = [one["means"]["reward"] for one in manifests(out)[1:]]
-    assert facts["reward of the mixture of all rounds"] == pytest.approx(sum(learned) / 2)
-    assert facts["reward of the last round"] == learned[-1]
+    iterates = [one["means"]["reward"] for one in manifests(out)]
+    assert facts["reward of the mixture of all iterates"] == pytest.approx(sum(iterates) / 3)
+    assert facts["reward of the last round"] == iterates[-1]
+    assert "reward of the mixture of all iterates" in (out / "report.html").read_text("utf-8")
     assert math.isfinite(facts["reward of the mean of all weights"])
 
 
-def test_three_kills_end_in_the_same_weights_and_manifests(model_folder, prompts, tmp_path):
-    line = words(model_folder, prompts, "", "--save-steps", "1", "--average")
-    found = killed([word for word in line if word not in ("--out", "")], tmp_path, 3)
-    assert found["kills"] == 3
-    assert found["compared"] >= 1
+def test_the_mean_of_all_weights_is_that_of_further_rounds_too(model_folder, prompts, tmp_path):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    main(words(model_folder, prompts, out, "--average", "--rounds", "1"))
+    main(words(model_folder, prompts, out, "--average", "--resume", "--allow-changes"))
+    main(words(model_folder, prompts, whole, "--average"))
+    late, at_once = (load_file(one / "average" / "model" / "model.safetensors")
+                     for one in (out, whole))  # fmt: skip
+    assert all(torch.equal(late[name], at_once[name]) for name in at_once)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_resuming_with_other_options_or_data_is_refused(model_folder, data, tmp_
         assert (tmp_path / "run" / "data.json").read_bytes() == about
 
 
-@pytest.mark.parametrize("kill_after", [2, 5])
+@pytest.mark.parametrize("kill_after", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_kill_9_and_resume_end_in_the_same_bits(kill_after, model_folder, data, tmp_path):
     def command(name):
         return [

@@ -154,9 +154,9 @@ def test_calibration_divides_all_rewards_by_one_temperature(model_folder, tmp_pa
     ("file", "lines", "more"),
     [
         ("reward/metrics.jsonl", 3, []),
-        ("fold-2/metrics.jsonl", 2, ["--cross-fit", "2"]),
+        pytest.param("fold-2/metrics.jsonl", 2, ["--cross-fit", "2"], marks=pytest.mark.slow),
         ("margins.json", 1, []),
-        ("metrics.jsonl", 3, []),
+        pytest.param("metrics.jsonl", 3, [], marks=pytest.mark.slow),
     ],
 )
 def test_kill_9_in_and_between_stages_ends_in_the_same_bits(

@@ -1,8 +1,6 @@
 """Rounds of online learning on a tiny model: gain, what they leave, kills, mistakes."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +9,9 @@ from safetensors.torch import load_file
 
 from melior.cli import main
 from melior.config import config_to_dict
+from melior.data.files import read_prompts
+from melior.models.loading import load_chat
+from melior.options import ModelOptions
 from melior.recipes import online
 
 WORDS = ("fox", "dog", "capital", "Paris", "hello", "thank", "quick", "lazy", "today", "jumps")
@@ -87,7 +88,7 @@ def test_rounds_leave_all_they_were_made_of(model_folder, prompts, tmp_path):
     assert "round-2/pairs.jsonl" in card
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3))])
 def test_rewards_rise_over_rounds(seed, model_folder, tmp_path):
     """Random weights learn to answer in small letters: a fifth more of the held-out prompts."""
     prompts = write_prompts(tmp_path / "p.jsonl", 260, [{"name": "lower_case"}])
@@ -163,32 +164,6 @@ def test_a_held_out_scorer_judges_and_agreement_is_told(model_folder, prompts, t
     assert judged["parts"] == ""
 
 
-def test_three_kills_end_in_the_same_weights_and_manifests(model_folder, prompts, tmp_path):
-    found = killed(killable(model_folder, prompts), tmp_path, 3)
-    assert found["kills"] == 3
-    assert found["compared"] >= 1
-
-
-@pytest.mark.slow
-def test_thirty_kills_end_in_the_same_weights_and_manifests(model_folder, prompts, tmp_path):
-    found = killed(killable(model_folder, prompts), tmp_path, 30)
-    assert found["kills"] == 30
-    assert len(found["moments"]) >= 5  # they fell into different stages
-
-
-def killable(model_folder, prompts):
-    line = words(model_folder, prompts, "", "--save-steps", "1")
-    return [word for word in line if word not in ("--out", "")]
-
-
-def killed(line, place, n_kills):
-    """What `killed_rounds` says; it holds every run that came to its end against a whole one."""
-    command = [sys.executable, "-m", "tests.recipes.killed_rounds", str(place), str(n_kills)]
-    done = subprocess.run([*command, *line], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def test_a_run_that_was_killed_before_its_record_may_begin_anew(model_folder, prompts, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
@@ -214,6 +189,25 @@ def test_a_round_without_anything_to_learn_stops_the_run_and_keeps_the_others(
     assert (out / "report.html").exists()
 
 
+def test_what_is_counted_as_learned_from_is_learned_from(model_folder, prompts, tmp_path):
+    """Random weights write half characters, which are read as more tokens than they were."""
+    longest = max(len(tokens) for tokens in prompt_tokens(model_folder, prompts))
+    out = tmp_path / "run"
+    main(words(model_folder, prompts, out, "--max-length", str(longest + 8), "--keep", "last"))
+    first, *learned = manifests(out)
+    assert first["counts"]["left_out"]["too long"] == 0
+    assert sum(one["counts"]["too_long"] for one in learned) > 0
+    for number, one in enumerate(learned, 1):
+        data = read(out / f"round-{number}" / "learn" / "data.json")["train"]
+        assert data["rows_used"] == one["counts"]["chosen"]
+        assert data["left_out"] == []
+
+
+def prompt_tokens(model_folder, prompts):
+    chat = load_chat(ModelOptions(model=str(model_folder)))
+    return [chat.prompt_tokens(group.prompt) for group in read_prompts([prompts])]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -228,6 +222,7 @@ def test_a_round_without_anything_to_learn_stops_the_run_and_keeps_the_others(
         (["--stop-on-overoptimisation"], "give --judge-with"),
         (["--max-length", "10"], "too long"),
         (["--resume"], "a run to resume is needed; found none"),
+        (["--eval-steps", "10"], "eval_steps must be 0"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
@@ -269,6 +264,32 @@ def test_rounds_of_a_failed_run_are_not_mixed_with_new_ones(
     assert "a folder without rounds is needed" in capsys.readouterr().err
     main([*line, "--seed", "7", "--overwrite"])
     assert manifests(tmp_path / "run")[1]["seeds"]["learning"] == 8
+
+
+def test_more_rounds_later_ask_what_no_round_has_asked(model_folder, prompts, tmp_path):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    main(words(model_folder, prompts, out, "--rounds", "1", "--keep", "last"))
+    more = ("--rounds", "2", "--keep", "last")
+    main(words(model_folder, prompts, out, *more, "--resume", "--allow-changes"))
+    main(words(model_folder, prompts, whole, *more))
+    late, at_once = manifests(out), manifests(whole)
+    assert [{**one, "cost": 0} for one in late] == [{**one, "cost": 0} for one in at_once]
+    ends = [note for note in read(out / "run.json")["notes"] if "the run ends" in note]
+    assert ends == ["the run ends with the model of round 2 of 2"]
+
+
+def test_more_rounds_than_there_are_prompts_for_are_refused_and_leave_the_run(
+    model_folder, prompts, tmp_path, capsys
+):
+    """Without --n-prompts all are asked at once, so that a later round has none of its own."""
+    line = words(model_folder, prompts, tmp_path / "run", "--n-prompts", "0")
+    main(line)
+    was = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for again in (["--resume", "--allow-changes"], ["--overwrite"]):
+        with pytest.raises(SystemExit):
+            main([*line, "--rounds", "99", *again])
+        assert "99 rounds of some prompts" in capsys.readouterr().err
+        assert all(path.read_bytes() == content for path, content in was.items())
 
 
 def test_tiny_is_a_config_like_any_other(model_folder, prompts, tmp_path):

@@ -89,6 +89,7 @@ def test_gpo_takes_a_general_preference_model_at_its_word(model_folder, tmp_path
         assert (better, worse) == (pytest.approx(max(means)), pytest.approx(min(means)))
 
 
+@pytest.mark.slow
 def test_a_scorer_and_a_held_out_one_that_part_are_told_and_stop_the_run(
     model_folder, tmp_path, capsys
 ):

@@ -145,7 +145,7 @@ def test_a_reward_model_that_comes_in_is_not_made_worse(model_folder, data, tmp_
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("kill_after", [3, 8])
+@pytest.mark.parametrize("kill_after", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_kill_9_and_resume_end_in_the_same_bits(kill_after, model_folder, data, tmp_path):
     def words(name):
         more = ["--epochs", "3", "--save-steps", "2", "--eval-steps", "3", "--patience", "2",

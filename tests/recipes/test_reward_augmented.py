@@ -166,7 +166,7 @@ def test_an_objective_takes_its_own_options(tmp_path):
     assert reward_augmented.objective_of(config) == Dpo(beta=0.05, label_smoothing=0.3)
 
 
-@pytest.mark.parametrize("kill_after", [2, 5])
+@pytest.mark.parametrize("kill_after", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_kill_9_and_resume_end_in_the_same_bits(kill_after, model_folder, data, tmp_path):
     def command(name):
         line = words(model_folder, data[0], tmp_path / name, "--epochs", "2", "--save-steps", "2")

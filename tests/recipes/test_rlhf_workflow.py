@@ -1,11 +1,13 @@
 """RLHF Workflow on a tiny model: the paper's rounds, its best iterate, kills, mistakes."""
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from melior.cli import main
 from melior.config import config_to_dict
 from melior.recipes import rlhf_workflow
-from tests.recipes.test_online import killed, manifests, read, rows, same_weights, write_prompts
+from tests.recipes.test_online import manifests, read, rows, same_weights, write_prompts
 
 
 def words(model_folder, prompts, out, *more):
@@ -51,9 +53,9 @@ def test_the_iterate_with_the_best_held_out_reward_is_returned(model_folder, pro
     main(words(model_folder, prompts, out, "--rounds", "3"))
     means = [one["means"]["reward"] for one in manifests(out)]
     best = means.index(max(means))
-    place = model_folder.parent if not best else out / f"round-{best}" / "learn"
-    if best:
-        assert same_weights(out, place)
+    kept = out / f"round-{best}" / "learn" / "model" if best else model_folder
+    a, b = (load_file(folder / "model.safetensors") for folder in (out / "model", kept))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     notes = " ".join(read(out / "run.json")["notes"])
     assert (f"of round {best} of 3" if best else "which none improved") in notes
 
@@ -72,13 +74,6 @@ def test_a_price_on_length_shortens_what_is_chosen(model_folder, prompts, tmp_pa
         gaps.append(sum(sizes) / len(sizes))
     assert gaps[0] >= gaps[1] >= gaps[2]
     assert gaps[2] < 0
-
-
-def test_three_kills_end_in_the_same_weights_and_manifests(model_folder, prompts, tmp_path):
-    line = words(model_folder, prompts, "", "--save-steps", "1", "--lora-r", "2")
-    found = killed([word for word in line if word not in ("--out", "")], tmp_path, 3)
-    assert found["kills"] == 3
-    assert found["compared"] >= 1
 
 
 def test_lists_are_refused(model_folder, prompts, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""SCIR end to end on a tiny model: what is learned, resume, baselines, what is refused."""
+"""SCIR end to end on a tiny model: one round on given pairs."""
 
 import dataclasses
 import json
@@ -14,16 +14,17 @@ from safetensors.torch import load_file
 
 from melior.cli import main
 from melior.recipes import scir
-from melior.records import Candidate, Group, Turn, text
-from melior.stages.internal.rounds import disjoint_pairs
-from tests.recipes.test_madpo import WORDS, read, rows, write_pairs
+from tests.recipes.test_madpo import read, rows, write_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def judge_folder(tmp_path_factory):
     """A tiny model with room for a question."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-judge"
+    return save_judge(tmp_path_factory.mktemp("models") / "tiny-judge")
+
+
+def save_judge(folder):
     tiny_model(max_position_embeddings=2048).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
@@ -41,19 +42,6 @@ def words(model, data, out, *more):
     return ["scir", "--model", str(model), "--data", data[0], "--unlabelled", data[1],
             "--out", str(out), "--learning-rate", "3e-3", "--batch-size", "4", "--n-samples", "1",
             "--dtype", "fp32", "--max-tokens", "16384", *more]  # fmt: skip
-
-
-def write_prompts(path, n):
-    rows_ = [{"prompt": f"about {WORDS[i % 10]} {i}?"} for i in range(n)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows_), encoding="utf-8")
-    return str(path)
-
-
-def in_rounds(model, data, out, prompts, *more):
-    everything = words(model, data, out, *more)
-    at = everything.index("--unlabelled")
-    return [*everything[:at], "--prompts", prompts, "--rounds", "2", "--n-prompts", "3",
-            "--max-new-tokens", "6", *everything[at + 2 :]]  # fmt: skip
 
 
 def killed(command, metrics, n_lines):
@@ -137,51 +125,6 @@ def test_kill_9_and_resume_end_in_the_same_bits(judge_folder, data, tmp_path):
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_rounds_answer_new_prompts_and_go_on_from_a_kill_to_the_same_bits(
-    judge_folder, data, tmp_path
-):
-    prompts = write_prompts(tmp_path / "prompts.jsonl", 12)
-    for name in ("whole", "cut"):
-        command = in_rounds(judge_folder, data, tmp_path / name, prompts, "--eval-data", data[2])
-        if name == "whole":
-            main(command)
-            continue
-        metrics = tmp_path / "cut" / "round-2" / "learn" / "metrics.jsonl"
-        own = [sys.executable, "-m", "melior", *command]
-        assert killed(own, metrics, 1) == -signal.SIGKILL
-        main([*command, "--resume"])
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert same(whole, cut)
-    asked = [row["prompt"][0]["content"] for n in (1, 2)
-             for row in rows(whole / f"round-{n}" / "prompts.jsonl")]  # fmt: skip
-    assert len(set(asked)) == 6
-    for number in (1, 2):
-        here = whole / f"round-{number}"
-        assert training(here / "learn") == training(cut / f"round-{number}" / "learn")
-        pairs = rows(here / "pairs.jsonl")
-        assert 0 < len(pairs) <= 6
-        assert all(row["chosen"] != row["rejected"] for row in pairs)
-    told = [row for row in rows(whole / "metrics.jsonl") if "round/pairs" in row]
-    assert [row["step"] for row in told] == [1, 2]
-    assert 0 <= told[0]["round/right_by_the_judge"] <= 1
-    assert (whole / "report.html").stat().st_size > 10_000
-
-
-def test_pairs_of_answers_are_disjoint_and_different():
-    said = ["a", "b", "a", "", "c", "d", "e"]
-    group = Group((Turn("user", "x"),), tuple(Candidate((Turn("assistant", t),)) for t in said))
-    found = disjoint_pairs(group, seed=0)
-    drawn = [text(side) for pair in found for side in (pair.chosen, pair.rejected)]
-    assert len(found) == 2
-    assert len(set(drawn)) == 4
-    assert set(drawn) <= set("abcde")
-    assert found == disjoint_pairs(group, seed=0)
-    several = {str(disjoint_pairs(group, seed=seed)) for seed in range(8)}
-    assert len(several) > 4
-    one = Group(group.prompt, group.candidates[:1] * 3)
-    assert disjoint_pairs(one, seed=0) == []
-
-
 def test_baselines_move_only_what_they_should(judge_folder, data, tmp_path):
     """Filter-only pays no penalty, the self-rewarding model labels every pair, once."""
     found = {}
@@ -197,6 +140,21 @@ def test_baselines_move_only_what_they_should(judge_folder, data, tmp_path):
             assert row["loss"] == pytest.approx(wanted, rel=1e-5)
     assert [row["consistency/kept"] for row in found["srlm"]] == [1.0, 1.0]
     assert found["filter"][0]["consistency/kept"] < 1
+
+
+def test_patience_ends_a_run_that_can_be_reported_and_leaves_the_warm_up_alone(
+    judge_folder, data, tmp_path, capsys
+):
+    """Nothing is ever kept: in the warm-up that is no reason to stop."""
+    idle = ["--patience", "1", "--delta", "0.49", "--warmup-confidence", "0.49"]
+    main(words(judge_folder, data, tmp_path / "all", *idle, "--warmup-share", "1"))
+    assert [row["consistency/kept"] for row in training(tmp_path / "all")] == [0.0] * 3
+    with pytest.raises(SystemExit):
+        main(words(judge_folder, data, tmp_path / "some", *idle, "--warmup-share", "0.3"))
+    assert "step 2: pairs on which judge and implicit reward agree" in capsys.readouterr().err
+    assert len(training(tmp_path / "some")) == 2
+    main(["report", str(tmp_path / "some")])
+    assert (tmp_path / "some" / "report.html").stat().st_size > 10_000
 
 
 def test_pairs_that_cannot_be_asked_about_are_counted_and_said(judge_folder, data, tmp_path):

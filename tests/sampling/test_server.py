@@ -49,6 +49,7 @@ def test_groups_come_in_order_with_facts_and_the_request_says_all():
     expected = {
         "model": "tiny", "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.0, "n": 3,
         "max_tokens": 8, "stop": ["x"], "logprobs": True, "key": "Bearer secret",
+        "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
     }  # fmt: skip
     assert {key: seen[0][key] for key in expected} == expected
     assert len({body["seed"] for body in seen}) == 3
@@ -66,7 +67,7 @@ def test_a_server_that_gives_one_answer_at_a_time_is_asked_k_times_with_other_se
 
 def test_fields_that_the_server_refuses_are_left_out():
     def strict(body, number):
-        for name in ("min_p", "top_k", "n"):
+        for name in ("min_p", "top_k", "n", "repetition_penalty"):
             if name in body:
                 return 400, {"error": {"message": f"Unrecognized request argument: {name}"}}
         return fine(body, number)
@@ -74,7 +75,7 @@ def test_fields_that_the_server_refuses_are_left_out():
     with serving(strict) as (url, seen):
         found = draw(Server(url, concurrency=1))
     assert [len(group.candidates) for group in found] == [2, 2, 2]
-    assert not {"min_p", "top_k", "n"} & set(seen[-1])
+    assert not {"min_p", "top_k", "n", "repetition_penalty"} & set(seen[-1])
     with serving(strict) as (url, _), pytest.raises(ValueError, match=r"refuses.*top_k"):
         draw(Server(url), sampling=Sampling(top_k=5))
 

@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melior.data.files import read_pairs, write_groups
+from melior.models.loading import load_chat
+from melior.options import ModelOptions
 from melior.records import Candidate, Group, Turn, text
 from melior.stages.online.choose import (
     CLOSE,
     EMPTY,
     EQUAL,
     IDENTICAL,
+    LONG,
     SCORED,
     UNFINISHED,
     UNSCORED,
@@ -25,6 +28,7 @@ from melior.stages.online.choose import (
     choose,
     score,
     scored,
+    within,
 )
 from melior.stages.online.options import ChoiceOptions
 
@@ -44,6 +48,21 @@ def chosen(one, **options):
     counts = Counts()
     draw = torch.Generator().manual_seed(0)
     return choice(one, ChoiceOptions(**options), counts, generator=draw), counts
+
+
+def test_an_answer_without_room_is_not_chosen_and_its_end_counts_if_it_is_learned(model_folder):
+    chat = load_chat(ModelOptions(model=str(model_folder)))
+    one = group(("x", 1.0), ("xy", 0.5), ("xyz", 0.0, False), ("xyzz", 2.0))
+    prompt = len(chat.prompt_tokens(one.prompt))
+    assert within(chat, prompt + 3)(one) == [True, True, True, False]
+    assert within(chat, prompt + 2)(one) == [True, False, False, False]
+    counts, draw = Counts(), torch.Generator().manual_seed(0)
+    fits = within(chat, prompt + 3)
+    pair = choice(one, ChoiceOptions(), counts, generator=draw, fits=fits)
+    assert text(pair.chosen) == "x"
+    assert counts.too_long == 1
+    fits = within(chat, prompt + 2)
+    assert choice(one, ChoiceOptions(), counts, generator=draw, fits=fits) == LONG
 
 
 @pytest.mark.parametrize(
@@ -200,3 +219,9 @@ def test_every_prompt_is_counted_once_and_comparisons_do_not_go_into_pairs(tmp_p
     assert counts.sentence().startswith("1 of 4 prompts are learned from; left out: 1 for")
     (pair,) = read_pairs(str(tmp_path / "pairs.jsonl"))
     assert pair.facts == {"topic": "x", "score_chosen": 1.0, "score_rejected": 0.0}
+
+
+def test_a_pair_says_which_of_its_answers_was_cut_off():
+    pair, _ = chosen(group(("a", 1.0, False), ("b", 0.0)))
+    assert pair.facts["is_finished_chosen"] is False
+    assert pair.facts["is_finished_rejected"] is True

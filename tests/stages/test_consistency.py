@@ -17,14 +17,17 @@ from melior.stages.internal.consistency import (
     choose,
     consistent_objective,
     free_loss,
+    is_warm_up,
     measure,
+    n_warm_up_steps,
     penalty_of,
     sides_of,
 )
 from melior.stages.internal.judge import at_start, opinions, parted, see, shortcut
-from melior.stages.internal.learn import Patience
 from melior.stages.internal.opinions import Seen, SelfJudge, read, with_questions
-from melior.stages.internal.options import ConsistencyOptions
+from melior.stages.internal.options import ConsistencyOptions, StopOptions
+from melior.stages.internal.watch import Patience, stops_of
+from melior.training.health import Health
 from melior.types import Pairwise
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -351,15 +354,56 @@ def test_agreement_of_a_judge_that_the_order_decides_is_a_shortcut(changes, is_f
     assert shortcut(rows[:10]) is None
 
 
+def test_a_run_stops_at_a_shortcut_where_that_is_asked_for(tmp_path):
+    said = []
+    health = Health(tmp_path, (shortcut,), total_steps=24, note=said.append)
+    going_on, stopping = (
+        stops_of(StopOptions(stop_on_shortcut=asked), health, [], n_warm_up=0)
+        for asked in (False, True)
+    )
+    for step in range(1, 21):
+        row = step_row(step, **{"judge/flips": 0.6})
+        health(step, row)
+        for hook in (*going_on, *(stopping if step < 20 else ())):
+            hook(step, row)
+    (stop,) = stopping[len(going_on) :]
+    with pytest.raises(ValueError, match=r"step 20: both agree on 99% .* as --stop-on-shortcut"):
+        stop(20, {})
+    assert len(said) == 1
+
+
 def test_a_run_that_agrees_on_nothing_stops_also_when_resumed():
     idle, busy = {"consistency/kept": 0.0}, {"consistency/kept": 0.5}
-    patience = Patience(3, [])
+    patience = Patience(3, [], n_warm_up=0)
     for step, row in enumerate([idle, idle, busy, idle, idle, {"eval_x": 1.0}], 1):
         patience(step, row)
     with pytest.raises(ValueError, match="step 7: pairs on which judge and implicit reward agree"):
         patience(7, idle)
+    past = [{"step": step, **row} for step, row in enumerate([busy, idle, idle], 1)]
     with pytest.raises(ValueError, match="last 3 steps"):
-        Patience(3, [busy, idle, idle])(4, idle)
+        Patience(3, past, n_warm_up=0)(4, idle)
+
+
+def test_patience_begins_after_the_warm_up():
+    idle = {"consistency/kept": 0.0}
+    patience = Patience(2, [{"step": 1, **idle}, {"step": 2, **idle}], n_warm_up=4)
+    for step in (3, 4, 5):
+        patience(step, idle)
+    with pytest.raises(ValueError, match="last 2 steps"):
+        patience(6, idle)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("labels", ["agreed", "judge"])
+def test_warm_up_steps_are_those_that_learn_from_the_judge_alone(share, labels, groups):
+    options = ConsistencyOptions(warmup_share=share, labels=labels)
+    batches = GroupBatches(
+        groups, TokenValues.zeros(groups), batch_size=5, max_tokens=10**6, seed=0
+    )
+    for total in (1, 3, 20):
+        found = [is_warm_up(parts[0], options) for parts in batches.iterate(total)]
+        n = n_warm_up_steps(total, options)
+        assert found == [True] * n + [False] * (total - n)
 
 
 @pytest.mark.parametrize(
@@ -370,9 +414,13 @@ def test_a_run_that_agrees_on_nothing_stops_also_when_resumed():
         ({"delta": 0.5}, "delta must be at least 0 and below 0.5"),
         ({"seed_ratio": 0.0}, "seed_ratio must be above 0"),
         ({"warmup_share": 2.0}, "warmup_share must be at least 0 and at most 1"),
-        ({"patience": 0}, "patience must be at least 1"),
     ],
 )
 def test_ranges_are_checked(options, said):
     with pytest.raises(ValueError, match=said):
         ConsistencyOptions(**options)
+
+
+def test_patience_is_at_least_one_step():
+    with pytest.raises(ValueError, match="patience must be at least 1"):
+        StopOptions(patience=0)

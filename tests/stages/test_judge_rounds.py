@@ -149,6 +149,27 @@ def test_a_round_is_held_against_the_start_and_the_last_on_prompts_with_scores(t
     assert found["against"]["start"]["comparisons"][0]["n"] == 16
     assert "since the start the scorer's reward rose" in found["parts"]
     assert json.loads((here / "judged.json").read_text()) == found
+    assert "ranked" not in found["numbers"]
     told = verdict(found, {"prompts": 10, "chosen": 6})
     assert told["facts"]["share of prompts that taught nothing"] == pytest.approx(0.4)
     assert told["win_rate"]["wins"] == 4  # the held-out scorer's word
+
+
+def test_a_price_on_length_is_taken_off_what_a_round_is_ranked_by(tmp_path):
+    left(tmp_path, 0, ["a", "bb"])
+    here = left(tmp_path, 1, ["aaa", "b"])
+    panel = Panel(ModelOptions(model="nowhere"), {"reward": ByLength()}, 8, 64, 0, 0.5)
+    found = judge(here, panel.start, panel, 1)
+    assert found["numbers"]["reward"] == [3.0, 1.0]
+    assert found["numbers"]["ranked"] == [1.5, 0.5]
+    assert found["means"]["ranked"] == 1.0
+
+
+@given(st.floats(-20, 20), st.floats(0, 5), st.floats(0, 5))
+def test_a_price_moves_the_chance_to_beat_the_start_by_the_difference(logit, mine, starts):
+    one = Opinion((None, None), [[0.0, -logit], [logit, 0.0]])
+    assert one.priced(0, (starts, mine)) == 0.5
+    expected = 1 / (1 + math.exp(-(logit - mine + starts)))
+    assert one.priced(1, (starts, mine)) == pytest.approx(expected)
+    assert Opinion((1.0, 2.0)).priced(1, (starts, mine)) == 2.0 - mine
+    assert Opinion((1.0, None)).priced(1, (starts, mine)) is None

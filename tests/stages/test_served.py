@@ -2,17 +2,28 @@
 
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from melior.cli import main
 from melior.models import endpoint
-from melior.stages.online.served import Proof, _proof
+from melior.models.endpoint import Server
+from melior.models.loading import load
+from melior.options import ModelOptions
+from melior.records import Candidate, Group, Turn
+from melior.stages.online.options import ServingOptions
+from melior.stages.online.served import Proof, _known, _proof, prove, refresh
 from tests.recipes.test_online import manifests, read, rows, words, write_prompts
+from tests.servers import serving as serving_by
 
 RELOAD = (
     f'{sys.executable} -c "import json, sys, urllib.request as u; folder = sys.argv[1];'
@@ -136,6 +147,78 @@ def test_a_command_that_fails_and_one_without_a_folder_are_said(
             main([*line(model_folder, prompts, tmp_path / "run", url), "--overwrite",
                   "--refresh-command", command])  # fmt: skip
         assert said in capsys.readouterr().err
+
+
+def test_what_a_refresh_leaves_running_is_not_waited_for(model_folder, tmp_path):
+    """A server that a command starts holds its output open as long as it lives."""
+    left = tmp_path / "pid"
+    command = f"sleep 60 & echo $! > {left}; echo started {{folder}}"
+    serving, began = ServingOptions("http://localhost:1", refresh_command=command), time.monotonic()
+    try:
+        refresh(serving, ModelOptions(str(model_folder)))
+        assert time.monotonic() - began < 30
+    finally:
+        os.kill(int(left.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("curl"), reason="the documented script calls curl")
+def test_the_documented_script_exchanges_the_process(
+    serving, model_folder, prompts, tmp_path, monkeypatch
+):
+    """The page's `reload.sh`, with another server under vLLM's name."""
+    url = serving.start()
+    serving.stop()  # its port is free
+    page = Path("docs/online.md").read_text(encoding="utf-8")
+    script = re.search(r"For \*\*vLLM.*?```\n(.*?)```", page, re.DOTALL)[1]
+    place = tmp_path / "bin"
+    place.mkdir()
+    (place / "reload.sh").write_text(script.replace("8000", str(serving.port)))
+    (place / "vllm").write_text(
+        f"#!/bin/sh\ncd {Path.cwd()} && PORT={serving.port} exec {sys.executable}"
+        f' -m tests.serving_folder {tmp_path / "port"} "$2"\n'
+    )
+    (place / "vllm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
+    refresh = f"cd {place} && sh reload.sh {{folder}}"
+    try:
+        main(line(model_folder, prompts, tmp_path / "run", url, "--refresh-command", refresh))
+        proofs = [read(tmp_path / "run" / f"round-{n}" / "proof.json") for n in (1, 2)]
+        assert [proof["is_fresh"] for proof in proofs] == [True, True]
+    finally:
+        os.kill(int((place / "vllm.pid").read_text()), signal.SIGKILL)
+
+
+def test_an_answer_without_a_token_proves_nothing_and_spoils_nothing(model_folder, tmp_path):
+    """It has no log-probabilities; a server that never reports any is another matter."""
+    policy = ModelOptions(str(model_folder), dtype="fp32")
+    prompts = [Group((Turn("user", "hello"),), ()), Group((Turn("user", "what?"),), ())]
+    said = Candidate((Turn("assistant", "x"),), facts={"n_tokens": 1})
+    known = {
+        group.prompt[0].content: value
+        for group in prompts
+        if (value := _known(load(policy, trainable=False), [replace(group, candidates=(said,))])[0])
+    }
+    assert len(known) == 2
+
+    def answer(body, number):
+        choice = {"message": {"content": ""}, "finish_reason": "stop"}
+        if number > empty:
+            own = known[body["messages"][0]["content"]]
+            choice = {"message": {"content": "x"}, "finish_reason": "length",
+                      "logprobs": {"content": [{"token": "x", "logprob": own}]}}  # fmt: skip
+        return 200, {"choices": [choice]}
+
+    how = {"prompts": prompts, "policies": [policy], "tolerance": 0.1, "seed": 0}
+    with serving_by(answer) as (url, _):
+        empty = 1
+        found = prove(tmp_path, Server(url), **how)
+    assert found.answers == 15
+    assert found.off < 1e-4
+    with serving_by(answer) as (url, _):
+        empty = 99
+        with pytest.raises(ValueError, match="must report log-probabilities"):
+            prove(tmp_path, Server(url), **how)
 
 
 def proof(shift, noise, stale, *, seed=0, n=16, tolerance=0.1):

@@ -21,7 +21,7 @@ from melior.options import DataOptions, ModelOptions, Sampling
 from melior.records import Group, Pair, Turns, text
 from melior.rewards.rules import score_groups
 from melior.sampling.candidates import candidate
-from melior.stages.data import prepare
+from melior.stages.data import as_it_was_said, prepare
 from melior.stages.judge import held_out_answers, ranked_right
 from melior.stages.method import Method
 from melior.stages.reference import reference_log_probs
@@ -137,7 +137,9 @@ def _ranked(
     """Say of each comparison what share of it is ranked right: by log-probability and by reward."""
     data = kind_of(exam.comparisons) or "pairs"
     options = DataOptions(data=(exam.comparisons,), max_length=exam.max_length)
-    groups = prepare(options.data, model.chat, options, data=data, seed=exam.seed).groups
+    groups = prepare(
+        options.data, model.chat, options, data=data, encode=as_it_was_said, seed=exam.seed
+    ).groups
     policy = token_log_probs(model, groups, max_tokens=exam.max_tokens)
     reference = TokenValues.zeros(groups)
     if method is not None and method.has_reference:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 import torch
 from jaxtyping import Float, Int
@@ -94,6 +95,11 @@ def sides_of(
 def is_warm_up(batch: GroupBatch, options: ConsistencyOptions) -> bool:
     """Say whether a step is one of the first, which learn from the judge alone."""
     return options.labels == "agreed" and batch.progress < options.warmup_share
+
+
+def n_warm_up_steps(total_steps: int, options: ConsistencyOptions) -> int:
+    """Return how many steps of a run `is_warm_up` is true of."""
+    return ceil(options.warmup_share * total_steps) if options.labels == "agreed" else 0
 
 
 def consistent_objective(

@@ -6,26 +6,26 @@ Zhou et al. 2025, arXiv 2502.08922. Read, ask about, judge, train, judge again, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from melior.config import config_to_dict
-from melior.data.batches import GroupBatches, TokenGroup, TokenValues, scored_lengths
-from melior.data.examples import Example, read_examples
+from melior.data.batches import GroupBatches, TokenValues, scored_lengths
 from melior.losses.preference import dpo
 from melior.models.language import LanguageModel
-from melior.models.loading import load, load_chat, n_positions, save_model
-from melior.ops import generator
-from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
-from melior.stages.data import Prepared, prepare, write_data
+from melior.models.loading import load, load_chat, save_model
+from melior.records import Metrics
+from melior.stages.data import write_data
 from melior.stages.health import of_answers
-from melior.stages.internal.consistency import Portion, choose, consistent_objective
+from melior.stages.internal.consistency import (
+    Portion,
+    choose,
+    consistent_objective,
+    n_warm_up_steps,
+)
 from melior.stages.internal.judge import (
     Opinions,
     at_start,
@@ -36,9 +36,11 @@ from melior.stages.internal.judge import (
     see,
     shortcut,
 )
-from melior.stages.internal.opinions import ANSWERS, SelfJudge, with_questions
-from melior.stages.internal.options import ConsistencyOptions
-from melior.stages.learn import SAMPLE_TOKENS, Bench, Plan, write_card
+from melior.stages.internal.material import Material, Pairs, read_material
+from melior.stages.internal.opinions import SelfJudge
+from melior.stages.internal.options import ConsistencyOptions, ConsistencyPlan
+from melior.stages.internal.watch import stops_of
+from melior.stages.learn import Bench, Plan, write_card
 from melior.stages.method import Method, log_ratio_method
 from melior.stages.reference import reference_log_probs
 from melior.training.checkpoint import Checkpoints, Generators
@@ -48,71 +50,11 @@ from melior.training.loop import Hook, descend, fit
 from melior.training.run import Run, read_rows, write_json, write_json_lines
 from melior.training.symptoms import Setting, detectors
 
-CHUNK = 512
-"""Pairs about which questions are written at once."""
-FEWEST_KEPT = 0.01
-"""Share of a step's pairs below which hardly anything is learned from."""
-
-
-@dataclass(frozen=True)
-class ConsistencyPlan:
-    """All that a round needs to know, as values."""
-
-    recipe: str
-    paper: str
-    options: ConsistencyOptions
-    unlabelled: tuple[str, ...]
-    """Where unlabelled pairs lie; which answer is called chosen is not read."""
-    model: ModelOptions
-    data: DataOptions
-    """The labelled pairs, and those held out."""
-    optim: OptimConfig
-    loop: LoopOptions
-    config: object
-    """The recipe's dataclass, to be written down."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs with their questions."""
-
-    groups: list[TokenGroup]
-    prepared: Prepared
-    n_equal: int = 0
-    """Pairs left out, whose answers are the same, ..."""
-    n_too_long: int = 0
-    """... and whose questions are too long."""
-
-    @property
-    def plain(self) -> list[TokenGroup]:
-        """The pairs without their questions."""
-        return [
-            replace(one, answers=one.answers[:ANSWERS], scores=one.scores[:ANSWERS])
-            for one in self.groups
-        ]
-
-    def said_of(self, name: str) -> list[str]:
-        """Return a sentence on what was left out, if anything was."""
-        reasons = ((self.n_equal, "have equal answers"), (self.n_too_long, "are too long to judge"))
-        left = " and ".join(f"{n} {reason}" for n, reason in reasons if n)
-        return [f"of the {name} pairs, {left}: left out"] if left else []
-
-
-@dataclass(frozen=True)
-class Material:
-    """All pairs of a round, ready for the model."""
-
-    seed: Pairs
-    free: Pairs
-    held_out: Pairs | None
-
 
 def learn_consistently(plan: ConsistencyPlan) -> Path:
     """Learn, and prove what came of it; return the run's folder, which holds it all."""
     loop, judge = plan.loop, SelfJudge(load_chat(plan.model))
-    material = _prepare(plan, judge)
-    allowed = plan.data.allow_lint_errors
-    material.seed.prepared.refuse_errors(allowed=allowed)
+    material = read_material(plan, judge)
     with Run.create(
         loop.out, plan.recipe, plan.config, sys.argv, paper=plan.paper, resume=loop.resume,
         overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
@@ -121,7 +63,7 @@ def learn_consistently(plan: ConsistencyPlan) -> Path:
         parts |= {"held_out": material.held_out} if material.held_out else {}
         write_data(run.folder, {name: one.prepared for name, one in parts.items()}, loop)
         for name, one in parts.items():
-            for remark in one.said_of(name.replace("_", "-")) if not loop.resume else ():
+            for remark in one.said_of(name.replace("_", "-")):
                 run.note(remark)
         _learn(plan, run, judge, material)
     return run.folder
@@ -146,6 +88,10 @@ class Examiner:
         seen = see(self.model, self.groups, self.reference, self.labels, max_tokens=self._limit)
         return opinions(seen, self.plan.options)
 
+    def metrics(self) -> Metrics:
+        """Return what the model as it is comes to, as numbers of a step."""
+        return {f"eval_{name}": value for name, value in self.now().numbers().items()}
+
     @property
     def _limit(self) -> int:
         return self.plan.loop.max_tokens
@@ -165,35 +111,6 @@ def together(
     both = (batches.iterate(total, start=start) for batches in (free, seed))
     for loose, held in zip(*both, strict=True):
         yield [*(Portion(one, False) for one in loose), *(Portion(one, True) for one in held)]
-
-
-class Patience:
-    """Stops a run in which next to nothing is learned from for many steps: a hook."""
-
-    def __init__(self, steps: int, past: Sequence[dict[str, float]]) -> None:
-        self.steps = steps
-        self.waited = 0
-        for row in past:
-            self._count(row)
-
-    def __call__(self, step: int, metrics: dict[str, float]) -> None:
-        """Take in a step.
-
-        Raises:
-            ValueError: the last steps kept less than 1 % of their pairs.
-        """
-        self._count(metrics)
-        if self.waited >= self.steps:
-            raise ValueError(
-                f"step {step}: pairs on which judge and implicit reward agree are needed; found"
-                f" less than {FEWEST_KEPT:.0%} in each of the last {self.waited} steps; lower"
-                " --delta, or give more labelled pairs"
-            )
-
-    def _count(self, metrics: dict[str, float]) -> None:
-        if "consistency/kept" in metrics:
-            is_idle = metrics["consistency/kept"] < FEWEST_KEPT
-            self.waited = self.waited + 1 if is_idle else 0
 
 
 def _learn(plan: ConsistencyPlan, run: Run, judge: SelfJudge, material: Material) -> None:
@@ -243,20 +160,19 @@ def _train(
         about=_about(plan, model, material, total), keep=loop.save_total_limit,
     )  # fmt: skip
     start = _resume(plan, run, kept) if loop.resume else 0
-    health, past = _watch(plan, run, total), read_rows(run.folder)
+    health = _watch(plan, run, total)
 
     def note(number: int, metrics: dict[str, float]) -> None:
         run.append(number, {"epoch": number / free.steps_per_epoch} | metrics)
 
     def examine(number: int) -> None:
         if examiner:
-            numbers = examiner.now().numbers()
-            run.append(number, {f"eval_{name}": value for name, value in numbers.items()})
+            run.append(number, examiner.metrics())
 
     with Progress(total, start=start) as progress:
         hooks: list[Hook] = [
             note, progress, health, every(loop.eval_steps, examine),
-            every(loop.save_steps, kept.save, last=total), Patience(plan.options.patience, past),
+            every(loop.save_steps, kept.save, last=total), *_stops(plan, run, health, total),
         ]  # fmt: skip
         todo = together(free, seed, total, start=start)
         fit(lambda parts: step(chosen(parts)), todo, hooks=hooks, start=start, save=kept.save)
@@ -269,6 +185,11 @@ def _watch(plan: ConsistencyPlan, run: Run, total: int) -> Health:
     past = read_rows(run.folder) if plan.loop.resume else []
     watch = (*detectors(setting), shortcut)
     return Health(run.folder, watch, total_steps=total, note=run.note, past=past)
+
+
+def _stops(plan: ConsistencyPlan, run: Run, health: Health, total: int) -> list[Hook]:
+    n_warm_up = n_warm_up_steps(total, plan.options)
+    return stops_of(plan.stops, health, read_rows(run.folder), n_warm_up=n_warm_up)
 
 
 def _about(
@@ -324,70 +245,3 @@ def _method(options: ConsistencyOptions) -> Method:
         return dpo(policy, reference, beta=options.beta)
 
     return log_ratio_method(loss, beta=options.beta)
-
-
-def _prepare(plan: ConsistencyPlan, judge: SelfJudge) -> Material:
-    """Read, check and ask about all pairs before any weights are loaded."""
-    data, positions = plan.data, n_positions(plan.model)
-    limit = min(plan.options.judge_max_length, positions)
-
-    def pairs(sources: Sequence[str], *, is_free: bool = False, apart: Sequence[str] = ()) -> Pairs:
-        with counted("tokenising pairs") as progress:
-            prepared = prepare(
-                sources, judge.chat, data, seed=plan.loop.seed, held_out=apart,
-                longest_prompt=positions - SAMPLE_TOKENS, on_progress=progress,
-            )  # fmt: skip
-        prepared.refuse_beyond(positions)
-        examples = read_examples("pairs", sources, seed=plan.loop.seed)
-        found = asked(judge, prepared, examples, limit=limit, seed=plan.loop.seed, is_free=is_free)
-        if not found.groups:
-            raise ValueError(
-                f"{', '.join(sources)}: needs a pair of different answers with a question of at"
-                f" most {limit} tokens; found {found.n_equal} of equal answers and"
-                f" {found.n_too_long} that are longer; raise --judge-max-length"
-            )
-        return found
-
-    return Material(
-        pairs(data.data, apart=data.eval_data),
-        pairs(plan.unlabelled, is_free=True, apart=data.eval_data),
-        pairs(data.eval_data) if data.eval_data else None,
-    )
-
-
-def asked(
-    judge: SelfJudge,
-    prepared: Prepared,
-    examples: Iterator[Example],
-    *,
-    limit: int,
-    seed: int,
-    is_free: bool,
-) -> Pairs:
-    """Put to each pair the questions about it.
-
-    Args:
-        judge: who is asked.
-        prepared: the pairs as tokens.
-        examples: the same as text, and others.
-        limit: tokens of a question.
-        seed: of the order of unlabelled answers.
-        is_free: they are unlabelled, so that half of them are exchanged, and equal ones go.
-    """
-    waiting = {group.origin: group for group in prepared.groups}
-    draw, counts = generator(seed), {"equal": 0, "long": 0}
-    found: list[TokenGroup] = []
-    rows = (one for one in examples if one.origin in waiting)
-    while chunk := list(islice(rows, CHUNK)):
-        prompts, answers = [one.prompt for one in chunk], [one.answers for one in chunk]
-        flips = torch.randint(2, (len(chunk),), generator=draw).tolist()
-        questions = judge.questions(prompts, answers)
-        for one, both, flip in zip(chunk, questions, flips, strict=True):
-            if is_free and one.answers[0] == one.answers[1]:
-                counts["equal"] += 1
-            elif max(map(len, both)) > limit:
-                counts["long"] += 1
-            else:
-                exchanged = is_free and bool(flip)
-                found.append(with_questions(waiting[one.origin], both, is_exchanged=exchanged))
-    return Pairs(found, prepared, counts["equal"], counts["long"])

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from melior.options import in_range
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
 from melior.stages.online.options import ProposalOptions
 
 JudgeName = Literal["judge", "implicit"]
@@ -24,7 +24,7 @@ class ConsistencyOptions:
     length; averages want a beta near 2."""
     labels: Literal["agreed", "judge"] = "agreed"
     """Learn from pairs on which both agree at that step, or from all as the start model's judge
-    labels them (self-rewarding language models, with inconsistency_weight 0)."""
+    labels them (a baseline, with inconsistency_weight 0)."""
     penalty: Literal["js", "symmetric-kl", "squared", "pseudo-label"] = "js"
     """What inconsistency costs: Jensen-Shannon divergence with `gamma` times the mean entropy, or
     one of its rivals."""
@@ -49,8 +49,6 @@ class ConsistencyOptions:
     """How far from one half the judge must be in these steps."""
     judge_max_length: int = 2048
     """Tokens of a question to the judge; pairs with longer ones are left out."""
-    patience: int = 200
-    """Steps in a row in which less than 1 % of the pairs are agreed on, after which a run stops."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -63,12 +61,26 @@ class ConsistencyOptions:
         in_range("warmup_share", self.warmup_share, 0, 1)
         in_range("warmup_confidence", self.warmup_confidence, 0, 0.5, below=True)
         in_range("judge_max_length", self.judge_max_length, 64)
-        in_range("patience", self.patience, 1)
         if len(set(self.frozen)) == 2 and self.inconsistency_weight:
             raise ValueError(
                 "frozen: the penalty must have one left to move; found both; give"
                 " --inconsistency-weight 0 to leave it out"
             )
+
+
+@dataclass(frozen=True)
+class StopOptions:
+    """What ends a run before its last step."""
+
+    patience: int = 200
+    """Steps in a row, after the warm-up, in which less than 1 % of the pairs are agreed on."""
+    stop_on_shortcut: bool = False
+    """Stop where both agree on nearly all pairs though the order decides the judge's verdicts, in
+    place of a warning."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        in_range("patience", self.patience, 1)
 
 
 @dataclass(frozen=True)
@@ -79,3 +91,25 @@ class SelfProposal(ProposalOptions):
     """Answers to each prompt, the same number at each temperature."""
     temperatures: tuple[float, ...] = (0.7,)
     top_p: float = 0.9
+
+
+@dataclass(frozen=True)
+class ConsistencyPlan:
+    """All that a round needs to know, as values."""
+
+    recipe: str
+    paper: str
+    options: ConsistencyOptions
+    stops: StopOptions
+    unlabelled: tuple[str, ...]
+    """Where unlabelled pairs lie; which answer is called chosen is not read."""
+    model: ModelOptions
+    data: DataOptions
+    """The labelled pairs, and those held out."""
+    optim: OptimConfig
+    loop: LoopOptions
+    config: object
+    """The recipe's dataclass, to be written down."""
+    has_own_answers: bool = False
+    """The unlabelled pairs are the model's own answers, which nobody can mend: what the data check
+    finds in them is said, and stops nothing."""

@@ -8,42 +8,61 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import pairwise
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
 
-from melior.data.files import read_groups, write_records
+from melior.data.files import duel, read_groups, write_records
 from melior.ops import generator
-from melior.options import ModelOptions
+from melior.options import LoopOptions, ModelOptions
 from melior.records import Group, Metrics, Pair, text
-from melior.stages.internal.learn import ConsistencyPlan, learn_consistently
-from melior.stages.online.propose import CANDIDATES, seed_of
-from melior.stages.online.rounds import LEARNED, policy_of
+from melior.stages.internal.learn import learn_consistently
+from melior.stages.internal.options import ConsistencyPlan
+from melior.stages.online.manifest import MANIFEST, write_manifest
+from melior.stages.online.propose import CANDIDATES, PROMPTS, seed_of
+from melior.stages.online.rounds import LEARNED, learned
 
 PAIRS = "pairs.jsonl"
 """In a round's folder: unlabelled ones, though their rows say `chosen` and `rejected`."""
 
 
-def pair_up(here: Path, *, seed: int) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Paired:
+    """What became of a round's prompts."""
+
+    prompts: int
+    paired: int
+    """Of them, those with two different answers or more."""
+    pairs: int
+
+    def sentence(self) -> str:
+        """Say it."""
+        return f"{self.pairs} pairs of different answers to {self.paired} of {self.prompts} prompts"
+
+
+def seeds_of(seed: int, number: int) -> dict[str, int]:
+    """Return the seeds of a round's draws."""
+    return {
+        "answers": seed_of(seed, number, "answers"),
+        "pairs": seed_of(seed, number, "pairs"),
+        "learning": seed + number,
+    }
+
+
+def pair_up(here: Path, *, seed: int) -> Paired:
     """Write a round's unlabelled pairs, and return how many, and of how many prompts.
 
     Different answers to a prompt are drawn two by two, each answer once; empty ones are left out,
     and of equal ones all but the first.
     """
-    n_pairs, n_prompts = 0, 0
-
-    def pairs() -> Iterator[Pair]:
-        nonlocal n_pairs, n_prompts
-        for place, group in enumerate(read_groups(here / CANDIDATES)):
-            found = disjoint_pairs(group, seed=seed_of(seed, place))
-            n_pairs, n_prompts = n_pairs + len(found), n_prompts + bool(found)
-            yield from found
-
-    write_records(here / PAIRS, pairs())
-    return n_pairs, n_prompts
+    groups = enumerate(read_groups(here / CANDIDATES))
+    found = [disjoint_pairs(group, seed=seed_of(seed, place)) for place, group in groups]
+    n = write_records(here / PAIRS, chain.from_iterable(found))
+    return Paired(len(found), sum(map(bool, found)), n)
 
 
 def disjoint_pairs(group: Group, *, seed: int) -> list[Pair]:
@@ -52,31 +71,57 @@ def disjoint_pairs(group: Group, *, seed: int) -> list[Pair]:
     left = [one for content, one in reversed(said.items()) if content.strip()]
     order = torch.randperm(len(left), generator=generator(seed)).tolist()
     drawn = list(pairwise(order))[::2]
-    return [Pair(group.prompt, left[a].response, left[b].response) for a, b in drawn]
+    return [duel(group, left[a], left[b], margin=0.0) for a, b in drawn]
 
 
 def learn_round(here: Path, plan: ConsistencyPlan) -> ModelOptions:
     """Learn from a round's pairs, or go on with that, and return what came of it."""
-    folder = here / LEARNED
-    if _status(folder) != "finished":
-        if not (folder / "run.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off at once
-        loop = replace(plan.loop, out=str(folder), resume=folder.exists(), overwrite=False)
+
+    def learn(loop: LoopOptions) -> None:
         learn_consistently(replace(plan, loop=loop, unlabelled=(str(here / PAIRS),)))
-    return policy_of(plan.model, here)
+
+    return learned(here, plan.model, plan.loop, learn)
 
 
-def told(here: Path, n_pairs: int, n_prompts: int) -> Metrics:
+def close(
+    here: Path,
+    policies: Sequence[ModelOptions],
+    counts: Paired,
+    *,
+    seeds: Mapping[str, int],
+    began: float,
+) -> None:
+    """Write a round's manifest, last of all, and leave the run of its learning without steps.
+
+    All of it but `cost` is the same whether the round was stopped on its way or not. `policies` are
+    what answered in the round, and what it learned; `began` is when it did so in this process.
+    """
+    if (here / MANIFEST).exists():
+        return
+    shutil.rmtree(here / LEARNED / "checkpoints", ignore_errors=True)
+    write_manifest(
+        here, policies, learned=here / LEARNED, files=(PROMPTS, CANDIDATES, PAIRS),
+        about={
+            "round": int(here.name.removeprefix("round-")),
+            "seeds": dict(seeds),
+            "counts": asdict(counts),
+            "facts": _facts(here),
+            "cost": {"seconds": round(time.monotonic() - began, 2)},
+        },
+    )  # fmt: skip
+
+
+def told(here: Path, counts: Paired) -> Metrics:
     """Return a round's numbers as a line of the whole run's metrics."""
-    found = {"round/pairs": float(n_pairs), "round/prompts": float(n_prompts)}
-    facts = json.loads((here / LEARNED / "evaluation.json").read_text(encoding="utf-8"))["facts"]
+    found = {"round/pairs": float(counts.pairs), "round/prompts": float(counts.paired)}
     return found | {
         f"round/{name.removesuffix(', after').replace(' ', '_')}": value
-        for name, value in facts.items()
+        for name, value in _facts(here).items()
         if name.endswith(", after")
     }
 
 
-def _status(folder: Path) -> str:
-    path = folder / "run.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["status"]) if path.exists() else ""
+def _facts(here: Path) -> dict[str, float]:
+    """Return what the judgement of a round's learning tells."""
+    found = json.loads((here / LEARNED / "evaluation.json").read_text(encoding="utf-8"))
+    return dict(found["facts"])

@@ -6,16 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from melior import selection
-from melior.data.files import read_groups, write_groups, write_records
+from melior.data.chat import ChatFormat
+from melior.data.examples import Example
+from melior.data.files import duel, read_groups, write_groups, write_records
 from melior.ops import generator
-from melior.records import Candidate, Group, Pair, text
+from melior.records import Candidate, Group, Pair, is_cut_off, text
 from melior.rewards.named import COMPARED, unjudged
+from melior.stages.data import as_it_was_said
 from melior.stages.online.options import ChoiceOptions
 from melior.stages.online.propose import CANDIDATES
 from melior.training.hooks import counted
@@ -27,9 +31,12 @@ Targets = Callable[[Group], Group]
 Ranked = tuple[Candidate, float]
 """An answer, and what it was ranked by."""
 Shape = Callable[[Group, Ranked, Ranked], Pair | Group]
+Fits = Callable[[Group], Sequence[bool]]
+"""Of each of a group's answers, whether it is short enough to be learned from."""
 EMPTY, UNFINISHED, UNSCORED = "empty answers", "unfinished answers", "missing scores"
+LONG = "answers that are too long"
 IDENTICAL, EQUAL, CLOSE = "identical answers", "equal scores", "a margin that is a tie"
-"""Why a prompt teaches nothing; of the first three, when fewer than two answers are left."""
+"""Why a prompt teaches nothing; of the first four, when fewer than two answers are left."""
 
 
 @dataclass
@@ -41,6 +48,7 @@ class Counts:
     tokens: int = 0
     empty: int = 0
     unfinished: int = 0
+    too_long: int = 0
     unscored: int = 0
     """Answers without a score, or with one that is no number."""
     chosen: int = 0
@@ -76,8 +84,33 @@ def scored(scorer: Scorer, groups: Iterator[Group] | Sequence[Group]) -> Iterato
     return map(_finite, scorer.groups(map(unjudged, groups)))
 
 
+def within(chat: ChatFormat, max_length: int) -> Fits:
+    """Return what tells which answers, as they are learned, are within so many tokens.
+
+    An answer's text may be read as more tokens than it was drawn as.
+    """
+
+    def fits(group: Group) -> list[bool]:
+        answers = tuple(one.response for one in group.candidates)
+        cut_off = tuple(is_cut_off(one.facts) for one in group.candidates)
+        example = Example(group.prompt, answers, (), origin=group.origin, cut_off=cut_off)
+        return [len(one.tokens) <= max_length for one in as_it_was_said(chat, [example])[0]]
+
+    return fits
+
+
+def everything_fits(group: Group) -> list[bool]:
+    """Leave out no answer for its length."""
+    return [True] * len(group.candidates)
+
+
 def choose(
-    here: Path, options: ChoiceOptions, *, seed: int, targets: Targets | None = None
+    here: Path,
+    options: ChoiceOptions,
+    *,
+    seed: int,
+    fits: Fits = everything_fits,
+    targets: Targets | None = None,
 ) -> Counts:
     """Write what is learned from one round's scored answers, and return the counts.
 
@@ -85,17 +118,19 @@ def choose(
         here: the round's folder.
         options: which answers are taken.
         seed: of what is drawn.
+        fits: which answers are short enough.
         targets: from a scored group to one whose scores are what each answer is to be learned at;
             two answers then go out as a group with these, not as a pair.
     """
-    counts, draw = Counts(), generator(seed)
+    counts = Counts()
+    choosing = partial(choice, generator=generator(seed), fits=fits)
 
     def chosen() -> Iterator[Pair | Group]:
         for group in read_groups(here / SCORED):
             if targets is None:
-                found = choice(group, options, counts, generator=draw)
+                found = choosing(group, options, counts)
             else:
-                found = choice(targets(group), options, counts, generator=draw, shape=_two_apart)
+                found = choosing(targets(group), options, counts, shape=_two_apart)
             counts.prompts += 1
             if isinstance(found, str):
                 counts.dropped[found] += 1
@@ -114,13 +149,14 @@ def choice(
     *,
     generator: torch.Generator,
     shape: Shape | None = None,
+    fits: Fits = everything_fits,
 ) -> Pair | Group | str:
     """Return what is learned from a group's answers, or why nothing is.
 
     The length penalty is part of what ranks, so of the order in a pair and of its margin, too: the
     released script of RLHF Workflow chooses by it and then orders by the bare score.
     """
-    left = _usable(group, options, counts)
+    left = _usable(group, options, counts, fits)
     if isinstance(left, str):
         return left
     ranks = [ranking(one, options.length_penalty) for one in left]
@@ -146,21 +182,27 @@ def ranking(candidate: Candidate, length_penalty: float) -> float:
     return candidate.score - length_penalty * len(text(candidate.response))
 
 
-def _usable(group: Group, options: ChoiceOptions, counts: Counts) -> list[Candidate] | str:
+def _usable(
+    group: Group, options: ChoiceOptions, counts: Counts, fits: Fits
+) -> list[Candidate] | str:
     """Return the answers that may be chosen, or why there are fewer than two."""
     everything = group.candidates
     counts.answers += len(everything)
     counts.tokens += sum(one.facts.get("n_tokens", 0) for one in everything)
-    counts.unfinished += sum(not one.facts.get("is_finished", True) for one in everything)
+    counts.unfinished += sum(is_cut_off(one.facts) for one in everything)
     said = [one for one in everything if text(one.response).strip()]
     counts.empty += len(everything) - len(said)
     ended = [
         one for one in said
-        if one.facts.get("is_finished", True) or not options.drop_unfinished
+        if not (options.drop_unfinished and is_cut_off(one.facts))
     ]  # fmt: skip
-    known = [one for one in ended if one.score is not None]
+    own = fits(replace(group, candidates=tuple(ended)))
+    short = [one for one, is_short in zip(ended, own, strict=True) if is_short]
+    counts.too_long += len(ended) - len(short)
+    known = [one for one in short if one.score is not None]
     counts.unscored += sum(one.score is None for one in everything)
-    for reason, left in ((EMPTY, said), (UNFINISHED, ended), (UNSCORED, known)):
+    steps = ((EMPTY, said), (UNFINISHED, ended), (LONG, short), (UNSCORED, known))
+    for reason, left in steps:
         if len(left) < 2:
             return reason
     return IDENTICAL if len({text(one.response) for one in known}) == 1 else known
@@ -185,8 +227,7 @@ def _pair(group: Group, better: Ranked, worse: Ranked) -> Pair:
     """Return two answers as a pair, whose margin is what ranked them."""
     (chosen, high), (rejected, low) = better, worse
     facts = {key: value for key, value in group.facts.items() if key not in COMPARED}
-    facts |= {"score_chosen": chosen.score, "score_rejected": rejected.score}
-    return Pair(group.prompt, chosen.response, rejected.response, high - low, facts=facts)
+    return duel(replace(group, facts=facts), chosen, rejected, margin=high - low)
 
 
 def _two_apart(group: Group, better: Ranked, worse: Ranked) -> Group:

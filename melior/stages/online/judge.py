@@ -50,6 +50,8 @@ class Panel:
     max_new_tokens: int
     max_tokens: int
     seed: int
+    length_penalty: float = 0.0
+    """What the answers that are learned from are ranked by takes off for each character."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,19 @@ class Opinion:
         """Return how good an answer is."""
         return self.win(place, 0) if self.logits else self.scores[place]
 
+    def priced(self, place: int, prices: Sequence[float]) -> float | None:
+        """Return how good an answer is, less its price, in the unit of `level`."""
+        if self.logits:
+            logit = self.logits[place][0]
+            return None if logit is None else _sigmoid(logit - prices[place] + prices[0])
+        score = self.scores[place]
+        return None if score is None else score - prices[place]
+
     def win(self, place: int, other: int) -> float | None:
         """Return the probability that one answer is better than another; a tie is one half."""
         if self.logits:
             logit = self.logits[place][other]
-            return None if logit is None else 1 / (1 + math.exp(-max(-700.0, logit)))
+            return None if logit is None else _sigmoid(logit)
         one, two = self.scores[place], self.scores[other]
         if one is None or two is None:
             return None
@@ -95,6 +105,8 @@ def judge(here: Path, model: ModelOptions, panel: Panel, number: int) -> dict[st
     opinions = {name: _opinions(scorer, groups) for name, scorer in panel.scorers.items()}
     new, last = len(places) - 1, max(0, len(places) - 2)
     numbers = _numbers(opinions, sides[-1], new)
+    if panel.length_penalty:
+        numbers["ranked"] = _priced(opinions["reward"], sides, panel.length_penalty)
     found: dict[str, Any] = {"round": number, "numbers": numbers, "means": means(numbers)}
     if number:
         found["against"] = {
@@ -192,6 +204,21 @@ def _numbers(
         "length": [float(one["n_tokens"]) for one in facts],
         "unfinished": [float(not one["is_finished"]) for one in facts],
     }
+
+
+def _priced(
+    opinions: Sequence[Opinion], sides: Sequence[Sequence[Group]], penalty: float
+) -> list[float | None]:
+    """Return the round's levels less what its answers' lengths cost, as choosing ranks them."""
+    found = []
+    for one, answers in zip(opinions, zip(*sides, strict=True), strict=True):
+        prices = [penalty * len(text(side.candidates[0].response)) for side in answers]
+        found.append(one.priced(len(prices) - 1, prices))
+    return found
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-max(-700.0, logit)))
 
 
 def _against(

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 from melior.data.chat import ChatFormat
-from melior.data.files import read_prompts, write_groups
+from melior.data.files import read_any, read_prompts, write_groups
 from melior.data.growing import growing, whole_rows
+from melior.data.lint import loose_key
 from melior.models.language import LanguageModel
 from melior.models.loading import load
 from melior.ops import generator
 from melior.options import ModelOptions, Sampling
-from melior.records import Candidate, Group, Turns
+from melior.records import Candidate, Group
 from melior.sampling.candidates import candidates
 from melior.sampling.server import server_candidates
 from melior.stages.online.options import PromptOptions, ProposalOptions, ServingOptions
@@ -35,6 +36,7 @@ is computed in the same company as without the stop: up to rounding is not enoug
 
 
 NOWHERE = ServingOptions()
+NOTHING: Mapping[int, list[Group]] = {}
 
 
 @dataclass(frozen=True)
@@ -53,34 +55,59 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(said).digest()[:7], "big")
 
 
-def divide(options: PromptOptions, chat: ChatFormat, *, longest: int, seed: int) -> Asked:
+def divide(
+    options: PromptOptions,
+    chat: ChatFormat,
+    *,
+    longest: int,
+    seed: int,
+    fewest: int = 2,
+    apart: Sequence[str] = (),
+    earlier: Mapping[int, list[Group]] = NOTHING,
+) -> Asked:
     """Draw each round's prompts and the held-out ones: all different, in an order by seed.
+
+    Prompts that differ in case and white space only are one.
 
     Args:
         options: where prompts lie, and how many are wanted.
         chat: how they become tokens.
         longest: tokens that leave room for an answer; longer prompts are left out.
         seed: of the order.
+        fewest: held-out prompts that are needed; with 0 none are set apart.
+        apart: other held-out data, whose prompts are left out.
+        earlier: what rounds have asked already, by their numbers, 0 for the held-out prompts. They
+            keep it, and the others get what is left: just what they would have got at once.
 
     Raises:
         ValueError: there are too few.
     """
     counts = {"repeated": 0, "held out": 0, "too long": 0}
     fitting = partial(_fitting, chat=chat, longest=longest, counts=counts)
-    held_out = _first(fitting(_distinct(options.eval_prompts, counts)), options.n_eval_prompts)
-    apart = {group.prompt for group in held_out}
-    everything = _distinct(options.prompts, counts)
-    pool = [group for group in everything if group.prompt not in apart]
-    counts["held out"] = len(everything) - len(pool)
-    random.Random(seed).shuffle(pool)
-    rest = fitting(pool)
+    n_held_out = options.n_eval_prompts if fewest else 0
+    held_out = _first(fitting(_distinct(options.eval_prompts, counts)), n_held_out)
+    known = {loose_key(one.prompt) for one in (*held_out, *(read_any(apart) if apart else ()))}
+    rest = fitting(_others(options.prompts, known, counts, seed=seed))
     if not options.eval_prompts:
-        held_out = _first(rest, options.n_eval_prompts)
-    wanted = options.rounds * (options.n_prompts or 1)
-    left = _first(rest, wanted if options.n_prompts else len(pool))
-    if len(left) < wanted or len(held_out) < 2:
-        raise ValueError(_too_few(options, len(left), len(held_out), counts))
-    return Asked(_shares(left, options.rounds), held_out, counts)
+        held_out = _first(rest, n_held_out)
+    held_out = earlier.get(0, held_out)
+    begun = [earlier[n] for n in range(1, options.rounds + 1) if n in earlier]
+    n_new = options.rounds - len(begun)
+    wanted = n_new * (options.n_prompts or 1)
+    left = _first(_unasked(rest, earlier), wanted if options.n_prompts else None)
+    if len(left) < wanted or len(held_out) < fewest:
+        found = f"{len(left)} and {len(held_out)}" if fewest else str(len(left))
+        counts["asked in earlier rounds"] = sum(map(len, begun))
+        raise ValueError(_too_few(options, found, counts, fewest=fewest))
+    return Asked([*begun, *_shares(left, n_new)], held_out, counts)
+
+
+def asked_before(out: Path) -> dict[int, list[Group]]:
+    """Return what the rounds in a run folder have asked, by their numbers."""
+    places = {
+        path.parent.name.removeprefix("round-"): path for path in out.glob(f"round-*/{PROMPTS}")
+    }
+    return {int(n): list(read_prompts(path)) for n, path in places.items() if n.isdecimal()}
 
 
 def propose(
@@ -192,11 +219,22 @@ def _at(candidate: Candidate, temperature: float) -> Candidate:
 def _distinct(sources: Sequence[str], counts: dict[str, int]) -> list[Group]:
     """Return the prompts of sources, each once."""
     everything = list(read_prompts(sources)) if sources else []
-    found: dict[Turns, Group] = {}
+    found: dict[int, Group] = {}
     for group in everything:
-        found.setdefault(group.prompt, group)
+        found.setdefault(loose_key(group.prompt), group)
     counts["repeated"] += len(everything) - len(found)
     return list(found.values())
+
+
+def _others(
+    sources: Sequence[str], held_out: Collection[int], counts: dict[str, int], *, seed: int
+) -> list[Group]:
+    """Return the prompts of sources that are not held out, each once, in an order by seed."""
+    everything = _distinct(sources, counts)
+    found = [group for group in everything if loose_key(group.prompt) not in held_out]
+    counts["held out"] = len(everything) - len(found)
+    random.Random(seed).shuffle(found)
+    return found
 
 
 def _fitting(
@@ -214,22 +252,39 @@ def _fitting(
             counts["too long"] += 1
 
 
+def _unasked(rest: Iterator[Group], earlier: Mapping[int, list[Group]]) -> Iterator[Group]:
+    """Yield what no earlier round has asked.
+
+    Of a run that goes on as it began, those are the first of the rest; they are passed by even if
+    nothing is wanted behind them, so that the same prompts are counted as too long.
+    """
+    asked = {loose_key(group.prompt) for groups in earlier.values() for group in groups}
+    passed = _first(rest, sum(len(groups) for number, groups in earlier.items() if number))
+    return (one for one in chain(passed, rest) if loose_key(one.prompt) not in asked)
+
+
 def _shares(groups: Sequence[Group], n: int) -> list[list[Group]]:
-    """Divide evenly, without a remainder: the first shares may have one more."""
-    ends = [len(groups) * i // n for i in range(n + 1)]
+    """Divide evenly, without a remainder: the first shares may have one more.
+
+    So the shares behind the first ones are those of what the first ones leave.
+    """
+    size, more = divmod(len(groups), n or 1)
+    ends = [size * i + min(i, more) for i in range(n + 1)]
     return [list(groups[a:b]) for a, b in pairwise(ends)]
 
 
-def _too_few(options: PromptOptions, found: int, held_out: int, counts: Mapping[str, int]) -> str:
+def _too_few(options: PromptOptions, found: str, counts: Mapping[str, int], *, fewest: int) -> str:
     sources = ", ".join((*options.prompts, *options.eval_prompts))
     left_out = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)
+    more = f" and {fewest} or more held-out ones" if fewest else ""
+    way_out = "--n-prompts, --rounds or --n-eval-prompts" if fewest else "--n-prompts or --rounds"
     return (
-        f"{sources}: {options.rounds} rounds of {options.n_prompts or 'some'} prompts and 2 or more"
-        f" held-out ones are needed, all different; found {found} and {held_out}"
+        f"{sources}: {options.rounds} rounds of {options.n_prompts or 'some'} prompts{more} are"
+        f" needed, all different; found {found}"
         + (f" ({left_out})" if left_out else "")
-        + "; lower --n-prompts, --rounds or --n-eval-prompts, or give more prompts"
+        + f"; lower {way_out}, or give more prompts"
     )
 
 
-def _first(groups: Iterator[Group], n: int) -> list[Group]:
+def _first(groups: Iterator[Group], n: int | None) -> list[Group]:
     return list(islice(groups, n))

@@ -7,12 +7,11 @@ nothing but running the same lines again; what a stage does depends on files and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from melior.options import DataOptions, LoopOptions, ModelOptions, ScoringOption
 from melior.records import Metrics
 from melior.rewards.named import about_scorer, load_scorer
 from melior.stages.learn import Plan, learn, whole, write_card
-from melior.stages.online.choose import CHOSEN, SCORED, Counts
+from melior.stages.online.choose import CHOSEN, SCORED, Counts, Fits, within
 from melior.stages.online.judge import (
     HELD_OUT,
     JUDGED,
@@ -34,23 +33,24 @@ from melior.stages.online.judge import (
     spread,
     verdict,
 )
+from melior.stages.online.manifest import MADE_OF, MANIFEST, identity, refuse_others, write_manifest
 from melior.stages.online.options import PromptOptions, RoundOptions
 from melior.stages.online.propose import (
     CANDIDATES,
     PROMPTS,
     Asked,
+    asked_before,
     divide,
     seed_of,
     write_prompts,
 )
-from melior.training.checkpoint import refuse_changes
 from melior.training.run import Run, write_json, write_json_lines
 from melior.types import Scorer
 
-MADE_OF = "made_of.json"
-"""In the run folder: the start model, prompts and scorers, by their hashes."""
-MANIFEST, LEARNED = "manifest.json", "learn"
-"""In a round's folder: what it was made of, written last, and the run of its learning."""
+LEARNED = "learn"
+"""In a round's folder: the run of its learning."""
+ENDINGS = ("stopped", "the run ends")
+"""How notes begin that say how a run ended; one that goes on ends anew."""
 FILES = (PROMPTS, CANDIDATES, SCORED, CHOSEN, HELD_OUT, JUDGED)
 
 
@@ -62,9 +62,12 @@ class Setting:
     start: ModelOptions
     """The start model as it is, without an adapter to be trained."""
     asked: Asked
+    fits: Fits
     scorer: Scorer
     panel: Panel
     seed: int
+    made_of: Mapping[str, Any]
+    """All that the run is made of besides its options, by its hash."""
 
     def here(self, number: int) -> Path:
         """Return a round's folder, with its prompts in it; round 0 is the start model."""
@@ -81,18 +84,33 @@ class Setting:
         }
 
 
-def opened(name: str, paper: str, config: object, loop: LoopOptions) -> Run:
-    """Begin a run of several rounds in its folder, or go on with it; earlier rounds may go."""
+def opened(
+    name: str, paper: str, config: object, loop: LoopOptions, *, made_of: Mapping[str, Any]
+) -> Run:
+    """Begin a run of several rounds in its folder, or go on with it; earlier rounds may go.
+
+    It comes after all that may be wrong with a run was looked at.
+
+    Raises:
+        ValueError: the run to go on with was made of something else.
+    """
     out = Path(loop.out)
-    if loop.overwrite:
-        for folder in (*out.glob("round-*"), out / "average"):
-            shutil.rmtree(folder, ignore_errors=True)
+    if loop.resume and not loop.allow_changes:
+        refuse_others(out, made_of)
+    if not loop.resume:
         (out / MADE_OF).unlink(missing_ok=True)
+    if loop.overwrite:
+        for folder in out.glob("round-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+    if loop.overwrite or loop.allow_changes:
+        shutil.rmtree(out / "average", ignore_errors=True)  # of the rounds there were
     run = Run.create(
         loop.out, name, config, sys.argv, paper=paper, resume=loop.resume,
         overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
     )  # fmt: skip
+    write_json(out / MADE_OF, made_of)
     run.rewind(0)  # finished rounds write their line again
+    run.retract(ENDINGS)
     return run
 
 
@@ -103,6 +121,7 @@ def begin(
     loop: LoopOptions,
     *,
     max_new_tokens: int,
+    length_penalty: float,
     scoring: ScoringOptions,
 ) -> Setting:
     """Divide the prompts among the rounds, and load the scorers.
@@ -110,16 +129,27 @@ def begin(
     Raises:
         ValueError: there are too few prompts, or a server cannot be reached.
     """
-    longest = min(rounds.max_length, n_positions(model)) - max_new_tokens
-    asked = divide(prompts, load_chat(model), longest=longest, seed=loop.seed)
+    out, chat = Path(loop.out), load_chat(model)
+    max_length = min(rounds.max_length, n_positions(model))
+    # A finished answer's end token is one of its tokens, and a cut one has none.
+    asked = divide(
+        prompts, chat, longest=max_length - max_new_tokens, seed=loop.seed,
+        earlier=asked_before(out) if loop.resume else {},
+    )  # fmt: skip
     named = {"reward": rounds.scorer}
     named |= {"judge": rounds.judge_with} if rounds.judge_with else {}
     scorers = {name: load_scorer(own, scoring) for name, own in named.items()}
     start = whole(model, model.model)
     about = {name: about_scorer(own, scorers[name], scoring) for name, own in named.items()}
-    _refuse_others(start, prompts, about, loop)
-    panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed)
-    return Setting(Path(loop.out), start, asked, scorers["reward"], panel, loop.seed)
+    made_of = {
+        "start": identity(start, out),
+        "prompts": content_hash(list(prompts.prompts)),
+        "eval_prompts": content_hash(list(prompts.eval_prompts)) if prompts.eval_prompts else "",
+        "scorers": about,
+    }
+    panel = Panel(start, scorers, max_new_tokens, loop.max_tokens, loop.seed, length_penalty)
+    fits = within(chat, max_length)
+    return Setting(out, start, asked, fits, scorers["reward"], panel, loop.seed, made_of)
 
 
 def judge_start(setting: Setting) -> dict[str, Any]:
@@ -167,13 +197,26 @@ def ends_of(
 
 def learn_round(here: Path, plan: Plan) -> ModelOptions:
     """Learn from a round's choice, or go on with that, and return what came of it."""
+    return learned(here, plan.model, plan.loop, lambda loop: learn(replace(plan, loop=loop)))
+
+
+def learned(
+    here: Path, model: ModelOptions, loop: LoopOptions, learn: Callable[[LoopOptions], object]
+) -> ModelOptions:
+    """Return what a round has learned, after learning it as far as that is still to do.
+
+    Args:
+        here: the round's folder.
+        model: where learning begins.
+        loop: how long, and the like.
+        learn: does so, in the folder that it is told.
+    """
     folder = here / LEARNED
     if _status(folder) != "finished":
         if not (folder / "run.json").exists():
             shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off at once
-        has_begun = folder.exists()
-        learn(replace(plan, loop=replace(plan.loop, out=str(folder), resume=has_begun)))
-    return policy_of(plan.model, here)
+        learn(replace(loop, out=str(folder), resume=folder.exists(), overwrite=False))
+    return policy_of(model, here)
 
 
 def policy_of(start: ModelOptions, here: Path) -> ModelOptions:
@@ -208,24 +251,18 @@ def close(
         return
     if number:
         _complete(here, judged, counts, base=policies[0].model)
-    models = zip(("policy", "learned"), policies, strict=False)
-    write_json(
-        here / MANIFEST,
-        {
+    remarks = {name: one.remarks() for name, one in setting.panel.scorers.items()}
+    write_manifest(
+        here, policies, learned=here / LEARNED, files=FILES,
+        about={
             "round": number,
-            "models": {name: _model(options, setting.out) for name, options in models},
-            "template": _template(here / LEARNED),
             "seeds": setting.seeds(number),
-            "files": {name: _sha256(here / name) for name in FILES if (here / name).exists()},
             "counts": counts.to_json() if number else {"left_out": setting.asked.counts},
             "means": judged["means"],
             "parts": judged.get("parts", ""),
-            "cost": {
-                "seconds": round(time.monotonic() - began, 2),
-                "scorers": {name: one.remarks() for name, one in setting.panel.scorers.items()},
-            },
+            "cost": {"seconds": round(time.monotonic() - began, 2), "scorers": remarks},
         },
-    )
+    )  # fmt: skip
 
 
 def metrics_of(judged: Mapping[str, Any], counts: Counts) -> Metrics:
@@ -250,10 +287,26 @@ def has_lessons(record: Run, number: int, counts: Counts) -> bool:
     return counts.chosen > 0
 
 
-def may_go_on(record: Run, judged: Mapping[str, Any], rounds: RoundOptions) -> bool:
-    """Note where scorer and held-out scorer part; say whether the run goes on all the same."""
+def may_go_on(
+    record: Run, judged: Mapping[str, Any], rounds: RoundOptions, *, kl_budget: float
+) -> bool:
+    """Note what there is to worry about in a round; say whether the run goes on all the same.
+
+    That is where scorer and held-out scorer part, what the latter does not judge, and a model that
+    has moved too far.
+    """
+    name, moved = f"round {judged['round']}", judged["means"]["kl"]
+    if kl_budget and moved > kl_budget:
+        record.note(f"{name}: {moved:.3g} nats an answer from the start, above --kl-budget")
+    silent = judged["numbers"].get("judge", ()).count(None)
+    asked = len(judged["numbers"]["kl"])
+    if silent:
+        record.note(f"{name}: no held-out score for {silent} of {asked} held-out prompts")
+    is_blind = rounds.stop_on_overoptimisation and silent == asked
+    if is_blind:
+        record.note("stopped there, as over-optimisation cannot be seen without held-out scores")
     if not judged["parts"]:
-        return True
+        return not is_blind
     record.note(judged["parts"])
     if rounds.stop_on_overoptimisation:
         record.note("stopped there, as --stop-on-overoptimisation asks")
@@ -281,10 +334,18 @@ def finish(
 def best_round(judged: Sequence[Mapping[str, Any]]) -> int:
     """Return the round with the highest held-out score: of the held-out scorer, where there is one.
 
-    Of equal ones it is the first, so that a round has to earn its place; the start model is one.
+    Else it is the scorer's, less the price on length, if there is one; over the prompts that have
+    it in every round. Of equal rounds it is the first, so that a round has to earn its place; the
+    start model is one.
     """
-    key = "judge" if all("judge" in one["means"] for one in judged) else "reward"
-    return int(max(judged, key=lambda one: one["means"].get(key, float("-inf")))["round"])
+    for key in ("judge", "ranked", "reward"):
+        if any(key not in one["numbers"] for one in judged):
+            continue
+        rows = zip(*(one["numbers"][key] for one in judged), strict=True)
+        if known := [row for row in rows if None not in row]:
+            sums = [sum(column) for column in zip(*known, strict=True)]
+            return int(judged[sums.index(max(sums))]["round"])
+    return int(judged[0]["round"])
 
 
 def keep(out: Path, model: ModelOptions) -> None:
@@ -296,22 +357,6 @@ def keep(out: Path, model: ModelOptions) -> None:
     shutil.copytree(source, beside)
     shutil.rmtree(place, ignore_errors=True)
     beside.replace(place)
-
-
-def _refuse_others(
-    start: ModelOptions, prompts: PromptOptions, scorers: Mapping[str, Any], loop: LoopOptions
-) -> None:
-    """Note what a run is made of besides its options, and refuse to go on with anything else."""
-    path = Path(loop.out) / MADE_OF
-    found = {
-        "start": _model(start, path.parent),
-        "prompts": content_hash(list(prompts.prompts)),
-        "eval_prompts": content_hash(list(prompts.eval_prompts)) if prompts.eval_prompts else "",
-        "scorers": scorers,
-    }
-    if path.exists() and not loop.allow_changes:
-        refuse_changes(json.loads(path.read_text(encoding="utf-8")), found, where=path.parent)
-    write_json(path, found)
 
 
 def _complete(here: Path, judged: Mapping[str, Any], counts: Counts, *, base: str) -> None:
@@ -327,30 +372,3 @@ def _complete(here: Path, judged: Mapping[str, Any], counts: Counts, *, base: st
 def _status(folder: Path) -> str:
     path = folder / "run.json"
     return str(json.loads(path.read_text(encoding="utf-8"))["status"]) if path.exists() else ""
-
-
-def _model(options: ModelOptions, out: Path) -> dict[str, str]:
-    """Return a model's name, seen from the run folder, and the hash of weights that lie here."""
-    folder = folder_of(options.model)
-    if not isinstance(folder, Path):
-        return {"name": options.model, "revision": options.revision}
-    is_inside = out.resolve() in folder.resolve().parents
-    place = folder.resolve().relative_to(out.resolve()) if is_inside else options.model
-    name = {"name": str(place)}
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{path.name} {_sha256(path)}".encode())
-    return name | {"sha256": digest.hexdigest()}
-
-
-def _template(learned: Path) -> dict[str, Any]:
-    path = learned / "data.json"
-    if not path.exists():
-        return {}
-    chat = json.loads(path.read_text(encoding="utf-8"))["train"]["chat"]
-    return {"name": chat["template"], "hash": chat["hash"]}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

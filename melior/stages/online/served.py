@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
+from tempfile import TemporaryFile
 
 import torch
 
@@ -72,9 +73,14 @@ def refresh(serving: ServingOptions, policy: ModelOptions) -> None:
     place = folder_of(policy.model)
     folder = str(place.resolve()) if isinstance(place, Path) else place
     command = serving.refresh_command.replace("{folder}", quote(folder))
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    # Into a file: a pipe would stay open as long as a server that the command leaves behind.
+    with TemporaryFile() as output:
+        done = subprocess.run(
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
+        )
+        output.seek(0)
+        said = output.read().decode(errors="replace").strip().splitlines()
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
         raise ValueError(
             f"refresh_command: must end with 0 once the server has the new weights; {command!r}"
             f" ended with {done.returncode}: {said[-1] if said else 'without a word'}"
@@ -125,11 +131,14 @@ def prove(
 
 
 def _drawn(server: Server, prompts: Sequence[Group], seed: int) -> list[Group]:
-    """Return answers of the server, with what it says their log-probabilities are."""
+    """Return answers of the server, with what it says their log-probabilities are.
+
+    Of one without a token it says none.
+    """
     sampling = Sampling(k=1, temperature=1.0, max_new_tokens=LENGTH)
     asked = [prompts[i % len(prompts)] for i in range(ASKED)]
     drawn = list(server_candidates(server, asked, sampling, seed=seed))
-    if any("log_prob" not in group.candidates[0].facts for group in drawn):
+    if all("log_prob" not in group.candidates[0].facts for group in drawn):
         raise ValueError(
             f"{server.url}: the server must report log-probabilities, without which nothing shows"
             " whose weights it has; found answers without"
@@ -163,7 +172,7 @@ def _known(model: LanguageModel, drawn: Sequence[Group]) -> list[float | None]:
     for group, own in zip(
         drawn, values.split([g.answers[0].n_scored for g in groups]), strict=True
     ):
-        n = int(group.candidates[0].facts["n_tokens"])
+        n = int(group.candidates[0].facts.get("n_tokens", 0))
         # A server counts the end token, or it does not.
         found.append(float(own[:n].sum()) if n and len(own) - 1 <= n <= len(own) else None)
     return found
