@@ -20,7 +20,7 @@ from melior.records import Group, Metrics
 if TYPE_CHECKING:
     import torch
 
-    from melior.workers.deal import Chunk
+    from melior.workers.work import Chunk
 
 CHUNK = 512
 """Answers, about, that a worker draws at a time: several batches, of which only the last drains."""
@@ -195,7 +195,8 @@ def _source(config: Config, prompts: Iterator[Group], start: int) -> Iterator[Gr
 
 def _by_workers(config: Config, prompts: Iterator[Group], start: int) -> Iterator[Group]:
     """Deal the prompts out in whole chunks, on whose company the rounding of an answer depends."""
-    from melior.workers.deal import chunked, dealt
+    from melior.workers.deal import dealt
+    from melior.workers.work import chunked
 
     size = max(1, CHUNK // config.sampling.k)
     again = start % size  # answered before, in a chunk that was not ended

@@ -30,7 +30,8 @@ from melior.rewards.named import (
 )
 
 if TYPE_CHECKING:
-    from melior.workers.deal import Chunk, Deal
+    from melior.workers.deal import Deal
+    from melior.workers.work import Chunk
 
 R = TypeVar("R")
 CHUNK = 256
@@ -187,7 +188,8 @@ def _scored(
         here = Scoring(config)
         yield here, here.scored(left)
         return
-    from melior.workers.deal import chunked, dealt
+    from melior.workers.deal import dealt
+    from melior.workers.work import chunked
 
     again = len(before.begun)
     chunks = chunked(chain(before.begun, left), CHUNK, first=before.n - again)

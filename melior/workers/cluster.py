@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from melior.workers.deal import Chunk, Done, Event, Load, Lost, Ready, Work, done_by, portable
+from melior.workers.work import Chunk, Done, Event, Load, Lost, Ready, Work, done_by, portable
 
 HERE = "local"
 """In place of an address: a cluster that is started here, and ends with the run."""

@@ -11,7 +11,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 
 from melior.training.jobs import end_with_parent, how_ended, process_context
-from melior.workers.deal import Chunk, Done, Event, Load, Lost, Ready, done_by, portable
+from melior.workers.work import Chunk, Done, Event, Load, Lost, Ready, done_by, portable
 
 PATIENCE = 10.0
 """Seconds for a process to end by itself when it has let go of its pipe."""

@@ -11,7 +11,8 @@ import pytest
 
 from melior.options import WorkerOptions
 from melior.workers.cluster import _share
-from melior.workers.deal import chunked, dealt
+from melior.workers.deal import dealt
+from melior.workers.work import chunked
 from tests.workers.test_processes import until
 from tests.workers.works import Doubling, numbered
 

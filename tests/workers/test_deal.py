@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melior.records import Group
-from melior.workers.deal import AHEAD, TRIES, Deal, Done, Lost, Ready, Workers, chunked
+from melior.workers.deal import AHEAD, TRIES, Deal, Workers
+from melior.workers.work import Done, Lost, Ready, chunked
 from tests.workers.works import numbered
 
 

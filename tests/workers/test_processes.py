@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from melior.options import WorkerOptions
-from melior.workers.deal import chunked, dealt
+from melior.workers.deal import dealt
+from melior.workers.work import chunked
 from tests.training.test_jobs import is_gone
 from tests.workers.works import Doubling, cannot_load, dies_loading, numbered
 

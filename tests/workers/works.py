@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from melior.records import Group
-from melior.workers.deal import Chunk
+from melior.workers.work import Chunk
 
 
 def numbered(kinds):
