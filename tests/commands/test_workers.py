@@ -5,12 +5,14 @@ import json
 import os
 import signal
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from melior.commands import sample, score
 from melior.options import JudgeOptions, Sampling, ScoringOptions, WorkerOptions
+from melior.rewards.named import KINDS
 from tests.commands.test_killed import finished, reward_folder, rows, started
 from tests.rewards.referee import referee
 from tests.servers import serving
@@ -152,6 +154,12 @@ def scored(groups, scorer, out, n=0, **options):
     )  # fmt: skip
     score.run(config)
     return Path(out).read_bytes()
+
+
+@pytest.mark.parametrize("name", [*KINDS, "implicit", "judge_local", "judging"])
+def test_groups_meet_the_same_company_in_a_chunk_as_in_the_file(name):
+    """What scorers sort and compute together never reaches over the end of a chunk."""
+    assert score.CHUNK % import_module(f"melior.rewards.{name}").CHUNK == 0
 
 
 def test_scoring_gives_the_same_bytes_here_and_by_processes(groups, reward_folder, tmp_path):

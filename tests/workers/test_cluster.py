@@ -55,8 +55,8 @@ def machine_gone(folder):
     from ray.cluster_utils import Cluster
 
     folder, results = Path(folder), []
-    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    other = machines.add_node(num_cpus=1)
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **SMALL})
+    other = machines.add_node(num_cpus=1, **SMALL)
     kinds = [*["meets 2"] * 6, "waits", "fine", "fine", "waits", "fine"]
     run = threading.Thread(target=lambda: results.append(doubled(folder, kinds, machines.address)))
     run.start()
@@ -68,6 +68,7 @@ def machine_gone(folder):
     print(json.dumps(results[0]))
 
 
+SMALL = {"object_store_memory": 10**8}
 KINDS = (
     ["meets 2", "kills once", "fine", "fine", "lacks memory once", "fine", "kills once", "fine"],
     [*["fine"] * 4, "kills", "fine", "fine"],
@@ -87,6 +88,12 @@ def test_whatever_happens_on_a_cluster_is_what_happens_in_processes(tmp_path):
 @pytest.mark.slow
 def test_who_is_left_does_the_work_of_a_machine_that_is_gone(tmp_path):
     assert told(tmp_path, "machine_gone")[0] == [2 * i for i in range(11)]
+
+
+def test_without_ray_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"needs Ray, .* run pip install 'melior\[cluster\]'"):
+        doubled(Path(), ["fine"])
 
 
 @pytest.mark.parametrize(
