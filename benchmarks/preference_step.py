@@ -15,146 +15,101 @@ The rival lives in an environment of its own, which is made when it is missing. 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
 import statistics
-import sys
-import time
+import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rival import RIVAL_ENV, describe_machine, describe_versions, fill_in, machine, rival_python
+from interleaved import both, check, faster, gaps, memory, take_turns, times
+from results import begin, finish, markdown, parser
+from reward_scoring import reward_model
 from turns import Message, Worker
 from workloads import WORKLOADS, Pair, batches, describe
 
 from melior.models.embedded import embedded_folder
 
-OPTIONS = {"dpo": {"beta": 0.1}, "simpo": {"beta": 2.0, "gamma": 1.0}}
+OPTIONS = {"dpo": {"beta": 0.1}, "simpo": {"beta": 2.0, "gamma": 1.0}, "reward": {}}
+TITLES = {"dpo": "DPO", "simpo": "SimPO", "reward": "Reward model"}
 LEARNING_RATE = 1e-6
-TOLERANCE = 1e-4
-"""Relative, between two float32 computations of the same loss and log-probabilities."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    rival = rival_python(options.rival_env)
-    started = time.monotonic()
-    results: dict[str, Any] = {
-        "algorithm": options.algorithm,
-        "options": OPTIONS[options.algorithm],
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(options.threads),
-        "rounds": options.rounds,
-        "seed": options.seed,
-        "versions": {},
-        "workloads": {},
-    }
+def main(arguments: Sequence[str] | None = None) -> Message:
+    options = _options(arguments)
+    results = begin(options) | {"algorithm": options.algorithm, "rounds": options.rounds}
     for name in options.workloads.split(","):
-        results["workloads"][name] = compare(name, options, rival, results["versions"])
-        print(summary(name, results["workloads"][name]), flush=True)
-    results["minutes"] = (time.monotonic() - started) / 60
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for page in options.markdown:
-        of = "" if options.algorithm == "dpo" else f" of {options.algorithm}"
-        fill_in(page, f"performance{of}", table(results))
+        with tempfile.TemporaryDirectory() as scratch:
+            found = compare(name, options, Path(scratch), results["versions"])
+        results["workloads"][name] = found
+        print(summary(name, found), flush=True)
+    of = "" if options.algorithm == "dpo" else f" of {options.algorithm}"
+    return finish(results, options, f"performance{of}", table(results))
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    made.add_argument("--against", choices=["trl"], default="trl")
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    made = parser(__doc__, WORKLOADS)
     made.add_argument("--algorithm", choices=list(OPTIONS), default="dpo")
-    made.add_argument("--workloads", default=",".join(WORKLOADS))
     made.add_argument("--rounds", type=int, default=5)
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process")
-    made.add_argument("--json", type=Path, help="write all results to this file")
-    made.add_argument(
-        "--markdown", type=Path, nargs="+", default=[], help="write the table into these pages"
-    )
-    made.add_argument(
-        "--rival-env",
-        type=Path,
-        default=RIVAL_ENV,
-        help="folder of the rival's environment; made there if it is missing",
-    )
-    return made
+    return made.parse_args(arguments)
 
 
 def compare(
-    name: str, options: argparse.Namespace, rival: Path, versions: dict[str, Message]
+    name: str, options: argparse.Namespace, scratch: Path, versions: dict[str, Message]
 ) -> dict[str, Any]:
     """Check the numbers of one workload, then time it."""
-    model = embedded_folder()
     # The first batch warms both up and is not counted.
-    drawn = batches(name, model, count=options.rounds + 1, seed=options.seed)
+    drawn = batches(name, embedded_folder(), count=options.rounds + 1, seed=options.seed)
+    model = embedded_folder()
+    if options.algorithm == "reward":
+        model = reward_model(scratch / "model", 0, options.seed)
     load = {
         "model": str(model),
         "algorithm": options.algorithm,
         "options": OPTIONS[options.algorithm],
         "learning_rate": LEARNING_RATE,
     }
-    pythons = {"melior": Path(sys.executable), "trl": rival}
-    with ExitStack() as stack:
-        request = {**load, "dtype": "fp32", "batches": drawn[:1]}
-        exact = {
-            side: stack.enter_context(Worker(side, python, options.threads, request))
-            for side, python in pythons.items()
-        }
-        float32 = {side: worker.ask("measure", index=0) for side, worker in exact.items()}
-        check(name, float32)
-    with ExitStack() as stack:
-        request = {**load, "dtype": "bf16", "batches": drawn}
-        workers = {
-            side: stack.enter_context(Worker(side, python, options.threads, request))
-            for side, python in pythons.items()
-        }
+    with both({**load, "dtype": "fp32", "batches": drawn[:1]}, options) as workers:
+        float32 = {side: worker.ask("measure", index=0) for side, worker in workers.items()}
+    check(name, float32)
+    with both({**load, "dtype": "bf16", "batches": drawn}, options) as workers:
         versions.update({side: worker.versions for side, worker in workers.items()})
-        result = {
-            "tokens": mean_tokens(drawn[1:]),
-            "float32": float32,
-            **take_turns(workers, drawn),
-        }
+        found = take_turns(workers, "step", options.rounds)
+        found["after"] = {side: one.ask("measure", index=0) for side, one in workers.items()}
         workers["trl"].close()
         if options.algorithm == "dpo":
-            workers["melior"].ask("cache_reference")
-            result["steps"]["cached"] = [
-                workers["melior"].timed("step", index=index) for index in range(1, len(drawn))
-            ]
-    return result
+            found["steps"]["cached"] = cached(workers["melior"], options.rounds)
+            found["peak_gib"]["cached"] = workers["melior"].peak_gib()
+        found["limit"] = limit(workers["melior"], options.rounds)
+    return {"tokens": mean_tokens(drawn[1:]), "float32": float32, **found}
 
 
-def check(name: str, found: dict[str, Message]) -> None:
-    """Stop where the two do not compute the same thing."""
-    for key, ours in found["melior"].items():
-        theirs = found["trl"][key]
-        if abs(ours - theirs) > TOLERANCE * max(abs(ours), abs(theirs)):
-            raise SystemExit(
-                f"{name}: both need the same {key} in float32 before anything is timed;"
-                f" found {ours} (melior) and {theirs} (trl)"
-            )
+def cached(worker: Worker, rounds: int) -> list[Message]:
+    """Let the reference be computed once, and time the steps that then need none."""
+    worker.ask("cache_reference")
+    worker.forget_peak()
+    return [worker.timed("step", index=index) for index in range(1, rounds + 1)]
 
 
-def take_turns(workers: dict[str, Worker], drawn: list[list[Pair]]) -> dict[str, Any]:
-    """Take one step each on every batch; who goes first changes from round to round."""
-    before = {}
-    steps: dict[str, list[Message]] = {side: [] for side in workers}
-    for worker in workers.values():
-        worker.forget_peak()
-    for index in range(len(drawn)):
-        order = list(workers) if index % 2 else list(reversed(workers))
-        for side in order:
-            step = workers[side].timed("step", index=index)
-            if index:
-                steps[side].append(step)
-            else:
-                before[side] = step  # computed with the weights as loaded
-    peaks = {side: worker.peak_gib() for side, worker in workers.items()}
-    after = {side: worker.ask("measure", index=0) for side, worker in workers.items()}
-    return {"steps": steps, "peak_gib": peaks, "before": before, "after": after}
+def limit(worker: Worker, rounds: int) -> Message:
+    """Return what each step needs, and how fast a large bf16 product is; both in FLOPs."""
+    products = [worker.timed("multiply") for _ in range(4)][1:]
+    return {
+        "needed": [worker.ask("needed", index=index) for index in range(1, rounds + 1)],
+        "per_cpu_second": max(one["flops"] / one["cpu"] for one in products),
+    }
+
+
+def of_peak(found: dict[str, Any], side: str) -> float:
+    """Return which share of the bf16 GEMM peak a side's steps spent on what a step needs.
+
+    What is needed is the same for both: each token once, logits where a token is scored.
+    """
+    parts = ["policy"] if side == "cached" else ["policy", "reference"]
+    each = [
+        sum(needed[part] for part in parts) / step["cpu"]
+        for needed, step in zip(found["limit"]["needed"], found["steps"][side], strict=True)
+    ]
+    return statistics.median(each) / found["limit"]["per_cpu_second"]
 
 
 def mean_tokens(drawn: list[list[Pair]]) -> dict[str, float]:
@@ -163,46 +118,31 @@ def mean_tokens(drawn: list[list[Pair]]) -> dict[str, float]:
     return {key: statistics.mean(count[key] for count in counts) for key in counts[0]}
 
 
-def ratio(steps: dict[str, list[Message]], side: str, key: str = "cpu") -> tuple[float, ...]:
-    """Return how many times melior's the rival's time is: of medians, least and most of a round."""
-    ours, theirs = ([step[key] for step in steps[who]] for who in (side, "trl"))
-    rounds = [b / a for a, b in zip(ours, theirs, strict=True)]
-    return statistics.median(theirs) / statistics.median(ours), min(rounds), max(rounds)
-
-
-def median(steps: list[Message], key: str) -> float:
-    return statistics.median(step[key] for step in steps)
-
-
-def cells(result: dict[str, Any]) -> list[str]:
+def cells(found: dict[str, Any]) -> list[str]:
     """Return a workload's row of the table."""
-    steps, peak = result["steps"], result["peak_gib"]
-
-    def times(side: str) -> str:
-        return f"{median(steps[side], 'cpu'):.1f} s ({median(steps[side], 'wall'):.1f})"
-
-    def faster(side: str) -> str:
-        middle, least, most = ratio(steps, side)
-        return f"**{middle:.2f}x** ({least:.2f} to {most:.2f})"
-
-    cached = [times("cached"), faster("cached")] if "cached" in steps else []
-    memory = f"{peak['trl']:.1f} GiB", f"{peak['melior']:.1f} GiB"
-    shares = f"{peak['melior'] / peak['trl']:.2f}"
-    return [times("trl"), times("melior"), faster("melior"), *cached, *memory, shares]
+    steps, peak = found["steps"], found["peak_gib"]
+    own, held, best = [times(steps["melior"]), faster(steps)], memory(peak), "melior"
+    if "cached" in steps:
+        own += [times(steps["cached"]), faster(steps, "cached")]
+        held[-1] += f" ({peak['cached'] / peak['trl']:.2f})"
+        best = "cached"
+    shares = f"{of_peak(found, best):.0%} ({of_peak(found, 'trl'):.0%})"
+    return [times(steps["trl"]), *own, *held, shares]
 
 
-def summary(name: str, result: dict[str, Any]) -> str:
+def summary(name: str, found: dict[str, Any]) -> str:
     """Say a workload's results on the terminal."""
+    exact = found["float32"]["melior"]
     lines = [
-        f"{name}: {WORKLOADS[name][2]}; per batch {count(result['tokens'])}",
-        "  " + " | ".join(cells(result)),
-        f"  float32, melior to trl: {gaps(result['float32'])}",
+        f"{name}: {WORKLOADS[name][2]}; per batch {count(found['tokens'])}",
+        "  " + " | ".join(cells(found)),
+        f"  float32, melior to trl: {gaps(found['float32'])}",
         *(
             f"  bfloat16 to float32, {side}: "
-            + gaps({side: result["before"][side], "float32": result["float32"]["melior"]})
+            + gaps({side: {key: found["warm"][side][key] for key in exact}, "float32": exact})
             for side in ("melior", "trl")
         ),
-        f"  bfloat16 after the steps, melior to trl: {gaps(result['after'])}",
+        f"  bfloat16 after the steps, melior to trl: {gaps(found['after'])}",
     ]
     return "\n".join(lines)
 
@@ -211,35 +151,35 @@ def count(tokens: dict[str, float]) -> str:
     return ", ".join(f"{value:.0f} {key}" for key, value in tokens.items()) + " tokens"
 
 
-def gaps(found: dict[str, Message]) -> str:
-    """Say by how much two sides differ."""
-    one, other = found.values()
-    return ", ".join(f"{key} differs by {abs(one[key] - other[key]):.2g}" for key in other)
-
-
-def table(results: dict[str, Any]) -> str:
+def table(results: Message) -> str:
     """Return the results as Markdown, with all that is needed to read them."""
-    has_cache = any("cached" in result["steps"] for result in results["workloads"].values())
-    cached = ["melior, reference cached", "faster"] if has_cache else []
-    head = ["workload", "TRL", "melior", "faster", *cached]
-    head += ["peak, TRL", "peak, melior", "share"]
-    rows = [head, ["---"] * len(head)]
-    rows += [[name, *cells(result)] for name, result in results["workloads"].items()]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    found, algorithm = results["workloads"], results["algorithm"]
+    is_cached = algorithm == "dpo"
+    cached = ["melior, reference cached", "faster"] if is_cached else []
+    head = ["workload", "TRL", "melior", "faster", *cached, "peak, TRL", "peak, melior"]
+    head += ["share (cached)" if is_cached else "share", "of GEMM peak (TRL)"]
+    said = ", ".join(f"{key} {value:g}" for key, value in OPTIONS[algorithm].items())
     notes = [
-        f"{results['algorithm'].upper()} {results['options']}, CPU seconds a step (wall seconds in"
+        f"{TITLES[algorithm]}{said and f' ({said})'}, CPU seconds a step (wall seconds in"
         f" brackets), medians of {results['rounds']} rounds; *faster* is the ratio of medians of"
         " CPU time, with the least and most of a single round.",
         *(
-            f"{name}: {WORKLOADS[name][2]}; {count(result['tokens'])} per batch; "
-            f"loss in bfloat16 after the steps {result['after']['melior']['loss']:.4f} (melior),"
-            f" {result['after']['trl']['loss']:.4f} (TRL)."
-            for name, result in results["workloads"].items()
+            f"{name}: {WORKLOADS[name][2]}; {count(one['tokens'])} per batch;"
+            f" loss in bfloat16 after the steps {one['after']['melior']['loss']:.4f} (melior),"
+            f" {one['after']['trl']['loss']:.4f} (TRL)."
+            for name, one in found.items()
         ),
-        f"{results['date']}; {describe_machine(results['machine'])};"
-        f" {describe_versions(results['versions'])}.",
+        "*of GEMM peak* is the share of what a large bf16 product reaches on the same threads"
+        f" ({peaks(results)}) that went into the FLOPs which a step needs, each token once"
+        f"{'; the reference cached' if is_cached else ''}.",
     ]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+    rows = [head, *([name, *cells(one)] for name, one in found.items())]
+    return markdown(rows, notes, results)
+
+
+def peaks(results: Message) -> str:
+    each = [one["limit"]["per_cpu_second"] / 1e12 for one in results["workloads"].values()]
+    return f"{statistics.median(each):.2f} TFLOP a CPU second"
 
 
 if __name__ == "__main__":

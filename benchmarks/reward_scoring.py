@@ -16,20 +16,19 @@ layers of the model. `--prompts 1000` takes all with the whole model.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rival import RIVAL_ENV, describe_machine, describe_versions, fill_in, machine, rival_python
+from interleaved import memory
+from results import begin, finish, markdown, parser
+from rival import rival_python
 from turns import Message, Worker
 from workloads import GROUPS, groups
 
@@ -76,54 +75,27 @@ WORKLOADS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None) -> Message:
+    options = _options(arguments)
     rival = rival_python(options.rival_env)
-    started = time.monotonic()
-    results: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(options.threads),
-        "dtype": options.dtype,
-        "max_tokens": options.max_tokens,
-        "seed": options.seed,
-        "versions": {},
-        "workloads": {},
-    }
+    results = begin(options) | {"dtype": options.dtype, "max_tokens": options.max_tokens}
     for name in options.workloads.split(","):
         with tempfile.TemporaryDirectory() as scratch:
             load = chosen(name, options.prompts)
             found = compare(load, options, rival, Path(scratch), results["versions"])
         results["workloads"][name] = {"about": load.about(), **found}
         print(f"{name}: {load.about()}\n  " + " | ".join(cells(found)), flush=True)
-    results["minutes"] = (time.monotonic() - started) / 60
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for page in options.markdown:
-        fill_in(page, "performance of scoring", table(results))
+    return finish(results, options, "performance of scoring", table(results))
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    made.add_argument("--against", choices=["trl"], default="trl")
-    made.add_argument("--workloads", default=",".join(WORKLOADS))
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    made = parser(__doc__, WORKLOADS)
     made.add_argument("--prompts", type=int, default=0, help="instead of each workload's own")
     made.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     made.add_argument(
         "--max-tokens", type=int, default=ScoringOptions().max_tokens, help="of melior"
     )
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process")
-    made.add_argument("--json", type=Path, help="write all results to this file")
-    made.add_argument(
-        "--markdown", type=Path, nargs="+", default=[], help="write the table into these pages"
-    )
-    made.add_argument(
-        "--rival-env",
-        type=Path,
-        default=RIVAL_ENV,
-        help="folder of the rival's environment; made there if it is missing",
-    )
-    return made
+    return made.parse_args(arguments)
 
 
 def chosen(name: str, prompts: int) -> Workload:
@@ -178,7 +150,7 @@ def prepared(load: Workload, scratch: Path, options: argparse.Namespace) -> Mess
 
 
 def reward_model(folder: Path, layers: int, seed: int) -> Path:
-    """Save the embedded model under a head drawn at random; maybe only its first layers."""
+    """Save the embedded model under a head drawn at random; its first layers, or all where 0."""
     options = ModelOptions(model=str(embedded_folder()), dtype="bf16", device="cpu")
     model = load_reward_model(options, trainable=False, seed=seed)
     if layers:
@@ -245,7 +217,7 @@ def ratios(blocks: dict[str, list[Message]], key: str) -> tuple[float, float, fl
 
 def cells(found: dict[str, Any]) -> list[str]:
     """Return a workload's row of the table."""
-    blocks, peak = found["blocks"], found["peak_gib"]
+    blocks = found["blocks"]
     times = [
         f"{total(blocks[side], 'cpu'):.1f} s ({total(blocks[side], 'wall'):.1f})"
         for side in ("trl", "melior")
@@ -257,8 +229,7 @@ def cells(found: dict[str, Any]) -> list[str]:
         *times,
         f"**{cpu:.2f}x** ({least:.2f} to {most:.2f})",
         f"{wall:.2f}x",
-        *(f"{peak[side]:.2f} GiB" for side in ("trl", "melior")),
-        f"{peak['melior'] / peak['trl']:.2f}",
+        *memory(found["peak_gib"], digits=2),
     ]
 
 
@@ -282,19 +253,15 @@ def table(results: dict[str, Any]) -> str:
     """Return the results as Markdown, with all that is needed to read them."""
     head = ["workload", "batch", "plain padded", "melior", "faster, CPU", "faster, wall"]
     head += ["peak, plain", "peak, melior", "share"]
-    rows = [head, ["---"] * len(head)]
-    rows += [[name, *cells(found)] for name, found in results["workloads"].items()]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    rows = [head, *([name, *cells(found)] for name, found in results["workloads"].items())]
     notes = [
         f"CPU seconds in all (wall seconds in brackets), {results['dtype']}; *faster* is the ratio"
         " of sums over the workload, with the least and most of a block. *batch* is the rival's"
         f" best of {', '.join(map(str, BATCH_SIZES))}; melior computes {results['max_tokens']}"
         " tokens at once.",
         *(remark(name, found) for name, found in results["workloads"].items()),
-        f"{results['date']}; {describe_machine(results['machine'])};"
-        f" {describe_versions(results['versions'])}; {results['minutes']:.0f} minutes.",
     ]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+    return markdown(rows, notes, results)
 
 
 if __name__ == "__main__":

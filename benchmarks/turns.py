@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ class Line:
         """Hand the turn back."""
         self._answers.write(json.dumps(message) + "\n")
         self._answers.flush()
+
+
+def serve(make: Callable[[Message], Any], versions: Message) -> None:
+    """Make what answers from the first request, then let it do what it is asked, by name."""
+    line = Line()
+    worker = make(line.wait())
+    line.answer(versions)
+    while True:
+        request = line.wait()
+        line.answer(getattr(worker, request["do"])(**request.get("options", {})))
 
 
 class Worker:
@@ -115,9 +126,9 @@ class Worker:
         return {**answer, "cpu": self.cpu_seconds() - cpu, "wall": wall}
 
     def cpu_seconds(self) -> float:
-        """Read user and system time of all its threads so far."""
+        """Read user and system time so far, of all its threads and of children that have ended."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def forget_peak(self) -> None:
         """Let the peak count from here: loading may have needed more than training does."""

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from turns import Line, Message
+from flops import needed
+from safetensors.torch import save_file
+from turns import Message, serve
 from workloads import Pair
 
 from melior.data.batches import GroupBatch, GroupBatches, TokenGroup, Tokens, TokenValues
 from melior.data.chat import Encoded
 from melior.losses.preference import dpo
 from melior.losses.reference_free import simpo
+from melior.models.heads import RewardModel, load_reward_model
+from melior.models.language import LanguageModel
 from melior.models.loading import load
 from melior.options import LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics
-from melior.stages.method import Method, log_ratio_method, per_token_method
+from melior.stages.method import log_ratio_method, per_token_method
 from melior.stages.preference import group_objective, read_answers
 from melior.stages.reference import token_log_probs
+from melior.stages.reward_models.kinds import scalar
+from melior.stages.reward_models.train import reward_objective
 from melior.training.loop import descend
+from melior.types import Objective
 
-
-def main() -> None:
-    line = Line()
-    request = line.wait()
-    worker = Worker(request)
-    line.answer({"torch": torch.__version__})
-    while True:
-        request = line.wait()
-        line.answer(getattr(worker, request["do"])(**request.get("options", {})))
+MAX_TOKENS = LoopOptions(out="").max_tokens
+"""As a run without options computes at once."""
 
 
 class Worker:
@@ -41,20 +43,18 @@ class Worker:
 
     def __init__(self, request: Message) -> None:
         options = ModelOptions(model=request["model"], dtype=request["dtype"], device="cpu")
-        self.model = load(options, trainable=True)
-        self.method = method(request["algorithm"], request["options"])
-        self.start = load(options, trainable=False) if self.method.has_reference else None
+        self.learner = LEARNERS[request["algorithm"]](options, **request["options"])
+        self.start = self.learner.start
         self.batches = [prepared(batch) for batch in request["batches"]]
         self.references = [TokenValues.zeros(pairs) for pairs in self.batches]
-        self.objective = group_objective(self.model, self.method)
         self.update = descend(
-            lambda batch: self.objective(self.with_reference(batch)),
-            self.model.trainable(),
+            lambda batch: self.learner.objective(self.with_reference(batch)),
+            self.learner.model.trainable(),
             OptimConfig(
                 learning_rate=request["learning_rate"], lr_scheduler_type="linear", warmup_ratio=0.0
             ),
             total_steps=len(self.batches),
-            masters=self.model.masters,
+            masters=self.learner.model.masters,
         )
 
     def step(self, index: int) -> Message:
@@ -62,41 +62,68 @@ class Worker:
         return self.answer(self.update(self.portions(index)))
 
     def answer(self, metrics: Metrics) -> Message:
-        """Return the loss and the mean log-probabilities as the loss takes them."""
-        # SimPO's reward, without its factor, is the average over an answer's tokens.
-        name = "logps" if self.method.has_reference else "rewards"
-        sides = {f"logps/{side}": metrics[f"{name}/{side}"] for side in ("chosen", "rejected")}
-        return {"loss": metrics["loss"], **sides}
+        """Return the loss, and what the rival tells too, under its names."""
+        return {name: metrics[own] for name, own in self.learner.told.items()}
 
     def cache_reference(self) -> Message:
         """Ask the start model once for all that the steps need, and let it go, as recipes do."""
         assert self.start is not None
-        limit = LoopOptions(out="").max_tokens
         self.references = [
-            token_log_probs(self.start, pairs, max_tokens=limit) for pairs in self.batches
+            token_log_probs(self.start, pairs, max_tokens=MAX_TOKENS) for pairs in self.batches
         ]
         self.start = None
         return {}
 
-    @torch.no_grad()
     def measure(self, index: int) -> Message:
         """Return a batch's numbers without learning from it."""
+        return self.answer(self.metrics(index))
+
+    def margin(self, index: int) -> Message:
+        """Return the mean log-odds, relative to the start, of a batch's chosen answers."""
+        return {"margin": self.metrics(index)["rewards/margins"]}
+
+    def gradient(self, index: int, path: str) -> Message:
+        """Write the gradient of a batch's loss to a file."""
+        parameters = self.learner.model.trainable()
+        for batch in self.portions(index):
+            self.learner.objective(self.with_reference(batch))[0].backward()
+        save_file({name: p.grad.float() for name, p in parameters.items()}, path)
+        for parameter in parameters.values():
+            parameter.grad = None
+        return {}
+
+    def needed(self, index: int) -> Message:
+        """Return the FLOPs that a step on a batch needs, each token computed once."""
+        learner, found = self.learner, {"policy": 0.0, "reference": 0.0}
+        for batch in self.portions(index):
+            own = needed(learner.model.core, batch.forest, has_logits=learner.has_logits)
+            found["policy"] += own["forward"] + own["backward"]
+            found["reference"] += own["forward"] if learner.start else 0.0
+        return found
+
+    def multiply(self, n: int = 4096, times: int = 16) -> Message:
+        """Multiply large matrices in bfloat16, which is as fast as anything here can be."""
+        one = torch.ones(n, n, dtype=torch.bfloat16)
+        found = torch.empty_like(one)
+        for _ in range(times):
+            torch.mm(one, one, out=found)
+        return {"flops": 2 * n**3 * times}
+
+    @torch.no_grad()
+    def metrics(self, index: int) -> Metrics:
+        """Return all that the objective tells of a batch."""
         metrics: Metrics = {}
         for batch in self.portions(index):
-            loss, part = self.objective(self.with_reference(batch))
+            loss, part = self.learner.objective(self.with_reference(batch))
             for name, value in {**part, "loss": float(loss)}.items():
                 metrics[name] = metrics.get(name, 0.0) + value
-        return self.answer(metrics)
+        return metrics
 
     def portions(self, index: int) -> list[GroupBatch]:
         """Plant the forests of a batch, as TRL's collator pads in every step."""
         pairs = self.batches[index]
         batches = GroupBatches(
-            pairs,
-            self.references[index],
-            batch_size=len(pairs),
-            max_tokens=LoopOptions(out="").max_tokens,
-            seed=0,
+            pairs, self.references[index], batch_size=len(pairs), max_tokens=MAX_TOKENS, seed=0
         )
         return batches.portions(range(len(pairs)))
 
@@ -108,32 +135,64 @@ class Worker:
             return dataclasses.replace(batch, reference=read_answers(self.start, batch).tokens)
 
 
-def method(algorithm: str, options: dict[str, float]) -> Method:
-    """Return the method as its recipe has it; its rewards are without their factor."""
-    if algorithm == "dpo":
-        return log_ratio_method(partial(dpo, **options), beta=1.0)
-    return per_token_method(partial(simpo, **options), beta=1.0)
+@dataclass(frozen=True)
+class Learner:
+    """A model, and what its recipe lets it learn by."""
+
+    model: LanguageModel | RewardModel
+    objective: Objective[GroupBatch]
+    told: Mapping[str, str]
+    """The rival's names of metrics, and ours."""
+    start: LanguageModel | None = None
+    """The reference, where there is one."""
+    has_logits: bool = True
+    """Words are predicted, by an output layer as wide as the vocabulary."""
+
+
+def with_dpo(options: ModelOptions, *, beta: float) -> Learner:
+    model, start = load(options, trainable=True), load(options, trainable=False)
+    method = log_ratio_method(partial(dpo, beta=beta), beta=1.0)  # rewards without their factor
+    return Learner(model, group_objective(model, method), sides("logps"), start)
+
+
+def with_simpo(options: ModelOptions, *, beta: float, gamma: float) -> Learner:
+    model = load(options, trainable=True)
+    # Its reward, without its factor, is the average over an answer's tokens.
+    method = per_token_method(partial(simpo, beta=beta, gamma=gamma), beta=1.0)
+    return Learner(model, group_objective(model, method), sides("rewards"))
+
+
+def with_rewards(options: ModelOptions) -> Learner:
+    model = load_reward_model(options, trainable=True)
+    kind = scalar(margin_weight=0.0, label_smoothing=0.0, center_rewards_coefficient=0.0)
+    told = {"loss": "loss", "margin": "margin"}
+    return Learner(model, reward_objective(kind, model, []), told, has_logits=False)
+
+
+def sides(own: str) -> dict[str, str]:
+    return {"loss": "loss"} | {f"logps/{s}": f"{own}/{s}" for s in ("chosen", "rejected")}
+
+
+LEARNERS = {"dpo": with_dpo, "simpo": with_simpo, "reward": with_rewards}
 
 
 def prepared(batch: list[Pair]) -> list[TokenGroup]:
     """Keep token ids as the recipes do after reading a file."""
-
-    def side(prompt: list[int], answer: list[int]) -> Tokens:
-        mask = (False,) * len(prompt) + (True,) * len(answer)
-        encoded = Encoded(tuple(prompt + answer), mask, len(prompt))
-        return Tokens.of(encoded, slice(0, None))
-
     return [
-        TokenGroup(
-            (
-                side(pair["prompt_ids"], pair["chosen_ids"]),
-                side(pair["prompt_ids"], pair["rejected_ids"]),
-            ),
-            (1.0, 0.0),
-        )
+        group(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]], (1.0, 0.0))
         for pair in batch
     ]
 
 
+def group(prompt: list[int], answers: list[list[int]], scores: tuple[float, ...]) -> TokenGroup:
+    """Return a prompt's answers, all of whose tokens are scored."""
+
+    def side(answer: list[int]) -> Tokens:
+        mask = (False,) * len(prompt) + (True,) * len(answer)
+        return Tokens.of(Encoded(tuple(prompt + answer), mask, len(prompt)), slice(0, None))
+
+    return TokenGroup(tuple(map(side, answers)), scores)
+
+
 if __name__ == "__main__":
-    main()
+    serve(Worker, {"torch": torch.__version__})

@@ -18,12 +18,14 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from safetensors.torch import save_file
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from turns import Line, Message
 
 Pair = dict[str, list[int]]
+SIDES = ("chosen", "rejected")
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
             if request["do"] == "step":
                 trainer.train()
             else:
-                line.answer(measured(trainer, request["options"]["index"]))
+                line.answer(ASKED[request["do"]](trainer, **request["options"]))
 
 
 class Turns(TrainerCallback):
@@ -79,7 +81,14 @@ class SimPO(InOrder, CPOTrainer):
     """TRL's home of SimPO."""
 
 
-def make_trainer(request: Message, scratch: str) -> DPO | SimPO:
+class Reward(InOrder, trl.RewardTrainer):
+    """TRL's reward model."""
+
+
+Trainer = DPO | SimPO | Reward
+
+
+def make_trainer(request: Message, scratch: str) -> Trainer:
     """Return a trainer on token ids: what it makes of texts is not what is measured here."""
     settings: dict[str, Any] = {
         "output_dir": scratch,
@@ -99,6 +108,10 @@ def make_trainer(request: Message, scratch: str) -> DPO | SimPO:
         config = trl.DPOConfig(**settings, **options, max_length=None)
         trainer = DPO(request["model"], args=config, train_dataset=texts)
         row = dict
+    elif request["algorithm"] == "reward":
+        config = trl.RewardConfig(**settings, max_length=None)
+        trainer = Reward(request["model"], args=config, train_dataset=texts)
+        row = reward_row
     else:
         config = CPOConfig(
             **settings,
@@ -123,7 +136,7 @@ def cpo_row(pair: Pair) -> dict[str, list[int]]:
     """Return what the CPO trainer's `tokenize_row` would, without its beginning-of-sequence."""
     prompt = pair["prompt_ids"]
     row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-    for side in ("chosen", "rejected"):
+    for side in SIDES:
         answer = pair[f"{side}_ids"]
         row[f"{side}_input_ids"] = prompt + answer
         row[f"{side}_attention_mask"] = [1] * len(prompt + answer)
@@ -131,20 +144,52 @@ def cpo_row(pair: Pair) -> dict[str, list[int]]:
     return row
 
 
-def measured(trainer: DPO | SimPO, index: int) -> Message:
+def reward_row(pair: Pair) -> dict[str, list[int]]:
+    """Return what the reward trainer keeps of a pair: each answer with its prompt."""
+    return {f"{side}_ids": pair["prompt_ids"] + pair[f"{side}_ids"] for side in SIDES}
+
+
+def measured(trainer: Trainer, index: int) -> Message:
     """Return a batch's numbers by the evaluation's code."""
-    n = trainer.args.per_device_train_batch_size
-    rows = [trainer.train_dataset[i] for i in range(index * n, index * n + n)]
     trainer.model.eval()
-    loss, _, _ = trainer.prediction_step(trainer.model, trainer.data_collator(rows), True)
+    loss, _, _ = trainer.prediction_step(trainer.model, collated(trainer, index), True)
     return numbers(trainer, "eval", float(loss))
 
 
-def numbers(trainer: DPO | SimPO, mode: str, loss: float) -> Message:
-    """Return the loss and what the trainer noted of the last log-probabilities."""
-    noted = trainer._metrics if isinstance(trainer, DPO) else trainer._stored_metrics
+def margin(trainer: DPO, index: int) -> Message:
+    """Return the mean log-odds, relative to the start, of a batch's chosen answers."""
+    measured(trainer, index)
+    return {"margin": float(trainer._metrics["eval"]["rewards/margins"][-1]) / trainer.beta}
+
+
+def gradient(trainer: Trainer, index: int, path: str) -> Message:
+    """Write the gradient of a batch's loss to a file."""
+    inputs = trainer._prepare_inputs(collated(trainer, index))
+    trainer.model.train()
+    with trainer.accelerator.autocast():
+        loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    save_file({name: p.grad for name, p in trainer.model.named_parameters()}, path)
+    trainer.model.zero_grad()
+    return {}
+
+
+ASKED = {"measure": measured, "margin": margin, "gradient": gradient}
+
+
+def collated(trainer: Trainer, index: int) -> Message:
+    """Return a batch as the trainer pads it."""
+    n = trainer.args.per_device_train_batch_size
+    return trainer.data_collator(
+        [trainer.train_dataset[i] for i in range(index * n, index * n + n)]
+    )
+
+
+def numbers(trainer: Trainer, mode: str, loss: float) -> Message:
+    """Return the loss and what the trainer noted last."""
+    noted = trainer._stored_metrics if isinstance(trainer, SimPO) else trainer._metrics
     prefix = "eval_" if mode == "eval" and isinstance(trainer, SimPO) else ""
-    names = ("logps/chosen", "logps/rejected")
+    names = ["margin"] if isinstance(trainer, Reward) else [f"logps/{side}" for side in SIDES]
     return {"loss": loss, **{name: float(noted[mode][prefix + name][-1]) for name in names}}
 
 

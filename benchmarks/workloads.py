@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pydoc_data.topics
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ Pair = dict[str, list[int]]
 """`prompt_ids`, `chosen_ids`, `rejected_ids`."""
 Asked = dict[str, Any]
 """`prompt` and `answers`, as texts."""
+Weighed = dict[str, Any]
+"""`prompt_ids`, `answers` as token ids, and a number for each answer, `weights`."""
 
 
 def short(draw: random.Random) -> tuple[int, int, int]:
@@ -77,6 +79,53 @@ def groups(workload: str, model: Path, *, count: int, k: int, seed: int) -> list
     return drawn
 
 
+def lists(model: Path, *, count: int, k: int, seed: int) -> list[Weighed]:
+    """Return prompts of 512 tokens with k answers of 64 each."""
+    _, ids = _manual(model)
+    draw = random.Random(f"lists {seed}")
+    return [
+        _weighed(_window(ids, 512, draw), [_window(ids, 64, draw) for _ in range(k)], draw)
+        for _ in range(count)
+    ]
+
+
+def trees(model: Path, *, count: int, forks: int, seed: int) -> list[Weighed]:
+    """Return prompts of 256 tokens, each the root of a tree of steps of 32 to 96.
+
+    A first step, and after it so many forks in two: an answer is a path to a leaf.
+    """
+    _, ids = _manual(model)
+    draw = random.Random(f"trees {seed}")
+
+    def paths(left: int) -> list[list[int]]:
+        step = _window(ids, draw.randint(32, 96), draw)
+        rest = [*paths(left - 1), *paths(left - 1)] if left else [[]]
+        return [step + path for path in rest]
+
+    return [_weighed(_window(ids, 256, draw), paths(forks), draw) for _ in range(count)]
+
+
+def prompts(model: Path, *, count: int, length: int, seed: int) -> list[list[int]]:
+    """Return prompts of so many tokens."""
+    _, ids = _manual(model)
+    draw = random.Random(f"prompts {seed}")
+    return [_window(ids, length, draw) for _ in range(count)]
+
+
+def conversations(*, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield pairs of ragged lengths as rows of a file; four characters stand for a token."""
+    text, draw = _text(), random.Random(f"conversations {seed}")
+
+    def said(role: str, length: int) -> list[dict[str, str]]:
+        start = draw.randrange(len(text) - 4 * length)
+        return [{"role": role, "content": text[start : start + 4 * length].strip()}]
+
+    for _ in range(count):
+        prompt, chosen, rejected = ragged(draw)
+        answers = {"chosen": said("assistant", chosen), "rejected": said("assistant", rejected)}
+        yield {"prompt": said("user", prompt), **answers}
+
+
 def describe(batch: list[Pair]) -> dict[str, int]:
     """Count a batch's tokens: padded to its longest sequence, and with each prompt once."""
     sides = [
@@ -99,10 +148,25 @@ def _pair(ids: list[int], prompt: int, chosen: int, rejected: int, draw: random.
     }
 
 
+def _weighed(prompt: list[int], answers: list[list[int]], draw: random.Random) -> Weighed:
+    """Weigh answers by numbers that add up to 0, as centred rewards do."""
+    drawn = [draw.gauss(0.0, 1.0) for _ in answers]
+    weights = [one - sum(drawn) / len(drawn) for one in drawn]
+    return {"prompt_ids": prompt, "answers": answers, "weights": weights}
+
+
+def _window(ids: list[int], length: int, draw: random.Random) -> list[int]:
+    start = draw.randrange(len(ids) - length)
+    return ids[start : start + length]
+
+
 def _manual(model: Path) -> tuple[Any, list[int]]:
     """Return the model's tokenizer and the tokens of Python's manual."""
     from transformers import AutoTokenizer
 
-    text = "\n\n".join(topic for _, topic in sorted(pydoc_data.topics.topics.items()))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return tokenizer, tokenizer(text, verbose=False).input_ids
+    return tokenizer, tokenizer(_text(), verbose=False).input_ids
+
+
+def _text() -> str:
+    return "\n\n".join(topic for _, topic in sorted(pydoc_data.topics.topics.items()))

@@ -81,6 +81,9 @@ class ModelOptions:
     """Names of the layers that get an adapter; none means every linear layer but the output."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
+    padded: bool = False
+    """Compute each answer in a row of its own, and its prompt with it: slower, for a model that is
+    found not to fit the forest of shared prompts."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -343,6 +346,8 @@ class ScoringOptions:
     """How a model is held."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`, ..."""
+    padded: bool = False
+    """Compute each answer in a row of its own, for a model that does not fit shared prompts."""
     chat_template: str = "auto"
     """Of implicit rewards or a judge that is loaded here: `auto`, `plain`, `chatml`, or a file."""
     max_tokens: int = 4096
@@ -367,5 +372,6 @@ class ScoringOptions:
     def model(self, name: str, *, chat_template: str = "auto") -> ModelOptions:
         """Return the options of one model that is loaded to score."""
         return ModelOptions(
-            model=name, dtype=self.dtype, device=self.device, chat_template=chat_template
-        )
+            model=name, dtype=self.dtype, device=self.device, chat_template=chat_template,
+            padded=self.padded,
+        )  # fmt: skip

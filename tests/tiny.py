@@ -48,23 +48,62 @@ SMALL = {
     "head_dim": 8,
     "max_position_embeddings": 512,
 }
-FAMILIES = {
+WINDOW = {"sliding_window": 6}
+"""Shorter than the paths of tests."""
+PLAIN = {k: v for k, v in SMALL.items() if k not in {"num_key_value_heads", "head_dim"}}
+ROUTED = {"num_experts_per_tok": 2}
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("llama", SMALL | {"tie_word_embeddings": True}),
+    "qwen2": ("qwen2", SMALL),
     "qwen3": ("qwen3", SMALL),
-    "mistral": ("mistral", SMALL | {"sliding_window": 6}),
+    "mistral": ("mistral", SMALL | WINDOW),
     "gemma2": (
-        "gemma2",
-        SMALL | {"sliding_window": 6, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+        "gemma2", SMALL | WINDOW | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        SMALL | WINDOW | {"query_pre_attn_scalar": 8,
+                          "layer_types": ["sliding_attention", "full_attention"]},
     ),
     "gpt2": ("gpt2", {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "gpt_neox": ("gpt_neox", PLAIN),
+}  # fmt: skip
+"""Whose attention follows a forest, with learned and rotary positions, windows and caps."""
+EXPERTS: dict[str, tuple[str, dict[str, object]]] = {
+    "mixtral": ("mixtral", SMALL | ROUTED | {"num_local_experts": 4}),
+    "qwen3_moe": ("qwen3_moe", SMALL | ROUTED | {"num_experts": 4, "moe_intermediate_size": 24}),
 }
+"""The same, but their experts refuse float64."""
+PADDED: dict[str, tuple[str, dict[str, object]]] = {
+    "lfm2": ("lfm2", SMALL | {"layer_types": ["conv", "full_attention"]}),
+    "falcon_h1": (
+        "falcon_h1",
+        SMALL | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1,
+                 "mamba_d_state": 8, "lm_head_multiplier": 0.5},
+    ),
+    "mamba": (
+        "mamba", {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    ),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        SMALL | {"lru_width": 32, "attention_window_size": 6, "num_hidden_layers": 3},
+    ),
+    "falcon": ("falcon", {k: v for k, v in PLAIN.items() if k != "intermediate_size"}),
+    "gpt_oss": (
+        "gpt_oss",
+        SMALL | ROUTED | WINDOW | {"num_local_experts": 4,
+                                   "layer_types": ["sliding_attention", "full_attention"],
+                                   "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    ),
+}  # fmt: skip
+"""Which fall back to one sequence a row: they mix neighbours, do not ask, or ask for more."""
 
 
 def tiny_model(
     family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object
 ) -> PreTrainedModel:
     """Return a random model of under 100,000 parameters."""
-    kind, settings = FAMILIES[family]
+    kind, settings = (FAMILIES | EXPERTS | PADDED)[family]
     settings = settings | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | changes
     config = AutoConfig.for_model(kind, **settings)
     with torch.random.fork_rng():

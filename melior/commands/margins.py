@@ -40,6 +40,8 @@ class Config:
     dtype: Literal["bf16", "fp32"] = "bf16"
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`, ..."""
+    padded: bool = False
+    """Compute each answer in a row of its own, for a model that does not fit shared prompts."""
     max_tokens: int = 4096
     """Tokens computed at once; a prompt counts once for both answers."""
     max_length: int = 0
@@ -72,7 +74,9 @@ def run(config: Config) -> Metrics:
     from melior.rewards.scalar import load_scorer
     from melior.training.hooks import counted
 
-    options = ModelOptions(model=config.reward_model, dtype=config.dtype, device=config.device)
+    options = ModelOptions(
+        model=config.reward_model, dtype=config.dtype, device=config.device, padded=config.padded
+    )
     scorer = load_scorer(options, max_tokens=config.max_tokens, max_length=config.max_length)
     temperature = config.temperature
     if config.calibrate:

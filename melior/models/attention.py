@@ -29,6 +29,10 @@ from melior.models.precision import bfloat16_products
 NAME = "melior_forest"
 """Under which transformers knows this attention."""
 
+_HARMLESS = {"is_causal", "output_attentions", "output_hidden_states", "past_key_values",
+             "position_ids", "use_cache"}  # fmt: skip
+"""What layers hand on to their attention from a call of ours, and what changes nothing of it."""
+
 TILE_ROWS = 128
 """Rows that the backward pass takes at once: fewer waste less above the diagonal."""
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -122,12 +126,19 @@ def attend(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "b t h e"], None]:
-    """Attend along the paths of a forest, or as usual where the model was not given one."""
+    """Attend along the paths of a forest, or as usual where the model was not given one.
+
+    Raises:
+        TypeError: a layer asks for what a forest's has not, such as sinks, a bias or chosen keys.
+    """
     query, key = query.to(value.dtype), key.to(value.dtype)  # turned by positions in float32
     if forest is None:
         return _plain(
             module, query, key, value, attention_mask, dropout, scaling, softcap, **options
         )
+    unknown = [k for k, v in options.items() if v is not None and k not in _HARMLESS]
+    if unknown:
+        raise TypeError(f"its attention has {', '.join(unknown)}")
     forest.n_calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     is_windowed = sliding_window is not None and forest.longest > sliding_window

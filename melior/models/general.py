@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from melior import ops
 from melior.data.batches import divided, portions
@@ -76,6 +77,11 @@ class GeneralModel:
     def chat(self) -> ChatFormat:
         """How conversations become tokens."""
         return self.reward.chat
+
+    @property
+    def core(self) -> PreTrainedModel:
+        """The transformers model, inside its adapter if it has one."""
+        return self.reward.core
 
     @cached_property
     def start_hash(self) -> str:

@@ -24,9 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest, Marked, filled, plant
-from melior.models import attention
 from melior.models.language import evaluating, fingerprint
-from melior.models.layout import forest_hidden, padded_hidden, why_padded
+from melior.models.layout import forest_hidden, padded_hidden, plug_in
 from melior.models.loading import (
     device_of,
     folder_of,
@@ -56,6 +55,7 @@ class RewardModel:
         chat: how conversations become its tokens.
         masters: float32 originals of weights that are held in bfloat16, by parameter name.
         is_fresh: the head was drawn at random, so that rewards mean nothing yet.
+        padded: compute each sequence in a row of its own, even where a forest would be exact.
     """
 
     def __init__(
@@ -65,17 +65,13 @@ class RewardModel:
         *,
         masters: Mapping[str, Tensor] | None = None,
         is_fresh: bool = False,
+        padded: bool = False,
     ) -> None:
         self.model = model
         self.chat = chat
         self.masters = dict(masters or {})
         self.is_fresh = is_fresh
-        attention.register()
-        core = self.core
-        core.config.use_cache = False
-        if core.config._attn_implementation != attention.NAME:
-            core.set_attn_implementation(attention.NAME)
-        self.padded_because = why_padded(core)
+        self.padded_because = "as --padded asks" if padded else plug_in(self.core)
         """Why sequences are computed one by one under padding; empty where the forest is exact."""
 
     @property
@@ -216,7 +212,7 @@ def load_reward_model(
         model.score.weight.copy_(head)
     model.score.requires_grad_(trainable)
     masters = {name: value for name, value in masters.items() if name != "score.weight"}
-    return RewardModel(wrapped, chat, masters=masters, is_fresh=is_fresh)
+    return RewardModel(wrapped, chat, masters=masters, is_fresh=is_fresh, padded=options.padded)
 
 
 def reward_chat(options: ModelOptions) -> ChatFormat:

@@ -15,10 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest
-from melior.models import attention
 from melior.models.generation import Completion, complete
-from melior.models.layout import forest_hidden, padded_hidden, why_padded
-from melior.models.output import output_layer
+from melior.models.layout import forest_hidden, padded_hidden, plug_in
+from melior.models.output import output_layer, refuse_other_logits
 from melior.options import Sampling
 from melior.records import Turns
 
@@ -30,6 +29,7 @@ class LanguageModel:
         model: of transformers, or a peft model around one.
         chat: how conversations become its tokens.
         masters: float32 originals of weights that are held in bfloat16, by parameter name.
+        padded: compute each sequence in a row of its own, even where a forest would be exact.
     """
 
     def __init__(
@@ -38,17 +38,14 @@ class LanguageModel:
         chat: ChatFormat,
         *,
         masters: Mapping[str, Tensor] | None = None,
+        padded: bool = False,
     ) -> None:
         self.model = model
         self.chat = chat
         self.masters = dict(masters or {})
-        attention.register()
-        core = self.core
-        core.config.use_cache = False
-        if core.config._attn_implementation != attention.NAME:
-            core.set_attn_implementation(attention.NAME)
-        self.output = output_layer(core)
-        self.padded_because = why_padded(core)
+        self.output = output_layer(self.core)
+        refuse_other_logits(self.core, self.output)
+        self.padded_because = "as --padded asks" if padded else plug_in(self.core)
         """Why sequences are computed one by one under padding; empty where the forest is exact."""
 
     @property

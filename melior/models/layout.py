@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from melior.data.forest import Forest, plant
+from melior.models import attention
 from melior.models.attention import Layout
 
 EXACT_KINDS = {"full_attention", "sliding_attention"}
@@ -70,32 +73,57 @@ def padded_hidden(
     return result.last_hidden_state.flatten(0, 1)[place[rows].to(model.device)]
 
 
+def plug_in(model: PreTrainedModel) -> str:
+    """Plug the attention over forests into a model, or leave its own where that is not exact.
+
+    Returns:
+        Why this model must not be run on forests; an empty string where it may.
+    """
+    attention.register()
+    model.config.use_cache = False
+    own = model.config._attn_implementation
+    if own == attention.NAME:
+        return why_padded(model)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that a model does not ask is said by why_padded
+    try:
+        model.set_attn_implementation(attention.NAME)
+        reason = why_padded(model)
+        if reason:
+            model.set_attn_implementation(own)
+    finally:
+        logging.set_verbosity(verbosity)
+    return reason
+
+
 def why_padded(model: PreTrainedModel) -> str:
     """Say why this model must not be run on forests; an empty string means that it may.
 
     Decided from the kinds of its layers, from how many of them asked for the forest's layout, and
-    from two probes of a small tree. Changing one leaf must leave its sibling as it was to the last
-    bit, through all layers, which a model that mixes neighbours (convolution, recurrence) cannot
-    do. And the first layers, one of each kind, must agree with a plain run: there a wrong position
-    or mask shows at once, while rounding has not yet grown.
+    from two probes of a small tree. Changing one leaf must leave the leaf behind it as it was to
+    the last bit, through all layers, which a model that mixes neighbours (convolution, recurrence)
+    cannot do. And the first layers, one of each kind, must agree with a plain run: there a wrong
+    position or mask shows at once, while rounding has not yet grown.
     """
-    kinds = list(getattr(model.config, "layer_types", None) or ["full_attention"])
+    config = model.config.get_text_config()
+    kinds = list(getattr(config, "layer_types", None) or ["full_attention"])
     if not set(kinds) <= EXACT_KINDS:
         return f"it has layers of kind {', '.join(sorted(set(kinds) - EXACT_KINDS))}"
     depth = max(kinds.index(kind) for kind in set(kinds)) + 1
+    words = _words(config.vocab_size)
+    trunk, own = words[:4], words[12:]
     with torch.no_grad():
         try:
-            last, early, calls = _probe(model, depth, sibling=(8, 9, 10, 11))
-            again, _, _ = _probe(model, depth, sibling=(12, 13, 14, 15))
-            _, alone, _ = _probe(model, depth, sibling=())
+            last, early, calls = _probe(model, depth, [(*trunk, *words[4:8]), (*trunk, *own)])
+            again, _, _ = _probe(model, depth, [(*trunk, *words[8:12]), (*trunk, *own)])
+            alone = _run(model, torch.tensor([[*trunk, *own]]), output_hidden_states=True)
         except (TypeError, RuntimeError, ValueError) as error:
             return f"its forward pass does not take a forest ({type(error).__name__}: {error})"
-    n_layers = model.config.num_hidden_layers
-    if calls != n_layers:
-        return f"{calls} of its {n_layers} layers use the attention interface"
-    if not torch.equal(last, again):
+    if calls != config.num_hidden_layers:
+        return f"{calls} of its {config.num_hidden_layers} layers use the attention interface"
+    if _distance(last, again) > _rounding_of_experts(model):
         return "its layers mix neighbouring answers"
-    distance = float((early - alone).norm() / alone.norm())
+    distance = _distance(early, alone.hidden_states[depth][0])
     if not distance < (0.05 if model.dtype == torch.bfloat16 else 1e-3):
         return f"its first layers differ from a plain run's by {distance:.2g}"
     return ""
@@ -109,23 +137,43 @@ class _Probe:
         self.mask = (False,) * 4 + (True,) * (len(tokens) - 4)
 
 
+def _words(vocabulary: int) -> tuple[int, ...]:
+    """Return 16 ordinary words in rising order; the first tokens are often control tokens."""
+    return tuple(sorted((301 + 37 * i) % vocabulary for i in range(16)))
+
+
 def _probe(
-    model: PreTrainedModel, depth: int, sibling: tuple[int, ...]
+    model: PreTrainedModel, depth: int, paths: Sequence[tuple[int, ...]]
 ) -> tuple[Tensor, Tensor, int]:
-    """Run one path of a small tree, with a sibling or plainly.
+    """Run a small tree whose last path is also the last one laid out.
 
     Returns:
         Its hidden states after the last and after the layer `depth`, and how many layers asked.
     """
-    paths = [(0, 1, 2, 3, *leaf) for leaf in ((4, 5, 6, 7), sibling) if leaf]
-    # Ordinary words, spread over the vocabulary: the first tokens are often control tokens.
-    vocabulary = model.config.vocab_size
-    tokens = [tuple((301 + 37 * i) % vocabulary for i in path) for path in paths]
-    if not sibling:
-        result = _run(model, torch.tensor([tokens[0]]), output_hidden_states=True)
-        return result.last_hidden_state[0], result.hidden_states[depth][0], 0
-    forest = plant([_Probe(path) for path in tokens], min_shared=1)
+    forest = plant([_Probe(path) for path in paths], min_shared=1)
     layout = Layout(forest)
     result = _packed(model, forest, layout, output_hidden_states=True)
-    own = forest.rows(0)
+    own = forest.rows(len(paths) - 1)
     return result.last_hidden_state[0][own], result.hidden_states[depth][0][own], layout.n_calls
+
+
+def _distance(left: Tensor, right: Tensor) -> float:
+    """Return how far hidden states are apart, relative to the latter."""
+    return float((left - right).norm() / right.norm())
+
+
+def has_experts(model: PreTrainedModel) -> bool:
+    """Say whether a router sends each token to some of several experts."""
+    return any("Experts" in type(module).__name__ for module in model.modules())
+
+
+def _rounding_of_experts(model: PreTrainedModel) -> float:
+    """Return by how much a neighbour may move hidden states: not at all, but for experts.
+
+    An expert multiplies all tokens that the router sends to it at once, so that the shape of the
+    product, and with it the order of sums, depends on tokens of other answers. Their values do not
+    enter.
+    """
+    if not has_experts(model):
+        return 0.0
+    return 0.004 if model.dtype == torch.bfloat16 else 1e-5

@@ -44,7 +44,7 @@ def load(options: ModelOptions, *, trainable: bool, seed: int = 0) -> LanguageMo
     folder = folder_of(options.model)
     model = _folded(folder, options) or _pretrained(folder, options)
     model, masters = held(model, options, trainable=trainable, seed=seed)
-    return LanguageModel(model, load_chat(options), masters=masters)
+    return LanguageModel(model, load_chat(options), masters=masters, padded=options.padded)
 
 
 def held(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from melior.models.precision import bfloat16_products, wide_product
 
@@ -67,11 +68,37 @@ def output_layer(model: nn.Module) -> OutputLayer:
     linear = model.get_output_embeddings()  # type: ignore[operator]  # of PreTrainedModel
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"{type(model).__name__}: needs a linear output layer; found {linear!r}")
-    config = model.config
-    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
-    softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)  # Gemma 2
+    config = model.config.get_text_config()  # type: ignore[operator,union-attr]  # as above
+
+    def number(name: str, neutral: float) -> float:
+        return float(getattr(config, name, None) or neutral)
+
+    scale = number("logit_scale", 1.0) * number("lm_head_multiplier", 1.0)  # Cohere, Falcon H1
+    scale /= number("logits_scaling", 1.0)  # Granite
+    softcap = number("final_logit_softcapping", 0.0) or number("logits_soft_cap", 0.0)  # Gemmas
     return OutputLayer(linear, scale, softcap)
+
+
+@torch.no_grad()
+def refuse_other_logits(model: PreTrainedModel, layer: OutputLayer) -> None:
+    """Check on a few words that a model's own logits are those of its output layer.
+
+    Raises:
+        ValueError: they are not, so that its log-probabilities would be others than the model's.
+    """
+    vocabulary = layer.linear.weight.shape[0]
+    tokens = torch.tensor([[(301 + 37 * i) % vocabulary for i in range(8)]], device=model.device)
+    theirs = model(input_ids=tokens, use_cache=False).logits[0].float()
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    weight, bias = layer.linear.weight, layer.linear.bias
+    ours = _logits(hidden, weight, 0.0 if bias is None else bias, layer.scale, layer.softcap)
+    distance = float((ours - theirs).norm() / theirs.norm())
+    if theirs.isfinite().all() and not distance < (0.05 if model.dtype == torch.bfloat16 else 1e-3):
+        raise ValueError(
+            f"{type(model).__name__}: its logits must be its output layer's, scaled or capped as"
+            f" its config says; found a relative difference of {distance:.2g}; models of this kind"
+            " cannot be used"
+        )
 
 
 class _ScoredTokens(torch.autograd.Function):
@@ -131,7 +158,9 @@ class _ScoredTokens(torch.autograd.Function):
         return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor, scale: float, softcap: float) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | float, scale: float, softcap: float
+) -> Tensor:
     logits = wide_product(hidden, weight.T).add_(bias)
     if scale != 1.0:
         logits *= scale

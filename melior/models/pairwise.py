@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from melior.data.batches import portions
 from melior.data.forest import Forest, Marked, filled, plant
@@ -45,6 +46,11 @@ class PairwiseModel:
         self.masters = language.masters
         self.padded_because = language.padded_because
         """Why sequences are computed under padding; empty where the forest is exact."""
+
+    @property
+    def core(self) -> PreTrainedModel:
+        """The transformers model, inside its adapter if it has one."""
+        return self.language.core
 
     @property
     def start_hash(self) -> str:
@@ -133,7 +139,8 @@ def save_pairwise_model(model: PairwiseModel, folder: Path) -> None:
         dtype = language.core.dtype
         language.model.float()  # the sum of weights and adapter is rounded once
         whole = language.model.merge_and_unload().to(dtype)  # type: ignore[operator]  # of peft
-        model.language = language = LanguageModel(whole, language.chat)
+        padded = bool(language.padded_because)
+        model.language = language = LanguageModel(whole, language.chat, padded=padded)
     save_model(language, folder)
     write_json(folder / KIND_FILE, {"kind": KIND, "template": NAME, "hash": template_hash()})
 

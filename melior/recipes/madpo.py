@@ -238,7 +238,10 @@ def _scored(config: Config) -> float:
     if not name:
         kept, apart = _held_out(config, pairs)
         name = str(_trained(config, kept, apart) / "model")
-    held = ModelOptions(model=name, dtype=config.model.dtype, device=config.model.device)
+    held = ModelOptions(
+        model=name, dtype=config.model.dtype, device=config.model.device,
+        padded=config.model.padded,
+    )  # fmt: skip
     scorer = load_scorer(held, max_tokens=config.loop.max_tokens, max_length=config.data.max_length)
     temperature = 1.0
     if config.margins.calibrate:

@@ -196,7 +196,7 @@ def _judge(config: Config, folder: Path, goals: GoalFormat) -> None:
     model, loop = config.model, config.loop
     trained = ModelOptions(
         model=str(folder / "model"), dtype=model.dtype, device=model.device,
-        trust_remote_code=model.trust_remote_code,
+        trust_remote_code=model.trust_remote_code, padded=model.padded,
     )  # fmt: skip
     asked = Asked(
         load(model, trainable=False), load(trained, trainable=False), goals,

@@ -8,6 +8,7 @@ from itertools import islice
 
 from melior.data.chat import Encoded
 from melior.models.aspects import AspectModel, Mixed, load_aspect_model
+from melior.models.trial import refuse_disagreement
 from melior.options import ModelOptions
 from melior.records import Candidate, Group
 from melior.rewards.fitting import Fitting
@@ -48,6 +49,9 @@ class AspectScorer:
         while chunk := list(islice(rest, CHUNK)):
             fitted = self.fitting.groups(chunk)
             asked = [[one for one in own if one] for own in fitted]
+            refuse_disagreement(
+                self.model.reward, zip((g.origin for g in chunk), asked, strict=True)
+            )
             mixed = iter(
                 self.model.mixed([own for own in asked if own], max_tokens=self.max_tokens)
             )

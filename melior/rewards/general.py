@@ -10,6 +10,7 @@ import torch
 
 from melior.data.chat import Encoded
 from melior.models.general import Embedded, GeneralModel, embedded, load_general_model
+from melior.models.trial import refuse_disagreement
 from melior.options import ModelOptions
 from melior.records import Group
 from melior.rewards.fitting import Fitting
@@ -50,6 +51,7 @@ class GeneralScorer:
         while chunk := list(islice(rest, CHUNK)):
             fitted = self.fitting.groups(chunk)
             asked = [[one for one in own if one] for own in fitted]
+            refuse_disagreement(self.model, zip((g.origin for g in chunk), asked, strict=True))
             there = [own for own in asked if own]
             found = iter(embedded(self.model, there, max_tokens=self.max_tokens))
             for group, own in zip(chunk, fitted, strict=True):

@@ -13,6 +13,7 @@ from melior.models.language import LanguageModel
 from melior.models.likelihood import token_log_probs
 from melior.models.loading import load
 from melior.models.names import policy_and_reference
+from melior.models.trial import refuse_disagreement
 from melior.options import ModelOptions
 from melior.records import Group
 
@@ -84,6 +85,8 @@ class ImplicitScorer:
     def _scores(self, groups: Sequence[Group]) -> list[list[float | None]]:
         tokens = self._tokens(groups)
         asked = [[one for one in group if one is not None] for group in tokens]
+        for model in (self.policy, self.reference):
+            refuse_disagreement(model, zip((g.origin for g in groups), asked, strict=True))
         whole = [TokenGroup(tuple(own), (0.0,) * len(own)) for own in asked if own]
         policy, reference = (
             token_log_probs(model, whole, max_tokens=self.max_tokens).values.double()

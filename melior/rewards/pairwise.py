@@ -12,6 +12,7 @@ from melior.data.forest import size
 from melior.data.pairwise import Question
 from melior.models.names import KIND_FILE, kind_of
 from melior.models.pairwise import KIND, PairwiseModel, letter_logits, load_pairwise_model
+from melior.models.trial import refuse_disagreement
 from melior.options import ModelOptions
 from melior.records import Group, text
 from melior.rewards.comparisons import (
@@ -124,6 +125,7 @@ class PairwiseScorer:
         for (i, (left, right)), both in zip(due, orders, strict=True):
             if both.fits:
                 asked += [(i, left, _whole(both.left_first)), (i, right, _whole(both.right_first))]
+        refuse_disagreement(self.model, ((chunk[i].origin, [one]) for i, _, one in asked))
         logits = iter(self._asked(asked))
         verdicts = [
             Verdict(next(logits), -next(logits)) if both.fits else UNKNOWN for both in orders

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from melior.models.heads import RewardModel, load_reward_model, rewards_of
+from melior.models.trial import refuse_disagreement
 from melior.options import ModelOptions
 from melior.records import Group, Pair
 from melior.rewards.fitting import Fitting, Row
@@ -72,6 +73,7 @@ class ScalarScorer:
     def _scores(self, rows: Sequence[Row]) -> list[list[float | None]]:
         fitted = self.fitting.rows(rows)
         asked = [[one for one in group if one is not None] for group in fitted]
+        refuse_disagreement(self.model, zip((origin for *_, origin in rows), asked, strict=True))
         found = rewards_of(self.model, asked, max_tokens=self.max_tokens)
         for (_, _, origin), rewards in zip(rows, found, strict=True):
             _check(rewards, origin)

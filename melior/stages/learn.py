@@ -21,6 +21,7 @@ from melior.models.generation import Completion
 from melior.models.language import LanguageModel
 from melior.models.loading import load, load_chat, n_positions, save_model
 from melior.models.names import KIND_FILE
+from melior.models.trial import refuse_disagreement
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics, Turns
 from melior.stages.data import Prepared, as_it_was_said, prepare, write_data
@@ -93,6 +94,7 @@ def _learn(plan: Plan, run: Run, train: Prepared, held_out: Prepared | None) -> 
     model = load(plan.model, trainable=True, seed=plan.loop.seed)
     if model.padded_because:
         run.note(f"answers are computed one by one, under padding: {model.padded_because}")
+    refuse_disagreement(model, ((group.origin, group.answers) for group in train.groups))
     bench = Bench(plan, model, held_out, (held_out or train).first_prompts)
     data = [train.sha256, held_out.sha256 if held_out else ""]
     about = {"data": data, "model": model.start_hash}

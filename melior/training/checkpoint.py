@@ -34,6 +34,7 @@ FREE = frozenset(
         "max_tokens",
         "out",
         "overwrite",
+        "padded",
         "report_to",
         "resume",
         "save_steps",

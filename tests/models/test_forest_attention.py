@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from melior.data.forest import filled, plant, size
 from melior.models import attention, layout
-from melior.models.layout import forest_hidden, packed_hidden, padded_hidden, why_padded
+from melior.models.layout import forest_hidden, packed_hidden, padded_hidden, plug_in, why_padded
 from melior.models.output import output_layer
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import EXPERTS, FAMILIES, PADDED, tiny_model
 
 attention.register()
 
@@ -46,31 +46,15 @@ def trees(draw) -> list[Marked]:
     return marked
 
 
-def plain(model, sequences: list[Marked], side: str) -> torch.Tensor:
-    """Sum of scored log-probabilities of each sequence: full logits, eager, masks by hand."""
-    longest = max(len(s.tokens) for s in sequences)
-    ids = torch.full((len(sequences), longest), 0)
-    attend = torch.zeros_like(ids)
-    scored = torch.zeros_like(ids, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        n = len(sequence.tokens)
-        where = slice(longest - n, longest) if side == "left" else slice(0, n)
-        ids[row, where] = torch.tensor(sequence.tokens)
-        attend[row, where] = 1
-        scored[row, where] = torch.tensor(sequence.mask)
-    positions = (attend.cumsum(-1) - 1).clamp(min=0)
-    # By hand, and finite: transformers' own masks give nan in float64 on rows that are padding.
-    masks = {}
-    for kind, window in (("full_attention", 10**6), ("sliding_attention", 6)):
-        gap = torch.arange(longest)[:, None] - torch.arange(longest)[None]
-        is_seen = (gap >= 0) & (gap < window) & attend.bool()[:, None, :]
-        masks[kind] = torch.where(is_seen, 0.0, -1e30).double()[:, None]
-    kind = model.config.model_type
-    one = "sliding_attention" if kind == "mistral" else "full_attention"
-    mask = masks if kind in {"gemma2", "qwen3"} else masks[one]
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
-    log_probs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    return torch.where(scored[:, 1:], log_probs, 0.0).sum(-1)
+def plain(model, sequences: list[Marked]) -> torch.Tensor:
+    """Sum of scored log-probabilities of each sequence, run alone: eager, full logits, no mask."""
+    totals = []
+    for sequence in sequences:
+        tokens = torch.tensor(sequence.tokens)
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
+        log_probs = logits.log_softmax(-1).gather(-1, tokens[1:, None]).squeeze(-1)
+        totals.append(log_probs[torch.tensor(sequence.mask[1:], dtype=torch.bool)].sum())
+    return torch.stack(totals)
 
 
 def weighted_gradient(model, totals: torch.Tensor) -> torch.Tensor:
@@ -80,20 +64,25 @@ def weighted_gradient(model, totals: torch.Tensor) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("compute", [forest_hidden, padded_hidden])
-@settings(max_examples=12)
-@given(
-    sequences=trees(), min_shared=st.sampled_from([1, 3]), side=st.sampled_from(["left", "right"])
+@pytest.mark.parametrize(
+    ("family", "compute"),
+    [(family, forest_hidden) for family in FAMILIES | EXPERTS]
+    + [(family, padded_hidden) for family in FAMILIES | EXPERTS | PADDED],
 )
-def test_forest_equals_padded_eager_computation(family, compute, sequences, min_shared, side):
-    model, reference = model_of(family), tiny_model(family, torch.float64)
+@settings(max_examples=8)
+@given(sequences=trees(), min_shared=st.sampled_from([1, 3]))
+def test_forest_and_padding_equal_each_sequence_run_alone(family, compute, sequences, min_shared):
+    dtype = torch.float64 if family in FAMILIES else torch.float32  # experts know no wider one
+    model, reference = tiny_model(family, dtype), tiny_model(family, dtype)
     reference.set_attn_implementation("eager")
+    assert (plug_in(model) == "") == (family not in PADDED)
     forest = plant(sequences, min_shared=min_shared)
     log_probs = output_layer(model).log_probs(compute(model, forest, forest.before), forest.targets)
-    ours, theirs = forest.totals(log_probs), plain(reference, sequences, side)
+    ours, theirs = forest.totals(log_probs), plain(reference, sequences)
     # Rotary tables and eager softmax are float32 in transformers, which bounds the agreement.
-    assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-5)
+    assert torch.allclose(
+        ours, theirs.double(), rtol=1e-6, atol=1e-5 if family in FAMILIES else 1e-4
+    )
     if any(any(s.mask) for s in sequences):
         left, right = weighted_gradient(model, ours), weighted_gradient(reference, theirs)
         assert (left - right).norm() <= 1e-5 * right.norm() + 1e-6
@@ -165,39 +154,43 @@ def test_filling_a_row_changes_nothing_of_what_it_holds(family, compute):
     assert torch.equal(full.last, bare.last)
     model = model_of(family)
     one, other = (compute(model, forest, forest.last) for forest in (bare, full))
-    assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+    near = 1e-6 if family == "gemma3" else 1e-9  # whose norms of queries and keys are in float32
+    assert torch.allclose(one, other, rtol=near, atol=near)
     pieces = [weighted_gradient(model, hidden.sum(-1)) for hidden in (one, other)]
-    assert torch.allclose(*pieces, rtol=1e-8, atol=1e-9)
+    assert (pieces[0] - pieces[1]).norm() <= near * pieces[1].norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES | EXPERTS)
 def test_the_forest_is_found_exact(family, dtype):
-    model = model_of(family, dtype)
-    assert why_padded(model) == ""
+    model = tiny_model(family, dtype)
+    assert plug_in(model) == ""
+    assert model.config._attn_implementation == attention.NAME
 
 
-def test_a_model_that_mixes_neighbours_falls_back():
-    from transformers import Lfm2Config, Lfm2ForCausalLM
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("lfm2", "layers of kind conv"),
+        ("falcon_h1", "layers of kind hybrid"),
+        ("mamba", "layers of kind linear_attention"),
+        ("recurrent_gemma", "layers of kind linear_attention"),
+        ("falcon", "0 of its 2 layers use the attention interface"),
+        ("gpt_oss", "its attention has s_aux"),  # sinks: one more logit in each softmax
+    ],
+)
+def test_what_a_forest_cannot_express_falls_back_to_the_models_own_attention(family, reason):
+    model = tiny_model(family)
+    own = model.config._attn_implementation
+    assert reason in plug_in(model)
+    assert model.config._attn_implementation == own
 
-    config = Lfm2Config(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "full_attention"],
-    )  # fmt: skip
-    model = Lfm2ForCausalLM(config).eval()
-    model.set_attn_implementation(attention.NAME)
-    assert "conv" in why_padded(model)
-    # Also where the config keeps silent about it: the numbers tell.
-    model.config.layer_types = ["full_attention", "full_attention"]
-    assert why_padded(model) != ""
 
-
-def test_a_model_that_never_asks_falls_back():
-    from transformers import FalconConfig, FalconForCausalLM
-
-    config = FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-    model = FalconForCausalLM(config).eval()
-    assert why_padded(model) != ""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_mixes_neighbours_is_found_by_its_numbers(monkeypatch, dtype):
+    """All layers of a Falcon H1 attend, and mix neighbours beside it; were that not known..."""
+    monkeypatch.setattr(layout, "EXACT_KINDS", layout.EXACT_KINDS | {"hybrid"})
+    assert plug_in(tiny_model("falcon_h1", dtype)) == "its layers mix neighbouring answers"
 
 
 def test_checkpointed_layers_recompute_the_same_gradient():

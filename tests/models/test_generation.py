@@ -11,7 +11,7 @@ from melior.models import decoding
 from melior.models.decoding import Cached, Recomputed, shares_prompts
 from melior.models.generation import complete, next_token_log_probs
 from melior.options import Sampling
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import EXPERTS, FAMILIES, PADDED, tiny_model, tiny_tokenizer
 
 PROMPTS = [list(range(5, 5 + n)) for n in (3, 17, 9)]
 END = 2
@@ -60,6 +60,14 @@ def same(left, right, tolerance=1e-5):
         )
 
 
+def generated(model, prompt, max_new_tokens):
+    """What transformers' own generation says, greedily."""
+    tokens = torch.tensor([prompt])
+    options = {"do_sample": False, "max_new_tokens": max_new_tokens}
+    found = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+    return found[0, len(prompt) :].tolist()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_is_what_transformers_generates(family, dtype):
@@ -67,12 +75,17 @@ def test_greedy_is_what_transformers_generates(family, dtype):
     assert shares_prompts(model)
     found = draw(model, PROMPTS, Sampling(k=2, temperature=0, max_new_tokens=20))
     for prompt, answers in zip(PROMPTS, found, strict=True):
-        tokens = torch.tensor([prompt])
-        expected = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=20
-        )[0, len(prompt) :].tolist()
+        expected = generated(model, prompt, 20)
         assert [list(answer.tokens) for answer in answers] == [expected, expected]
         assert set(answers[0].sampling_log_probs) == {0.0}
+
+
+@pytest.mark.parametrize("family", EXPERTS | PADDED)
+def test_experts_states_and_sinks_say_what_transformers_generates(family):
+    model = tiny_model(family)
+    found = draw(model, PROMPTS, Sampling(k=2, temperature=0, max_new_tokens=12))
+    for prompt, answers in zip(PROMPTS, found, strict=True):
+        assert [list(answer.tokens) for answer in answers] == [generated(model, prompt, 12)] * 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

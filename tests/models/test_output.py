@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from melior.models import output
-from melior.models.output import OutputLayer
+from melior.models.output import OutputLayer, output_layer, refuse_other_logits
+from tests.tiny import EXPERTS, FAMILIES, PADDED, SMALL, tiny_model
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
@@ -60,3 +61,19 @@ def test_bfloat16_weights_give_logits_that_are_summed_and_kept_in_float32():
     ours = OutputLayer(linear).log_probs(hidden, targets).double()
     wanted = OutputLayer(exact).log_probs(hidden.double(), targets)
     assert torch.allclose(ours, wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES | EXPERTS | PADDED)
+def test_the_output_layer_of_every_family_is_found(family, dtype):
+    model = tiny_model(family, dtype)
+    refuse_other_logits(model, output_layer(model))
+
+
+def test_logits_that_are_made_in_an_unknown_way_are_refused():
+    """This model multiplies by what others of that name divide by."""
+    from transformers import HyperCLOVAXConfig, HyperCLOVAXForCausalLM
+
+    model = HyperCLOVAXForCausalLM(HyperCLOVAXConfig(**SMALL, logits_scaling=0.5)).eval()
+    with pytest.raises(ValueError, match="HyperCLOVAXForCausalLM: its logits must be its output"):
+        refuse_other_logits(model, output_layer(model))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from melior.cli import main
 from melior.recipes import preference
-from tests.tiny import tiny_model
+from tests.tiny import tiny_folder, tiny_model
 
 WORDS = ("fox", "dog", "capital", "Paris", "hello", "thank", "quick", "lazy", "today", "jumps")
 
@@ -87,6 +88,18 @@ def test_dpo_starts_at_log_2(model_folder, data, tmp_path):
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "lfm2"])
+def test_experts_sinks_and_convolutions_learn_too(family, data, tmp_path):
+    """On a forest, and where answers are computed one by one."""
+    tiny_folder(tmp_path / family, family)
+    main([
+        "dpo", "--model", str(tmp_path / family), "--data", data[0], "--out", str(tmp_path / "run"),
+        "--learning-rate", "1e-2", "--batch-size", "16", "--max-steps", "4", "--n-samples", "1",
+    ])  # fmt: skip
+    losses = [row["loss"] for row in rows(tmp_path / "run" / "metrics.jsonl")]
+    assert losses[0] == pytest.approx(0.693147, abs=1e-5) and losses[-1] < 0.6
+
+
 @pytest.mark.parametrize("name", ["dpo", "simpo"])
 def test_portions_do_not_change_the_numbers(name, model_folder, data, tmp_path):
     """Accumulation is exact, token means included: sft_weight adds one."""
@@ -150,14 +163,52 @@ def test_resuming_with_other_options_or_data_is_refused(model_folder, data, tmp_
     ]  # fmt: skip
     main(words)
     about = (tmp_path / "run" / "data.json").read_bytes()
-    for change, said in ((["--beta", "0.5"], "beta was 0.1, is now 0.5"), ([], "train data was")):
-        if not change:
-            write_pairs(tmp_path / "train.jsonl", 5, 37)
+
+    def is_refused(words, sentence):
         with pytest.raises(SystemExit) as stopped:
-            main([*words, "--resume", *change])
+            main([*words, "--resume"])
         assert stopped.value.code == 2
-        assert said in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert sentence in said and "set them back, or add --allow-changes" in said
         assert (tmp_path / "run" / "data.json").read_bytes() == about
+
+    is_refused([*words, "--beta", "0.5"], "beta was 0.1, is now 0.5")
+    is_refused([*words, "--learning-rate", "1e-3"], "learning_rate was 1e-06, is now 0.001")
+    is_refused(["simpo", *words[1:]], "recipe was dpo, is now simpo")
+    write_pairs(tmp_path / "train.jsonl", 5, 37)
+    is_refused(words, "train data was")
+    main([*words, "--learning-rate", "1e-3", "--resume", "--allow-changes"])
+
+
+def test_a_run_that_finds_the_disk_full_says_so_and_goes_on_to_the_same_bits(
+    model_folder, data, tmp_path, capsys
+):
+    """No file may grow beyond a limit, as on a disk that is full, from the first checkpoint on."""
+
+    def words(name):
+        return ["simpo", "--model", str(model_folder), "--data", data[0], "--out",
+                str(tmp_path / name), "--learning-rate", "1e-2", "--batch-size", "8",
+                "--save-steps", "2", "--n-samples", "0"]  # fmt: skip
+
+    main(words("whole"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main(words("cut"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "step-000002: a checkpoint must be written; found" in said
+    assert "nothing half-written is left" in said and "go on with --resume" in said
+    assert not list((tmp_path / "cut" / "checkpoints").iterdir())
+    assert read(tmp_path / "cut" / "run.json")["status"] == "failed"
+    main([*words("cut"), "--resume"])
+    whole, cut = (
+        (tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("whole", "cut")
+    )
+    assert whole == cut
 
 
 @pytest.mark.parametrize("kill_after", [2, pytest.param(5, marks=pytest.mark.slow)])

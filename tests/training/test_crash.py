@@ -71,11 +71,16 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_to_the_same_bits(tmp_p
     assert result(folder) == whole
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_a_sentence(tmp_path, whole):
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "Ctrl-C"],
+)
+def test_a_signal_leaves_a_checkpoint_and_a_sentence(number, code, tmp_path, whole):
     folder = tmp_path / "run"
     process = start(folder)
-    said = stop(process, signal.SIGINT, 0.05)
-    assert process.returncode == 130
+    said = stop(process, number, 0.05)
+    assert process.returncode == code
     record = json.loads((folder / "run.json").read_text())
     steps = len((folder / "metrics.jsonl").read_text().splitlines())
     assert record["status"] == "stopped"
@@ -83,3 +88,17 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_sentence(tmp_path, whole):
     assert f"stopped after step {steps}; go on with:" in said and "--resume" in said
     assert finish(folder, "--resume").startswith(f"start {steps}")
     assert result(folder) == whole
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_real_commands_damage_nothing_and_change_no_bit(tmp_path):
+    """The benchmark itself, at other moments each time; it fails where a bit is another one."""
+    numbers = tmp_path / "kills.json"
+    command = [sys.executable, "benchmarks/kills.py", "--kills", "50", "--json", str(numbers)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(numbers.read_text())
+    assert sum(one["kills"] for one in found.values()) == 50
+    for one in found.values():
+        assert one["runs"] >= 1 and one["damaged"] == 0
+        assert len(one["places"]) >= 2  # they fell into different moments

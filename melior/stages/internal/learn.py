@@ -17,6 +17,7 @@ from melior.data.batches import GroupBatches, TokenValues, scored_lengths
 from melior.losses.preference import dpo
 from melior.models.language import LanguageModel
 from melior.models.loading import load, load_chat, save_model
+from melior.models.trial import refuse_disagreement
 from melior.records import Metrics
 from melior.stages.data import write_data
 from melior.stages.health import of_answers
@@ -117,6 +118,7 @@ def _learn(plan: ConsistencyPlan, run: Run, judge: SelfJudge, material: Material
     model = load(plan.model, trainable=True, seed=plan.loop.seed)
     if model.padded_because:
         run.note(f"answers are computed one by one, under padding: {model.padded_because}")
+    refuse_disagreement(model, ((one.origin, one.answers) for one in material.seed.groups))
     held_out = material.held_out
     source = (held_out or material.seed).prepared
     bench = Bench(_as_plan(plan), model, source if held_out else None, source.first_prompts)

@@ -31,6 +31,7 @@ from melior.models.aspects import Aspect, AspectModel, Aspects, opening_length, 
 from melior.models.gate import AspectGate, GateOptions
 from melior.models.heads import load_reward_model, reward_chat
 from melior.models.loading import n_positions
+from melior.models.trial import refuse_disagreement
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.stages.data import Prepared, hold_out, prepare, write_data
 from melior.stages.learn import write_card
@@ -160,6 +161,7 @@ def _learn(plan: AspectPlan, run: Run, inputs: Inputs, verbosity: int | None) ->
     reward = load_reward_model(plan.model, trainable=False, seed=plan.loop.seed)
     if reward.padded_because:
         run.note(f"answers are computed one by one, under padding: {reward.padded_because}")
+    refuse_disagreement(reward, ((one.origin, one.answers) for one in inputs.train.groups))
     features = KeptFeatures(reward, max_tokens=plan.loop.max_tokens)
     pairs, apart = _apart(plan, run, inputs)
     _look_for_shared(run, inputs, apart)

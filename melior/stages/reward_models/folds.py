@@ -55,7 +55,10 @@ def cross_fit(
         has_begun = (folder / "run.json").exists()
         own = replace(loop, out=str(folder), resume=loop.resume and has_begun)
         train_reward(plan(replace(data, data=(str(others),), eval_data=()), own))
-        held = ModelOptions(model=str(folder / "model"), dtype=model.dtype, device=model.device)
+        held = ModelOptions(
+            model=str(folder / "model"), dtype=model.dtype, device=model.device,
+            padded=model.padded,
+        )  # fmt: skip
         scorer = load_scorer(held, max_tokens=loop.max_tokens, max_length=data.max_length)
         found = _scored(scorer, held.model, [pairs[i] for i in members])
         scored |= {i: pair for i, pair in zip(members, found, strict=True) if pair}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
@@ -17,17 +16,17 @@ from melior.data.duels import Duels
 from melior.data.examples import Data
 from melior.losses.reward import bradley_terry, centring_penalty
 from melior.models.heads import RewardModel, load_reward_model, reward_chat, save_reward_model
+from melior.models.trial import Packing
 from melior.options import ModelOptions
 from melior.stages.data import Encode, answer_by_answer
 from melior.types import Pairwise
 
 
 @runtime_checkable
-class Trained(Protocol):
+class Trained(Packing, Protocol):
     """What training asks of a model, whatever it says."""
 
     masters: dict[str, Tensor]
-    padded_because: str
 
     @property
     def start_hash(self) -> str:
@@ -38,9 +37,6 @@ class Trained(Protocol):
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass."""
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Inside, nothing is random and no gradient is kept."""
 
 
 M = TypeVar("M", bound=Trained)

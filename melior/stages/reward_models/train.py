@@ -20,6 +20,7 @@ from melior.data.batches import GroupBatch, GroupBatches, TokenGroup, TokenValue
 from melior.data.duels import duels
 from melior.evaluation.preferences import correct
 from melior.models.loading import n_positions
+from melior.models.trial import refuse_disagreement
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics
 from melior.stages.data import Prepared, hold_out, prepare, write_data
@@ -124,6 +125,7 @@ def _learn(
     model = kind.load(plan.model, plan.loop.seed)
     if model.padded_because:
         run.note(f"answers are computed one by one, under padding: {model.padded_because}")
+    refuse_disagreement(model, ((group.origin, group.answers) for group in groups))
     bench = Bench(plan, model, held_out)
     best = Best(run.folder / "checkpoints" / "best", plan.patience)
     about = {"data": hashes, "model": model.start_hash}
