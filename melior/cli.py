@@ -36,6 +36,7 @@ COMMANDS = {
     "gpo": ("recipes.gpo", "", "preferences that need not be one number, in rounds; SPPO, too"),
     "scir": ("recipes.scir", "", "learn from what the model's own judges agree on"),
     "online": ("recipes.online", "", "sample, score, choose, learn and judge, in rounds"),
+    **{f"plan {name}": ("commands.plan", "", f"what `{name}` will take") for name in OBJECTIVES},
     "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),
     "data check": ("commands.data", "check", "find what is wrong with preferences"),
     "data stats": ("commands.data", "stats", "count and draw what a file holds"),
@@ -60,6 +61,7 @@ COMMANDS = {
     "reproduce": ("commands.reproduce", "", "a paper's central claim, small: claimed and measured"),
     "report": ("commands.report", "", "one HTML page for one run or several"),
 }
+PLANS, PLAN = "plan COMMAND", "what memory and time a run of one stage will take"
 EXPECTED = (ValueError, OSError)
 """What a wrong input raises; anything else is a mistake of ours and keeps its traceback."""
 
@@ -112,8 +114,12 @@ def _run(words: list[str]) -> None:
 
 def overview() -> str:
     """Return the list of commands."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {about}" for name, (_, _, about) in COMMANDS.items()]
+    listed = {
+        PLANS if place == "commands.plan" else name: PLAN if place == "commands.plan" else about
+        for name, (place, _, about) in COMMANDS.items()
+    }
+    width = max(map(len, listed))
+    lines = [f"  {name:<{width}}  {about}" for name, about in listed.items()]
     return "\n".join(
         [
             "melior learns what is better: candidates are proposed, scored, chosen, learned from,"
@@ -137,12 +143,14 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
     family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if family:
         verbs = ", ".join(name.split()[1] for name in family)
-        found = words[1] if len(words) > 1 else "nothing"
+        found = words[1] if len(words) > 1 else ""
         if found in ("-h", "--help"):
             print("\n".join(f"melior {name}: {COMMANDS[name][2]}" for name in family))
             raise SystemExit(0)
         hint = _near(found, [name.split()[1] for name in family])
-        raise ValueError(f"melior {words[0]}: needs one of {verbs}; found {found}{hint}")
+        raise ValueError(
+            f"melior {words[0]}: needs one of {verbs}; found {found or 'nothing'}{hint}"
+        )
     firsts = [name.split()[0] for name in COMMANDS]
     raise ValueError(
         f"{words[0]!r} is not a command; melior --help lists them{_near(words[0], firsts)}"
@@ -155,6 +163,9 @@ def command(name: str) -> tuple[type, Callable[[Any], object]]:
     module = import_module(f"melior.{place}")
     if place == "recipes.preference":
         return module.config_of(name), module.run
+    if place == "commands.plan":
+        recipe, _ = command(name.removeprefix("plan "))
+        return module.config_of(recipe), module.run
     kind = getattr(module, "".join(part.title() for part in suffix.split("_")) + "Config")
     return kind, getattr(module, suffix or "run")
 

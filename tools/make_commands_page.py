@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
 
-from melior.cli import COMMANDS, command
+from melior.cli import COMMANDS, PLANS, command
+from melior.commands.plan import PlanConfig, PlanOptions
 from melior.objectives.objective import ChosenLikelihood
 from melior.options import (
     DataOptions,
@@ -62,8 +63,18 @@ def main(place: Path = PAGE) -> None:
 
 def page() -> str:
     """Return the page's text."""
-    parts = [HEAD, *map(_command, COMMANDS), "## Shared options\n", *map(_shared, SHARED)]
-    return "\n".join(parts)
+    names = {PLANS if name.startswith("plan ") else name: None for name in COMMANDS}
+    parts = [_plan() if name == PLANS else _command(name) for name in names]
+    return "\n".join([HEAD, *parts, "## Shared options\n", *map(_shared, SHARED)])
+
+
+def _plan() -> str:
+    """Return the section of all plans: their options, besides those of the run."""
+    lines = [f"## melior {PLANS}\n", f"{inspect.getdoc(PlanConfig)}\n"]
+    said = "COMMAND is one of "
+    names = [name.removeprefix("plan ") for name in COMMANDS if name.startswith("plan ")]
+    lines.append(f"{said}{', '.join(f'`{name}`' for name in names)}, with all of its options.\n")
+    return "\n".join([*lines, _table(PlanOptions, fields(PlanOptions))])
 
 
 def _command(name: str) -> str:

@@ -62,9 +62,16 @@ class Tile:
 
 
 class Layout:
-    """What the attention layers need to know of a forest; counts how often they asked."""
+    """What the attention layers need to know of a forest; counts how often they asked.
 
-    def __init__(self, forest: Forest) -> None:
+    Args:
+        forest: to attend along.
+        on_cpu: use the CPU's flash kernel where tensors lie on one; a rehearsal of what another
+            device does goes without.
+    """
+
+    def __init__(self, forest: Forest, *, on_cpu: bool = True) -> None:
+        self.on_cpu = on_cpu
         self.segments = forest.segments
         self.positions = forest.positions
         self.n_calls = 0
@@ -143,7 +150,8 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     is_windowed = sliding_window is not None and forest.longest > sliding_window
     window = sliding_window if is_windowed else None
-    if window is None and softcap is None and query.device.type == "cpu":
+    has_flash = forest.on_cpu and query.device.type == "cpu"
+    if window is None and softcap is None and has_flash:
         out = _ForestFlash.apply(  # type: ignore[no-untyped-call]  # of torch
             query, key, value, forest, scale
         )

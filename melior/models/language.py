@@ -51,7 +51,7 @@ class LanguageModel:
     @property
     def core(self) -> PreTrainedModel:
         """The transformers model, inside its adapter if it has one."""
-        return self.model.get_base_model() if self.has_adapter else self.model  # type: ignore
+        return core(self.model)
 
     @property
     def has_adapter(self) -> bool:
@@ -70,10 +70,7 @@ class LanguageModel:
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass: less memory, more time."""
-        self.model.train()
-        self.core.gradient_checkpointing_enable({"use_reentrant": False})
-        if self.has_adapter:
-            self.core.enable_input_require_grads()
+        checkpoint_activations(self.model)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that training may change, by name."""
@@ -137,6 +134,20 @@ class LanguageModel:
             decode=self.chat.decode,
             generator=generator,
         )
+
+
+def core(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model, inside its adapter if it has one."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute a transformers or peft model's activations in the backward pass."""
+    model.train()
+    inner = core(model)
+    inner.gradient_checkpointing_enable({"use_reentrant": False})
+    if inner is not model:
+        inner.enable_input_require_grads()
 
 
 def fingerprint(model: nn.Module, config: PreTrainedConfig) -> str:

@@ -51,7 +51,7 @@ def held(
     model: nn.Module, options: ModelOptions, *, trainable: bool, seed: int
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """Hold float32 weights as the options say, maybe in an adapter; return the masters, too."""
-    _forget_dropout(model)
+    forget_dropout(model)
     masters: dict[str, Tensor] = {}
     if options.dtype == "bf16":
         if trainable and not options.lora_r:
@@ -59,7 +59,7 @@ def held(
         model.to(torch.bfloat16)
     model.requires_grad_(trainable)
     if trainable and options.lora_r:
-        model = _with_adapter(model, options, seed)
+        model = with_adapter(model, options, seed)
     model.to(device_of(options.device))
     model.train(trainable and options.lora_dropout > 0)
     return model, masters
@@ -196,17 +196,26 @@ def reading(options: ModelOptions, kind: str) -> Iterator[None]:
         ) from error
 
 
-def n_positions(options: ModelOptions) -> int:
-    """Return how many tokens a model can take in; its config says so, before any weights load."""
+def config_of(options: ModelOptions) -> PreTrainedConfig:
+    """Return a model's config, an adapter's base model's, before any weights load.
+
+    Raises:
+        ValueError: it does not load.
+    """
     from transformers import AutoConfig
 
     source = folder_of(options.model)
     if base := adapter_base(source):
         source = folder_of(base)
     try:
-        config = AutoConfig.from_pretrained(source, **hub(options)).get_text_config()
+        return AutoConfig.from_pretrained(source, **hub(options))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{options.model}: its config does not load; {_first(error)}") from error
+
+
+def n_positions(options: ModelOptions) -> int:
+    """Return how many tokens a model can take in; its config says so, before any weights load."""
+    config = config_of(options).get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 
@@ -266,7 +275,8 @@ def _folded(folder: Path | str, options: ModelOptions) -> nn.Module | None:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
-def _with_adapter(model: nn.Module, options: ModelOptions, seed: int) -> nn.Module:
+def with_adapter(model: nn.Module, options: ModelOptions, seed: int) -> nn.Module:
+    """Return a model with a new LoRA adapter, which alone is to be trained."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -321,7 +331,7 @@ def _masters(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _forget_dropout(model: nn.Module) -> None:
+def forget_dropout(model: nn.Module) -> None:
     """Set the base model's own dropout to 0: log-probabilities must mean one thing."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

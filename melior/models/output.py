@@ -121,8 +121,8 @@ class _ScoredTokens(torch.autograd.Function):
         with bfloat16_products(weight.dtype):
             for words in _chunks(len(targets), weight.shape[0]):
                 logits = _logits(hidden, weight[words], bias[words], scale, softcap)
-                rows, columns = _here(targets, words)
-                own[rows] = logits[rows, columns]
+                is_here, columns = _here(targets, words)
+                own = torch.where(is_here, logits.gather(1, columns)[:, 0], own)
                 most = logits.amax(-1)
                 part = logits.sub_(most[:, None]).exp_().sum(-1).log_() + most
                 total = torch.logaddexp(total, part)
@@ -143,8 +143,8 @@ class _ScoredTokens(torch.autograd.Function):
                 logits = _logits(hidden, weight[words], bias[words], ctx.scale, ctx.softcap)
                 bend = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
                 slope = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
-                rows, columns = _here(targets, words)
-                slope[rows, columns] += grad[rows]
+                is_here, columns = _here(targets, words)
+                slope.scatter_add_(1, columns, torch.where(is_here, grad, 0.0)[:, None])
                 if bend is not None:
                     slope *= bend
                 if ctx.scale != 1.0:
@@ -168,9 +168,9 @@ def _logits(
 
 
 def _here(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
-    """Return which rows have their target among these words, and where."""
-    rows = ((targets >= words.start) & (targets < words.stop)).nonzero().squeeze(-1)
-    return rows, targets[rows] - words.start
+    """Say which rows have their target among these words, and where; no GPU is waited for."""
+    is_here = (targets >= words.start) & (targets < words.stop)
+    return is_here, (targets - words.start).clamp(0, words.stop - words.start - 1)[:, None]
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:

@@ -33,9 +33,22 @@ def check_inputs(
             first row is not what it should hold.
     """
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
+    _spare(Path(loop.out), [model.model, *data.data, *data.eval_data], overwrite=loop.overwrite)
+    check_sources(model, data, loop, holds=holds)
+
+
+def check_sources(
+    model: ModelOptions, data: DataOptions, loop: LoopOptions, *, holds: Data = "pairs"
+) -> None:
+    """Look at the same, whatever the run folder holds.
+
+    Raises:
+        FileNotFoundError: the model, its template or a source is not there.
+        ValueError: a tracker is not installed, a source is empty, or its first row is not what it
+            should hold.
+    """
     check_named(model)
     check_installed(loop.report_to)
-    _spare(Path(loop.out), [model.model, *data.data, *data.eval_data], overwrite=loop.overwrite)
     for source in data.data:
         _look(source, holds)
         _keep_goal(source, data)

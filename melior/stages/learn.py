@@ -69,8 +69,8 @@ class Plan:
 def learn(plan: Plan) -> Path:
     """Learn and prove what came of it; return the run's folder, which holds it all."""
     loop = plan.loop
-    train, held_out = _prepare(plan)
-    _refuse_unfit(plan, train)
+    train, held_out = prepare_data(plan)
+    refuse_unfit(plan, train)
     if loop.overwrite:  # before the old run is deleted
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
     with Run.create(
@@ -188,7 +188,7 @@ class Bench:
         }
 
 
-def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
+def prepare_data(plan: Plan) -> tuple[Prepared, Prepared | None]:
     """Read and check the data before any weights are loaded."""
     chat, data, seed = load_chat(plan.model), plan.data, plan.loop.seed
     positions = n_positions(plan.model)
@@ -213,7 +213,7 @@ def _prepare(plan: Plan) -> tuple[Prepared, Prepared | None]:
     return train, held_out
 
 
-def _refuse_unfit(plan: Plan, train: Prepared) -> None:
+def refuse_unfit(plan: Plan, train: Prepared) -> None:
     """Refuse rows without what the method reads of them."""
     sources, (low, high) = ", ".join(plan.data.data), plan.method.score_range
     if plan.method.needs_margins and all(group.margin == 0 for group in train.groups):
