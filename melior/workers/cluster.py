@@ -113,9 +113,11 @@ def _connected(address: str) -> Any:
         raise ValueError(
             "--cluster needs Ray, which is not installed; run pip install 'melior[cluster]'"
         ) from error
+    # Whom it has lost Ray prints itself, on standard output, where the results stand; there is no
+    # public way to have it silent.
+    ray._private.worker._worker_logs_enabled = False
     fresh = {"include_dashboard": False, "object_store_memory": STORE} if address == HERE else {}
     try:
-        # What workers print is theirs: on the standard output of this process stand the results.
         ray.init(address, logging_level="ERROR", log_to_driver=False, **fresh)
     except (ConnectionError, ValueError) as error:
         raise ConnectionError(
