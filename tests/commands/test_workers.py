@@ -97,13 +97,13 @@ def draw(model_folder, prompts, out, **options):
 
 
 def test_sampling_gives_the_same_bytes_by_any_number_of_processes(model_folder, groups, tmp_path):
-    prompts, found = few(groups, 14), []
-    for n in (1, 2, 3):
+    prompts, found = few(groups, 9), []
+    for n in (1, 2):
         out = tmp_path / f"{n}.jsonl"
         metrics = draw(model_folder, prompts, out, workers=WorkerOptions(n))
         found.append(out.read_bytes())
-        assert metrics["sample/groups"] == 14 and metrics["sample/answers"] == 14 * 128
-    assert found[0] == found[1] == found[2]
+        assert metrics["sample/groups"] == 9 and metrics["sample/answers"] == 9 * 128
+    assert found[0] == found[1]
     draw(model_folder, prompts, tmp_path / "here.jsonl")
     for mine, other in zip(rows(tmp_path / "here.jsonl"), rows(tmp_path / "1.jsonl"), strict=True):
         texts = [[one["response"] for one in side.pop("candidates")] for side in (mine, other)]
@@ -163,11 +163,12 @@ def test_groups_meet_the_same_company_in_a_chunk_as_in_the_file(name):
 
 
 def test_scoring_gives_the_same_bytes_here_and_by_processes(groups, reward_folder, tmp_path):
-    by = [scored(groups, reward_folder, tmp_path / f"{n}.jsonl", n) for n in (0, 1, 3)]
-    assert by[0] == by[1] == by[2]
+    by = [scored(groups, reward_folder, tmp_path / f"{n}.jsonl", n) for n in (0, 3)]
+    assert by[0] == by[1]
     assert [json.loads(line)["id"] for line in by[0].splitlines()] == list(range(N))
 
 
+@pytest.mark.slow
 def test_scoring_goes_on_to_the_same_bytes_when_workers_and_the_driver_are_killed(
     groups, reward_folder, tmp_path
 ):
@@ -207,6 +208,7 @@ def test_a_wrong_row_is_the_same_sentence_behind_the_same_rows(groups, tmp_path,
     assert [row["id"] for row in rows(out)] == list(range(577))
 
 
+@pytest.mark.slow
 def test_a_judge_works_in_processes(groups, tmp_path, monkeypatch):
     monkeypatch.setenv("MELIOR_CACHE", str(tmp_path))
     with serving(referee) as (url, _):

@@ -19,9 +19,9 @@ from tests.workers.works import Doubling, numbered
 ROOT = Path(__file__).parents[2]
 
 
-def told(folder, name):
+def told(name, *given):
     """Run one of the functions below in a process of its own, since Ray lives as long as one."""
-    code = f"from tests.workers.test_cluster import {name}; {name}({str(folder)!r})"
+    code = f"from tests.workers.test_cluster import {name}; {name}(*{[*map(str, given)]})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -40,14 +40,8 @@ def doubled(folder, kinds, address="local"):
         return found, deal.costs()["numbers"]
 
 
-def deaths(folder):
-    """Whatever can happen, one after the other, each on a cluster of its own."""
-    results = []
-    for place, kinds in enumerate(KINDS):
-        here = Path(folder) / str(place)
-        here.mkdir()
-        results.append([*doubled(here, kinds), len(list(here.glob("*.begun")))])
-    print(json.dumps(results))
+def happens(folder, *kinds):
+    print(json.dumps(doubled(Path(folder), kinds)))
 
 
 def machine_gone(folder):
@@ -69,25 +63,30 @@ def machine_gone(folder):
 
 
 SMALL = {"object_store_memory": 10**8}
-KINDS = (
-    ["meets 2", "kills once", "fine", "fine", "lacks memory once", "fine", "kills once", "fine"],
-    [*["fine"] * 4, "kills", "fine", "fine"],
-    [*["fine"] * 4, "is wrong", "fine"],
-)
+
+
+def test_who_is_killed_on_a_cluster_is_replaced_and_its_chunk_done_by_another(tmp_path):
+    found, cost = told("happens", tmp_path, "meets 2", "kills once", "fine", "fine", "fine")
+    assert (found, cost) == ([0, 2, 4, 6, 8], 5)
 
 
 @pytest.mark.slow
-def test_whatever_happens_on_a_cluster_is_what_happens_in_processes(tmp_path):
-    lost, hopeless, wrong = told(tmp_path, "deaths")
-    assert lost[:2] == [[2 * i for i in range(8)], 8] and lost[2] >= 4
-    assert hopeless[0] == [0, 2, 4]
-    assert hopeless[1].startswith("ChildProcessError: rows 4 to 6, from file:4 on: lost 3 workers")
-    assert wrong[:2] == [[0, 2, 4, 6], "ValueError: file:5: needs sense; found none"]
+def test_whatever_else_happens_on_a_cluster_is_what_happens_in_processes(tmp_path):
+    kinds = ["lacks memory once", "fine", "fine", "fine", "kills", "fine", "fine"]
+    found, error = told("happens", tmp_path, *kinds)
+    assert found == [0, 2, 4]
+    assert error.startswith("ChildProcessError: rows 4 to 6, from file:4 on: lost 3 workers")
+
+
+@pytest.mark.slow
+def test_an_error_on_a_cluster_is_heard(tmp_path):
+    found, error = told("happens", tmp_path, *["fine"] * 4, "is wrong", "fine")
+    assert (found, error) == ([0, 2, 4, 6], "ValueError: file:5: needs sense; found none")
 
 
 @pytest.mark.slow
 def test_who_is_left_does_the_work_of_a_machine_that_is_gone(tmp_path):
-    assert told(tmp_path, "machine_gone")[0] == [2 * i for i in range(11)]
+    assert told("machine_gone", tmp_path)[0] == [2 * i for i in range(11)]
 
 
 def test_without_ray_a_sentence_says_what_to_install(monkeypatch):
