@@ -2,16 +2,18 @@
 
 `melior simpo` (all weights, float32 masters) and `melior dpo` (a LoRA adapter with dropout) learn
 on a small model and save after every step. Each attempt is a process of its own, ended by SIGKILL
-at a moment drawn between its start and the time that a whole run takes, and gone on with by
-`--resume`. Attempts are forked from a process that has imported everything, so that a kill costs no
-start. A run that comes to its end is held against one that nobody disturbed, weights and metrics
-bit by bit, and another one begins, until there were enough kills.
+at a moment drawn evenly, one in four over all the time that a whole run takes, the others from when
+the first step is written down, and gone on with by `--resume`. Attempts are forked from a process
+that has imported everything, so that a kill costs no start. A run that comes to its end is held
+against one that nobody disturbed, weights and metrics bit by bit, and another one begins, until
+there were enough kills.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -20,7 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,9 +41,11 @@ RUNS = {
     "simpo": ("simpo", "--learning-rate", "1e-3"),
     "dpo": ("dpo", "--learning-rate", "1e-2", "--lora-r", "4", "--lora-dropout", "0.1"),
 }
-COMMON = ("--epochs", "2", "--batch-size", "8", "--save-steps", "1", "--n-samples", "2")
+COMMON = ("--epochs", "1", "--batch-size", "2", "--save-steps", "1", "--n-samples", "2")
+STEPPING = 0.7
+"""Of the time of a whole run, about what its steps and its end take."""
 PLACES = {
-    "metrics.jsonl": "between two steps", "checkpoints": "between two steps",
+    "metrics.jsonl": "while taking steps", "checkpoints": "while taking steps",
     "evaluation.json": "while judging", "samples.jsonl": "while judging",
     "report.html": "while judging",
 }  # fmt: skip
@@ -67,13 +71,15 @@ def killed(name: str, n_kills: int, place: Path, dice: random.Random) -> Found:
     began, found, folder = time.monotonic(), Found(), place / "cut"
     words = (*RUNS[name], *COMMON, "--model", str(place / "model"), "--data",
              str(place / "pairs.jsonl"))  # fmt: skip
-    assert attempt([*words, "--out", str(place / "whole")])
+    attempt([*words, "--out", str(place / "whole")])
     took, expected = time.monotonic() - began, outcome(place / "whole")
+    metrics = folder / "metrics.jsonl"
     while found.kills < n_kills or folder.exists():
         resume = ["--resume"] if (folder / "run.json").exists() else []
-        start, seconds = time.time_ns(), dice.uniform(0, took)
-        is_free = found.kills >= n_kills
-        if attempt([*words, "--out", str(folder), *resume], None if is_free else seconds):
+        again = [*words, "--out", str(folder), *resume]
+        start, after = time.time_ns(), metrics if dice.random() < 0.75 else None
+        moment = Moment(dice.uniform(0, took * (1 if after is None else STEPPING)), after)
+        if attempt(again, moment if found.kills < n_kills else None):
             if outcome(folder) != expected:
                 raise SystemExit(f"{name}: another result after {found.kills} kills")
             found.runs += 1
@@ -87,9 +93,19 @@ def killed(name: str, n_kills: int, place: Path, dice: random.Random) -> Found:
     return found
 
 
-def attempt(words: Sequence[str], seconds: float | None = None) -> bool:
-    """Run a command in a process that is killed after some seconds; say whether it was done."""
+@dataclass(frozen=True)
+class Moment:
+    """When a run is killed."""
+
+    seconds: float
+    after: Path | None
+    """From when this file is written to; from the start where there is none."""
+
+
+def attempt(words: Sequence[str], moment: Moment | None = None) -> bool:
+    """Run a command in a process, which is killed at a moment if one is given; say if it ended."""
     said = Path(words[words.index("--out") + 1]).with_suffix(".txt")
+    start, deadline = time.time(), math.inf
     child = os.fork()
     if child == 0:
         code: int | str | None = 1
@@ -102,17 +118,24 @@ def attempt(words: Sequence[str], seconds: float | None = None) -> bool:
             code = end.code or 0
         finally:
             os._exit(code if isinstance(code, int) else 1)
-    deadline = time.monotonic() + (600 if seconds is None else seconds)
     while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid and os.waitstatus_to_exitcode(status):
             raise SystemExit(f"failed: melior {' '.join(words)}: {said.read_text()[-2000:]}")
         if pid:
             return True
+        if moment and deadline == math.inf and _is_written(moment.after, start):
+            deadline = time.monotonic() + moment.seconds
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
+
+
+def _is_written(path: Path | None, since: float) -> bool:
+    if path is None:
+        return True
+    return path.exists() and path.stat().st_size > 0 and path.stat().st_mtime > since
 
 
 def outcome(folder: Path) -> tuple[list[bytes], list[dict[str, float]]]:
@@ -197,7 +220,7 @@ def run() -> None:
     table = markdown(found, before)
     print(table)
     if options.json:
-        numbers = {command: asdict(one) for command, one in found.items()}
+        numbers = {command: vars(one) for command, one in found.items()}
         options.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     for page in options.markdown:
         fill_in(page, "kills", table)

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from melior.objectives.table import MARGIN_WEIGHTED, OBJECTIVES
+from melior.training import processes
 
 # Name: (module, the suffix of its config class and its function, what it does).
 COMMANDS = {
@@ -82,10 +84,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has enough
         raise SystemExit(141) from None
     except EXPECTED as error:
-        _fail(error)
+        _end(" ".join(str(error).split()) or type(error).__name__, code=2)
     except KeyboardInterrupt as error:
-        print(f"melior: {error or 'interrupted'}", file=sys.stderr)
-        raise SystemExit(getattr(error, "exit_code", 130)) from None
+        _end(str(error) or "interrupted", code=getattr(error, "exit_code", 130))
+    except Exception as error:
+        if processes.expected() == 1:
+            raise
+        _end_one_of_several(error)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -106,6 +111,11 @@ def _run(words: list[str]) -> None:
         print(__version__)
         return
     name, rest = _command(words)
+    if processes.expected() > 1 and not _is_shared(name):
+        raise ValueError(
+            f"melior {name} runs in one process; found {processes.expected()}, of torchrun;"
+            " start it without torchrun"
+        )
     config, function = _parse(name, rest)
     result = function(config)
     if isinstance(result, Path):
@@ -155,6 +165,11 @@ def _command(words: list[str]) -> tuple[str, list[str]]:
     raise ValueError(
         f"{words[0]!r} is not a command; melior --help lists them{_near(words[0], firsts)}"
     )
+
+
+def _is_shared(name: str) -> bool:
+    """Say whether processes of torchrun may share the work of a command."""
+    return COMMANDS[name][0] == "recipes.preference"
 
 
 def command(name: str) -> tuple[type, Callable[[Any], object]]:
@@ -222,7 +237,17 @@ def _near(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def _fail(error: BaseException) -> NoReturn:
-    message = " ".join(str(error).split())
-    print(f"melior: {message or type(error).__name__}", file=sys.stderr)
-    raise SystemExit(2)
+def _end(message: str, *, code: int) -> NoReturn:
+    """Say why the command ends; of processes that share the work the first to fail does."""
+    if processes.is_first_to_fail(message):
+        print(f"melior: {message}", file=sys.stderr)
+    processes.leave(code)
+
+
+def _end_one_of_several(error: Exception) -> NoReturn:
+    """End a process that shares the work: because another has ended, or with its own mistake."""
+    if processes.is_loss(error):
+        _end(processes.LOST, code=1)
+    if processes.is_first_to_fail(f"{type(error).__name__}: {error}"):
+        traceback.print_exception(error)
+    processes.leave(1)

@@ -29,6 +29,9 @@ FOREIGN = {
     "--n-null",
     "--modes",
     "--worse",
+    "--nnodes",
+    "--nproc-per-node",
+    "--rdzv-endpoint",
 }
 """Options of melior as a whole, and of other programs."""
 

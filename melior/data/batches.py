@@ -14,7 +14,6 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
 from math import ceil
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +21,8 @@ from torch import Tensor
 
 from melior.data.chat import Encoded
 from melior.data.examples import Example
-from melior.data.forest import Forest, Marked, plant, size
-
-M = TypeVar("M", bound=Marked)
+from melior.data.forest import Forest, plant
+from melior.data.portions import even_portions, portions
 
 
 @dataclass(frozen=True)
@@ -253,12 +251,18 @@ class GroupBatch:
     """Counts over the whole optimizer batch."""
     progress: float = 1.0
     """Share of the run's steps that lie before the batch's; 1 where there is no run."""
+    order: tuple[int, ...] = ()
+    """Where each group stands in the optimizer batch, as one process would take it."""
+    is_idle: bool = False
+    """Computed only because other processes have a portion more: it counts for nothing."""
 
 
 class GroupBatches:
     """All optimizer batches of a run, each a list of portions under the token budget.
 
-    The order depends on the seed alone: `iterate(start)` goes on exactly where a run stopped.
+    The order depends on the seed alone: `iterate(start)` goes on exactly where a run stopped. Of
+    several processes that share the work each takes its own portions of the same batches, and all
+    take as many.
     """
 
     def __init__(
@@ -269,6 +273,8 @@ class GroupBatches:
         batch_size: int,
         max_tokens: int,
         seed: int,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         if not groups:
             raise ValueError("training needs at least one row; found none")
@@ -277,6 +283,8 @@ class GroupBatches:
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.seed = seed
+        self.process = process
+        self.processes = processes
         self.steps_per_epoch = ceil(len(groups) / batch_size)
 
     def iterate(self, total_steps: int, *, start: int = 0) -> Iterator[list[GroupBatch]]:
@@ -292,13 +300,22 @@ class GroupBatches:
     def portions(self, members: Sequence[int]) -> list[GroupBatch]:
         """Cut some groups into portions; one group alone may exceed the budget."""
         groups = [self.groups[i] for i in members]
-        totals = Totals.of(groups)
+        totals, answers = Totals.of(groups), [group.answers for group in groups]
+        parts = portions(answers, self.max_tokens)
+        order = {i: place for place, i in enumerate(i for part in parts for i in part)}
+        if self.processes > 1:
+            parts = even_portions(answers, self.max_tokens, self.processes)[self.process]
+        shortest = members[max(order, key=order.__getitem__)]
         return [
-            self._batch([members[i] for i in part], totals)
-            for part in portions([group.answers for group in groups], self.max_tokens)
+            self._batch([members[i] for i in part], totals, tuple(order[i] for i in part))
+            if part
+            else replace(self._batch([shortest], totals), is_idle=True)
+            for part in parts
         ]
 
-    def _batch(self, members: Sequence[int], totals: Totals) -> GroupBatch:
+    def _batch(
+        self, members: Sequence[int], totals: Totals, order: tuple[int, ...] = ()
+    ) -> GroupBatch:
         groups = [self.groups[i] for i in members]
         forest, places = plant_groups(groups)
         sides = [_sides(group, totals) for group in groups]
@@ -316,6 +333,7 @@ class GroupBatches:
             prompts=_prompt_ends(groups, forest, places),
             origins=tuple(group.origin for group in groups),
             totals=totals,
+            order=order,
         )
 
 
@@ -364,35 +382,6 @@ def _matrix(rows: Sequence[Sequence[float]]) -> Float[Tensor, "n k"]:
     return torch.tensor(filled, dtype=torch.float64)
 
 
-def portions(groups: Sequence[Sequence[Marked]], max_tokens: int) -> list[list[int]]:
-    """Divide groups of answers, those of like length together, into parts of so many tokens.
-
-    One group alone may exceed them, and one without answers is in no part.
-    """
-    longest = [max((len(answer.tokens) for answer in group), default=0) for group in groups]
-    order = sorted((i for i, group in enumerate(groups) if group), key=lambda i: (-longest[i], i))
-    parts: list[list[int]] = []
-    room = 0
-    for i in order:
-        need = size(groups[i])
-        if not parts or need > room:
-            parts.append([])
-            room = max_tokens
-        parts[-1].append(i)
-        room -= need
-    return parts
-
-
-def divided(groups: Sequence[Sequence[M]], max_tokens: int) -> tuple[list[int], list[Sequence[M]]]:
-    """Halve groups until each part is of so many tokens, or one answer.
-
-    Returns:
-        Of which group each part is, in order, and the parts; a group without answers is one part.
-    """
-    parts = [(i, part) for i, group in enumerate(groups) for part in _within(group, max_tokens)]
-    return [i for i, _ in parts], [part for _, part in parts]
-
-
 def plant_groups(groups: Sequence[TokenGroup]) -> tuple[Forest, Int[Tensor, "n k"]]:
     """Return one forest of all answers, and which of its sequences are whose; -1 fills up."""
     forest = plant([answer for group in groups for answer in group.answers])
@@ -402,10 +391,3 @@ def plant_groups(groups: Sequence[TokenGroup]) -> tuple[Forest, Int[Tensor, "n k
     for row, (count, end) in enumerate(zip(counts, ends, strict=True)):
         members[row, :count] = torch.arange(end - count, end)
     return forest, members
-
-
-def _within(group: Sequence[M], max_tokens: int) -> list[Sequence[M]]:
-    if len(group) < 2 or size(group) <= max_tokens:
-        return [group]
-    half = len(group) // 2
-    return [*_within(group[:half], max_tokens), *_within(group[half:], max_tokens)]

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat
 from melior.data.forest import Marked, filled, plant
+from melior.data.portions import divided, portions
 from melior.losses.aspects import Decorrelation, Scale, coefficients, gated_score
 from melior.models.gate import AspectGate
 from melior.models.heads import RewardModel, load_reward_model, save_reward_model

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from melior import ops
-from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat, Encoded
 from melior.data.forest import Forest, filled, plant
+from melior.data.portions import divided, portions
 from melior.losses.general import skew_scores
 from melior.models.embedding import GateOptions, PlaneGate, check_dimensions, draw_layer, unit
 from melior.models.heads import RewardModel, load_reward_model, save_reward_model

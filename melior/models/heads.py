@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from melior.data.batches import divided, portions
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest, Marked, filled, plant
+from melior.data.portions import divided, portions
 from melior.models.language import evaluating, fingerprint
 from melior.models.layout import forest_hidden, padded_hidden, plug_in
 from melior.models.loading import (

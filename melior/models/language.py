@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +19,13 @@ from melior.data.forest import Forest
 from melior.models.generation import Completion, complete
 from melior.models.layout import forest_hidden, padded_hidden, plug_in
 from melior.models.output import output_layer, refuse_other_logits
+from melior.models.sharding import divide, gathered
 from melior.options import Sampling
 from melior.records import Turns
+from melior.training import processes
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class LanguageModel:
@@ -68,6 +74,13 @@ class LanguageModel:
         """A fingerprint of what is computed, adapters left out; taken before training."""
         return fingerprint(self.model, self.core.config)
 
+    def divide(self, mesh: DeviceMesh) -> None:
+        """Leave this process a part of the weights; all have read the same."""
+        if processes.is_first():
+            assert self.start_hash  # taken while the weights are whole; the others are told it
+        divide(self.core, mesh, self.masters)
+        self.masters = {}
+
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass: less memory, more time."""
         checkpoint_activations(self.model)
@@ -78,11 +91,13 @@ class LanguageModel:
 
     def log_probs(self, forest: Forest) -> Float[Tensor, " s"]:
         """Return the log-probability of each scored token of the forest."""
-        hidden = self.hidden(forest)
-        return self.output.log_probs(hidden, forest.targets.to(self.device))
+        targets = forest.targets.to(self.device)
+        return gathered(self.core, lambda: self.output.log_probs(self.hidden(forest), targets))
 
     def hidden(self, forest: Forest, rows: Int[Tensor, " r"] | None = None) -> Float[Tensor, "r d"]:
         """Return the last hidden state of rows; by default of those before the scored tokens.
+
+        Of a divided model: within `gathered`.
 
         Raises:
             ValueError: a sequence is longer than the model has positions.

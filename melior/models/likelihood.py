@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from melior.data.batches import TokenGroup, TokenValues, plant_groups, portions, scored_lengths
+from melior.data.batches import TokenGroup, TokenValues, plant_groups, scored_lengths
+from melior.data.portions import portions
 from melior.models.language import LanguageModel
+from melior.training import processes
 
 
 def token_log_probs(
@@ -18,18 +20,21 @@ def token_log_probs(
     max_tokens: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> TokenValues:
-    """Return the log-probability of each scored token of all groups, in their order, on the CPU."""
-    found: list[Tensor] = [torch.empty(0)] * len(groups)
-    done = 0
-    for part in portions([group.answers for group in groups], max_tokens):
-        own = [groups[i] for i in part]
-        forest, _ = plant_groups(own)
+    """Return the log-probability of each scored token of all groups, in their order, on the CPU.
+
+    Processes that share the work compute a share each, and all have the whole in the end.
+    """
+    lengths = scored_lengths(groups)
+    sizes = list(map(sum, lengths))
+    found: dict[int, Tensor] = {}
+    values = torch.empty(0)
+    for part, is_own in processes.turns(portions([g.answers for g in groups], max_tokens)):
+        forest, _ = plant_groups([groups[i] for i in part])
         with model.evaluating():
             values = model.log_probs(forest).cpu()[forest.entries]
-        sizes = [sum(lengths) for lengths in scored_lengths(own)]
-        for place, piece in zip(part, values.split(sizes), strict=True):
-            found[place] = piece
-        done += len(part)
-        on_progress(done)
-    values = torch.cat(found) if found else torch.empty(0)
-    return TokenValues(values, scored_lengths(groups))
+        if is_own:
+            found |= zip(part, values.split([sizes[i] for i in part]), strict=True)
+            on_progress(min(len(groups), len(found) * processes.count()))
+    missing = (torch.zeros(n, dtype=values.dtype) for n in sizes)
+    whole = [found.get(i, zeros) for i, zeros in enumerate(missing)]
+    return TokenValues(processes.total(torch.cat([values[:0], *whole])), lengths)

@@ -19,13 +19,17 @@ from transformers import PreTrainedConfig
 from melior.data.chat import ChatFormat
 from melior.models.language import LanguageModel
 from melior.models.names import EMBEDDED, adapter_base, find
+from melior.models.sharding import computed_dtype, mesh_of, whole_state
 from melior.options import ModelOptions
+from melior.training import processes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def load(options: ModelOptions, *, trainable: bool, seed: int = 0) -> LanguageModel:
     """Load a causal LM with its tokenizer and chat format.
+
+    Where processes share the work, each holds a part of its weights in the end.
 
     For training in bfloat16, float32 originals of the weights are kept as masters where the
     checkpoint has more than bfloat16 to give. A folder that holds an adapter is loaded as its
@@ -40,7 +44,18 @@ def load(options: ModelOptions, *, trainable: bool, seed: int = 0) -> LanguageMo
         FileNotFoundError: there is no such model.
         ValueError: what is there is not a causal LM, or its options do not fit it.
     """
-    device_of(options.device)  # a wrong one is said before weights are read
+    device = device_of(options.device)  # a wrong one is said before weights are read
+    if processes.count() == 1:
+        return _loaded(options, trainable=trainable, seed=seed)
+    mesh = mesh_of(device)
+    with processes.in_turn():
+        model = _loaded(replace(options, device="cpu"), trainable=trainable, seed=seed)
+        model.divide(mesh)
+    model.start_hash = processes.from_first(lambda: model.start_hash)
+    return model
+
+
+def _loaded(options: ModelOptions, *, trainable: bool, seed: int) -> LanguageModel:
     folder = folder_of(options.model)
     model = _folded(folder, options) or _pretrained(folder, options)
     model, masters = held(model, options, trainable=trainable, seed=seed)
@@ -101,24 +116,42 @@ def folder_of(name: str) -> Path | str:
 def save_model(model: LanguageModel, folder: Path) -> None:
     """Write an ordinary Hugging Face folder: whole weights, or the adapter that was trained."""
     write_folder(model.model, model.core.config, folder)
-    model.chat.tokenizer.save_pretrained(str(folder))
+    if processes.is_first():
+        model.chat.tokenizer.save_pretrained(str(folder))
 
 
 def write_folder(model: nn.Module, config: PreTrainedConfig, folder: Path) -> None:
-    """Write weights and config so that other programs find nothing of ours in them."""
+    """Write weights and config so that other programs find nothing of ours in them.
+
+    Processes that hold parts of the weights must all come here; the first one writes.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    options, dtype = _put_together(model) if processes.count() > 1 else ({}, None)
+    if not processes.is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     name = config._attn_implementation
     config._attn_implementation = None  # ours is no word that other programs know
     config.use_cache = True
     try:
         with _quiet():
-            model.save_pretrained(str(folder))  # type: ignore[operator]
+            model.save_pretrained(str(folder), **options)  # type: ignore[operator]
+        if dtype:  # what transformers took from the parts of the weights
+            config.dtype = dtype
+            config.save_pretrained(str(folder))
     finally:
         config._attn_implementation = name
         config.use_cache = False
+
+
+def _put_together(model: nn.Module) -> tuple[dict[str, Any], torch.dtype | None]:
+    """Return the weights of a divided model to be written, and their type where it is another's."""
+    if hasattr(model, "peft_config"):
+        return {"state_dict": whole_state(model, only_trained=True)}, None
+    dtype = computed_dtype(model)
+    return {"state_dict": whole_state(model, dtype=dtype)}, dtype
 
 
 def merge(source: Path, out: Path, *, dtype: str = "bf16") -> None:

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from melior.data.batches import portions
 from melior.data.forest import Forest, Marked, filled, plant
 from melior.data.pairwise import NAME, Comparisons, template_hash
+from melior.data.portions import portions
 from melior.models.language import LanguageModel
 from melior.models.loading import load, save_model
 from melior.models.names import KIND_FILE, find, kind_of

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from melior.data.forest import Forest, Marked, plant
 from melior.models import attention
 from melior.models.layout import forest_hidden, has_experts, padded_hidden
+from melior.models.sharding import gathered
 
 N_ROWS = 2
 """Of the data that are computed both ways: the shortest, ..."""
 N_ANSWERS = 2
 """... the first of their answers, ..."""
-N_TOKENS = 512
+N_TOKENS = 256
 """... and of these the tokens around the place where they part: eager attention is quadratic."""
 SLACK = 4.0
 """How many times as far as one rounding moves hidden states the two ways may be apart: half of this
@@ -94,7 +95,7 @@ def _around_the_fork(answers: Sequence[Marked]) -> list[_Stretch]:
 def _compare(model: PreTrainedModel, few: Sequence[tuple[str, Sequence[_Stretch]]]) -> None:
     names = [name for name, answers in few for _ in answers]
     forest = plant([one for _, answers in few for one in answers], min_shared=1)
-    packed, plain, rounded = _both_ways(model, forest)
+    packed, plain, rounded = gathered(model, lambda: _both_ways(model, forest))
     apart, rounding = (_distances(forest, hidden, plain) for hidden in (packed, rounded))
     allowed = SLACK * (1 + has_experts(model)) * rounding.clamp_min(float(rounding.mean()))
     if bool((apart <= allowed).all()) or not bool(plain.isfinite().all()):

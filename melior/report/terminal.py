@@ -13,6 +13,7 @@ from rich.text import Text
 from melior.report import words
 from melior.report.load import Run, mapping, mappings, number, read_runs
 from melior.report.page import worth_a_look, write_report
+from melior.training import processes
 
 STYLES = {"better": "bold cyan", "worse": "bold yellow", "changed": "bold"}
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -24,6 +25,8 @@ CURVES = (
 
 def present(folders: Sequence[Path], out: Path | None = None) -> None:
     """Write the page of some runs, print the essentials, and name the page last."""
+    if not processes.is_first():
+        return
     place = write_report(folders, out)
     console = Console(highlight=False)
     console.print(essentials(read_runs(folders)))

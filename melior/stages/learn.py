@@ -19,7 +19,7 @@ from melior.data.files import turn_rows
 from melior.models.card import Card
 from melior.models.generation import Completion
 from melior.models.language import LanguageModel
-from melior.models.loading import load, load_chat, n_positions, save_model
+from melior.models.loading import device_of, load, load_chat, n_positions, save_model
 from melior.models.names import KIND_FILE
 from melior.models.trial import refuse_disagreement
 from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
@@ -38,6 +38,7 @@ from melior.stages.judge import (
 from melior.stages.method import Method
 from melior.stages.preference import couple, coupled_objective, group_objective
 from melior.stages.reference import reference_log_probs, token_log_probs
+from melior.training import processes
 from melior.training.checkpoint import Checkpoints, Generators, Stateful
 from melior.training.health import Health
 from melior.training.hooks import Progress, counted, every
@@ -69,8 +70,10 @@ class Plan:
 def learn(plan: Plan) -> Path:
     """Learn and prove what came of it; return the run's folder, which holds it all."""
     loop = plan.loop
+    processes.join(device_of(plan.model.device))
     train, held_out = prepare_data(plan)
     refuse_unfit(plan, train)
+    _meet_over(train, held_out)
     if loop.overwrite:  # before the old run is deleted
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
     with Run.create(
@@ -78,7 +81,7 @@ def learn(plan: Plan) -> Path:
         overwrite=loop.overwrite, allow_changes=loop.allow_changes, report_to=loop.report_to,
     ) as run:  # fmt: skip
         parts = {"train": train} | ({"held_out": held_out} if held_out else {})
-        write_data(run.folder, parts, loop)
+        processes.from_first(lambda: write_data(run.folder, parts, loop))
         train.refuse_errors(allowed=plan.data.allow_lint_errors)
         if plan.method.needs_margins:
             ties = sum(group.margin == 0 for group in train.groups)
@@ -107,7 +110,7 @@ def _learn(plan: Plan, run: Run, train: Prepared, held_out: Prepared | None) -> 
     said = bench.before, bench.after, train.groups, evaluation["facts"]
     health.add(*of_answers(*said, kl_budget=budget, options=_options(plan)))
     write_json_lines(run.folder / "samples.jsonl", bench.side_by_side())
-    write_card(run.folder, base=plan.model.model)
+    processes.from_first(lambda: write_card(run.folder, base=plan.model.model))
 
 
 class Bench:
@@ -213,6 +216,16 @@ def prepare_data(plan: Plan) -> tuple[Prepared, Prepared | None]:
     return train, held_out
 
 
+def _meet_over(train: Prepared, held_out: Prepared | None) -> None:
+    """See that all processes have read the same, before the folder is touched."""
+    read = processes.gather((train.sha256, held_out.sha256 if held_out else ""))
+    if len(set(read)) > 1:
+        raise ValueError(
+            "data: all processes must read the same rows; found other ones in process"
+            f" {next(i for i, one in enumerate(read) if one != read[0])} than in 0"
+        )
+
+
 def refuse_unfit(plan: Plan, train: Prepared) -> None:
     """Refuse rows without what the method reads of them."""
     sources, (low, high) = ", ".join(plan.data.data), plan.method.score_range
@@ -244,7 +257,8 @@ def _train(
     if loop.gradient_checkpointing:
         model.checkpoint_activations()
     step, parts = _step(plan, model, total)
-    torch.manual_seed(loop.seed)  # dropout draws from torch's own generator, and no other
+    # Dropout draws from torch's own generator, and no other.
+    torch.manual_seed(loop.seed + processes.place())
     kept = Checkpoints(
         run.folder / "checkpoints",
         {**parts, "generators": Generators()},
@@ -286,6 +300,7 @@ def _batches(plan: Plan, model: LanguageModel, train: Prepared) -> GroupBatches:
     return GroupBatches(
         train.groups, reference,
         batch_size=loop.batch_size, max_tokens=loop.max_tokens, seed=loop.seed,
+        process=processes.place(), processes=processes.count(),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Literal
 
@@ -91,6 +91,12 @@ class Answers:
         zeros = wide.new_zeros(self.is_there.numel())
         return zeros.index_add(0, self.places, wide).view_as(self.is_there)
 
+    def to(self, device: torch.device | str) -> Answers:
+        """Return the same on a device, without history."""
+        moved = {f.name: getattr(self, f.name).detach().to(device) for f in fields(self)[:-1]}
+        extras = {name: values.to(device) for name, values in self.extras.items()}
+        return Answers(**moved, extras=extras)
+
     def step_sums(self, values: Float[Tensor, " m"]) -> Float[Tensor, "n k s"]:
         """Sum numbers of tokens over each step of each answer; 0 for steps that it lacks."""
         n_steps = int(self.steps.max()) + 1 if len(self.steps) else 1
@@ -129,6 +135,26 @@ def join(parts: Sequence[Answers]) -> Answers:
         is_there=torch.cat([widened(part.is_there) for part in parts]),
         extras={name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras},
     )
+
+
+def arranged(answers: Answers, order: Int[Tensor, " n"]) -> tuple[Answers, Int[Tensor, " m"]]:
+    """Return the groups in another order, and which tokens stand where then."""
+    width = answers.is_there.shape[1]
+    row = torch.empty_like(order)
+    row[order] = torch.arange(len(order), device=order.device)
+    places = row[answers.places // width] * width + answers.places % width
+    tokens = places.argsort(stable=True)
+    moved = Answers(
+        tokens=answers.tokens[tokens],
+        reference_tokens=answers.reference_tokens[tokens],
+        places=places[tokens],
+        steps=answers.steps[tokens],
+        scores=answers.scores[order],
+        margins=answers.margins[order],
+        is_there=answers.is_there[order],
+        extras={name: values[tokens] for name, values in answers.extras.items()},
+    )
+    return moved, tokens
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from melior.training import processes
+
 
 def cache_folder() -> Path:
     """Return the folder for what melior makes once and keeps: $MELIOR_CACHE or the user's cache."""
@@ -25,13 +27,27 @@ def cached(
 ) -> tuple[dict[str, Tensor], bool]:
     """Return tensors from the cache, or compute and keep them, and whether they were there.
 
-    A damaged file is computed anew. Where the cache cannot be written the result is not kept.
+    A damaged file is computed anew. Where the cache cannot be written the result is not kept. Of
+    processes that share the work the first one looks and keeps; all compute together.
     """
     path = cache_folder() / kind / f"{key}.safetensors"
+    known = processes.from_first(lambda: _known(path))
+    if known is not None:
+        return known, True
+    tensors = compute()
+    if processes.is_first():
+        _keep(tensors, path)
+    return tensors, False
+
+
+def _known(path: Path) -> dict[str, Tensor] | None:
     try:
-        return load_file(path), True
+        return load_file(path)
     except (FileNotFoundError, SafetensorError):
-        tensors = compute()
+        return None
+
+
+def _keep(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as scratch:
@@ -40,4 +56,3 @@ def cached(
             file.replace(path)
     except OSError:
         pass  # a cache that is full or read-only costs time, not the run
-    return tensors, False

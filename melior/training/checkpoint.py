@@ -1,8 +1,9 @@
 """Checkpoints that are whole or not there, and resume to the same bits; no pickle.
 
-A checkpoint is a folder `step-000050` of `state.safetensors` (tensors), `state.json` (numbers and
-words) and `manifest.json`, which names every file with its size and SHA-256 and says what run it
-belongs to. It is written beside its place, flushed to the disk, and renamed into it.
+A checkpoint is a folder `step-000050` of `state.safetensors` (tensors; a file from each process
+where several share the work), `state.json` (numbers and words) and `manifest.json`, which names
+every file with its size and SHA-256 and says what run it belongs to. It is written beside its
+place, flushed to the disk, and renamed into it. Any number of processes goes on from it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from melior.training import processes, shards
 
 State = dict[str, Tensor | int | float | str]
 """What is kept of a thing; names may hold slashes."""
@@ -64,20 +66,25 @@ class Generators:
     def state(self) -> State:
         """Return the generators' states as bytes."""
         state: State = {f"of/{name}": g.get_state() for name, g in self._generators.items()}
-        state["torch"] = torch.get_rng_state()
+        state[_own("torch")] = torch.get_rng_state()
         if torch.cuda.is_available():
-            state |= {f"cuda/{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+            state[_own("cuda")] = torch.cuda.get_rng_state()
         return state
 
     def load_state(self, state: State) -> None:
-        """Take the generators back; those of GPUs only where there are as many."""
+        """Take the generators back; torch's own only where this process left some."""
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         for name, generator in self._generators.items():
             generator.set_state(tensors[f"of/{name}"])
-        torch.set_rng_state(tensors["torch"])
-        cuda = [value for name, value in sorted(tensors.items()) if name.startswith("cuda/")]
-        if cuda and torch.cuda.device_count() == len(cuda):
-            torch.cuda.set_rng_state_all(cuda)
+        if _own("torch") in tensors:
+            torch.set_rng_state(tensors[_own("torch")])
+        if _own("cuda") in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors[_own("cuda")])
+
+
+def _own(name: str) -> str:
+    """Return under which name a process keeps what each has of its own."""
+    return name if processes.is_first() else f"{name}/{processes.place()}"
 
 
 class Checkpoints:
@@ -112,7 +119,7 @@ class Checkpoints:
         Raises:
             ValueError: options, data or loss are not those of the checkpoint.
         """
-        checkpoint, note = newest(self.folder)
+        checkpoint, note = processes.from_first(lambda: newest(self.folder))
         if checkpoint is None:
             return 0, note
         if not allow_changes:
@@ -137,9 +144,9 @@ class Checkpoint:
         Raises:
             ValueError: the checkpoint is of other parts.
         """
-        state: State = load_file(self.folder / "state.safetensors") | _read(
-            self.folder / "state.json"
-        )
+        now = _state(parts)
+        tensors = shards.read(self.folder, {k: v for k, v in now.items() if isinstance(v, Tensor)})
+        state: State = {**tensors, **_read(self.folder / "state.json")}
         found = {name.split("/", 1)[0] for name in state}
         if found != set(parts):
             raise ValueError(f"{self.folder}: {sorted(parts)} are needed; found {sorted(found)}")
@@ -161,22 +168,27 @@ def save(
         OSError: the disk is full or cannot be written; nothing half-written is left.
     """
     place = folder / f"step-{step:06d}"
-    state = {f"{name}/{key}": v for name, part in parts.items() for key, v in part.state().items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    state = _state(parts)
+    tensors = {k: v.detach().contiguous() for k, v in state.items() if isinstance(v, Tensor)}
     with _aside(place) as temporary:
-        tensors = {k: v.detach().contiguous() for k, v in state.items() if isinstance(v, Tensor)}
-        save_file(tensors, temporary / "state.safetensors")
-        _write(temporary / "state.json", {k: v for k, v in state.items() if k not in tensors})
-        files = {name: _fingerprint(temporary / name) for name in sorted(_FILES)}
-        _write(
-            temporary / "manifest.json",
-            {"format": 1, "step": step, "about": dict(about), "files": files},
-        )
-    kept = [number for number, _ in _checkpoints(folder) if number <= step][-keep:]
-    for number, old in _checkpoints(folder):
-        if number not in kept:
-            _remove(old)
+        shards.write(tensors, temporary)
+        if processes.is_first():
+            _write(temporary / "state.json", {k: v for k, v in state.items() if k not in tensors})
+            files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
+            _write(
+                temporary / "manifest.json",
+                {"format": 1, "step": step, "about": dict(about), "files": files},
+            )
+    if processes.is_first():
+        kept = [number for number, _ in _checkpoints(folder) if number <= step][-keep:]
+        for number, old in _checkpoints(folder):
+            if number not in kept:
+                _remove(old)
     return place
+
+
+def _state(parts: Mapping[str, Stateful]) -> State:
+    return {f"{name}/{key}": v for name, part in parts.items() for key, v in part.state().items()}
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, str]:
@@ -217,7 +229,6 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], *, where: P
 
 
 _ABSENT = "not given"
-_FILES = frozenset({"state.json", "state.safetensors"})
 
 
 def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -229,18 +240,22 @@ def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
 @contextmanager
 def _aside(place: Path) -> Iterator[Path]:
     """Give a folder to fill, and put it in its place once it is whole and on the disk."""
-    for left in place.parent.glob(".partial-*"):
-        shutil.rmtree(left)
     temporary = place.parent / f".partial-{place.name}"
-    temporary.mkdir()
+    if processes.is_first():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for left in place.parent.glob(".partial-*"):
+            shutil.rmtree(left)
+        temporary.mkdir()
+    processes.meet()
     try:
         yield temporary
-        for file in (*temporary.iterdir(), temporary):
-            _flush(file)
-        if place.exists():
-            _remove(place)
-        temporary.rename(place)
-        _flush(place.parent)
+        if processes.is_first():
+            for file in (*temporary.iterdir(), temporary):
+                _flush(file)
+            if place.exists():
+                _remove(place)
+            temporary.rename(place)
+            _flush(place.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(
@@ -248,7 +263,9 @@ def _aside(place: Path) -> Iterator[Path]:
             "and older checkpoints are whole; make room, then go on with --resume"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+    processes.meet()
 
 
 def _remove(place: Path) -> None:
@@ -281,9 +298,9 @@ def _checked(place: Path) -> dict[str, Any]:
     """
     manifest = _read(place / "manifest.json")
     files = manifest.get("files")
-    if not isinstance(files, dict) or not files.keys() >= _FILES or "about" not in manifest:
+    if not isinstance(files, dict) or "state.json" not in files or "about" not in manifest:
         raise ValueError("manifest.json is not as it was written")
-    for name in _FILES:
+    for name in files:
         if _fingerprint(place / name) != files[name]:
             raise ValueError(f"{name} is not as it was written")
     return manifest

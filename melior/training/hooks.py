@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from melior.records import Metrics
+from melior.training import processes
 
 if TYPE_CHECKING:
     from melior.training.loop import Hook  # which needs torch
@@ -58,7 +59,7 @@ def counted(
     pause: float = 10.0,
 ) -> Iterator[Shown]:
     """Show how many are done of what takes a while: a live line, or plain lines to a file."""
-    place = console or Console(stderr=True)
+    place = console or _console()
     if not place.is_terminal:
         yield _plain_lines(title, total, place, pause)
         return
@@ -71,6 +72,11 @@ def counted(
             bar.update(task, completed=done, note=note)
 
         yield show
+
+
+def _console() -> Console:
+    """Return where progress is shown; of processes that share the work only the first shows any."""
+    return Console(stderr=True, quiet=not processes.is_first())
 
 
 def _plain_lines(title: str, total: int | None, console: Console, pause: float) -> Shown:
@@ -93,7 +99,7 @@ class Progress:
     def __init__(
         self, total: int, *, start: int = 0, console: Console | None = None, pause: float = 10.0
     ) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or _console()
         self._total = total
         self._pause = pause
         self._times = deque([(start, time.monotonic())], maxlen=21)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from melior.options import OptimConfig
 from melior.records import Metrics
+from melior.training import processes
 from melior.training.checkpoint import State
+from melior.training.shards import divided_like, is_divided, own_part
 from melior.types import Objective
 
 B = TypeVar("B")
@@ -72,6 +74,8 @@ def fit(
 ) -> Metrics:
     """Take a step for each optimizer batch, a sequence of micro-batches.
 
+    A signal to one of the processes that share the work stops all, after the same step.
+
     Args:
         step: made by `descend`, or a function that calls several such steps.
         batches: those still to come, when `start` of them are behind.
@@ -91,10 +95,11 @@ def fit(
             metrics = step(batch)
             for hook in hooks:
                 hook(number, metrics)
-            if received:
+            stopped_by = max(processes.gather(received[0] if received else 0))
+            if stopped_by:
                 if save:
                     save(number)
-                raise Interrupted(number, received[0])
+                raise Interrupted(number, stopped_by)
     return metrics
 
 
@@ -120,7 +125,8 @@ class Step(Generic[B]):
     """One update of some parameters from one optimizer batch; made by `descend`.
 
     Holds what the optimizer updates (fp32 masters of bf16 parameters, other parameters
-    themselves) and its moments. Touches no gradient of any parameter but its own.
+    themselves; where processes share the work, its own rows of them) and its moments. Touches no
+    gradient of any parameter but its own.
     """
 
     def __init__(
@@ -140,8 +146,8 @@ class Step(Generic[B]):
         if not self._parameters:
             raise ValueError("descend: a parameter that needs a gradient is needed; found none")
         self._weights = {
-            name: _master(parameter, masters.get(name)) if _is_rounded(parameter) else parameter
-            for name, parameter in self._parameters.items()
+            name: _master(p, masters.get(name)) if _is_rounded(p) else own_part(p)
+            for name, p in self._parameters.items()
         }
         self._round()
         weights = list(self._weights.values())
@@ -153,6 +159,9 @@ class Step(Generic[B]):
             weight_decay=config.weight_decay,
             fused=all(weight.device.type in ("cpu", "cuda") for weight in weights) or None,
         )
+        self._is_divided = any(map(is_divided, self._parameters.values()))
+        if self._is_divided:  # a checkpoint's rows are read into what is there
+            self._optimizer.state.update({weight: _at_rest(weight) for weight in weights})
 
     def __call__(self, batch: Sequence[B]) -> Metrics:
         """Update the parameters; return the batch's metrics with loss, grad_norm, learning_rate.
@@ -169,20 +178,21 @@ class Step(Generic[B]):
                     metrics[name] = metrics.get(name, 0.0) + value
             norm = self._grad_norm()
             if not norm.isfinite():
-                raise self._not_finite("gradient norm", float(norm), *self._culprits(batch))
+                raise self._not_finite("gradient norm", float(norm), self._culprits(batch))
             self._update(rate, norm)
         finally:
             self._clear()
         self.steps += 1
-        return metrics | {"grad_norm": float(norm), "learning_rate": rate}
+        return processes.added(metrics) | {"grad_norm": float(norm), "learning_rate": rate}
 
     def state(self) -> State:
         """Return all that the next steps depend on: references, not copies."""
         state: State = {"steps": self.steps}
         for name, weight in self._weights.items():
-            state[f"weight/{name}"] = weight.detach()
+            parameter = self._parameters[name]
+            state[f"weight/{name}"] = divided_like(weight.detach(), parameter)
             for key, value in self._optimizer.state.get(weight, {}).items():
-                state[f"{key}/{name}"] = value
+                state[f"{key}/{name}"] = divided_like(value, parameter)
         return state
 
     @torch.no_grad()
@@ -192,7 +202,7 @@ class Step(Generic[B]):
         Raises:
             ValueError: it is of other parameters.
         """
-        shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
+        shapes = {name: tuple(p.shape) for name, p in self._parameters.items()}
         saved = {
             name.removeprefix("weight/"): tuple(value.shape)
             for name, value in state.items()
@@ -205,12 +215,12 @@ class Step(Generic[B]):
             )
         self.steps = int(state["steps"])
         for name, weight in self._weights.items():
-            weight.copy_(_tensor(state[f"weight/{name}"]))
+            weight.copy_(own_part(_tensor(state[f"weight/{name}"])))
             self._optimizer.state.pop(weight, None)
             moments = {k: state[f"{k}/{name}"] for k in _MOMENTS if f"{k}/{name}" in state}
             if moments:
                 self._optimizer.state[weight] = {
-                    key: _tensor(value).to(weight.device, copy=True)
+                    key: own_part(_tensor(value)).to(weight.device, copy=True)
                     for key, value in moments.items()
                 }
         self._round()
@@ -219,9 +229,16 @@ class Step(Generic[B]):
         """Add a micro-batch's gradient to the weights' and return its metrics."""
         loss, metrics = self._objective(part)
         metrics = metrics | {"loss": float(loss.detach())}
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise self._not_finite(name, value, part)
+        wrong = next(((n, v) for n, v in metrics.items() if not math.isfinite(v)), None)
+        for found in processes.gather((*wrong, _origins([part])) if wrong else None):
+            if found:  # in any process: all stop here
+                raise self._not_finite(*found)
+        if self._is_divided:  # what a graph hangs on are parameters gathered for a while
+            loss.backward()
+            for name, weight in self._weights.items():
+                grad = self._parameters[name].grad
+                weight.grad = None if grad is None else own_part(grad)
+            return metrics
         with self._gathered_in_masters():
             loss.backward(inputs=list(self._parameters.values()))
         return metrics
@@ -241,7 +258,8 @@ class Step(Generic[B]):
 
     def _grad_norm(self) -> Tensor:
         grads = [weight.grad for weight in self._weights.values() if weight.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
+        norm = torch.nn.utils.get_total_norm(grads)
+        return processes.total(norm.square()).sqrt() if self._is_divided else norm
 
     @torch.no_grad()
     def _update(self, rate: float, norm: Tensor) -> None:
@@ -261,25 +279,24 @@ class Step(Generic[B]):
 
     def _rounded(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         for name, parameter in self._parameters.items():
-            if self._weights[name] is not parameter:
+            if _is_rounded(parameter):
                 yield parameter, self._weights[name]
 
     def _clear(self) -> None:
         for tensor in (*self._parameters.values(), *self._weights.values()):
             tensor.grad = None
 
-    def _culprits(self, batch: Sequence[B]) -> Sequence[B]:
-        """Return the micro-batches whose own gradient is not finite, or all if only their sum."""
+    def _culprits(self, batch: Sequence[B]) -> list[str]:
+        """Return the rows whose own gradient is not finite, or all if only their sum is not."""
         found = []
         for part in batch:
             self._clear()
             self._add_gradient(part)
             if not self._grad_norm().isfinite():
                 found.append(part)
-        return found or batch
+        return [row for rows in processes.gather(_origins(found or batch)) for row in rows]
 
-    def _not_finite(self, what: str, value: float, *parts: B) -> NonFiniteError:
-        origins = [origin for part in parts for origin in getattr(part, "origins", ())]
+    def _not_finite(self, what: str, value: float, origins: Sequence[str]) -> NonFiniteError:
         rows = ", ".join(origins[:8]) or "rows without a name"
         more = f" and {len(origins) - 8} more" if len(origins) > 8 else ""
         return NonFiniteError(
@@ -289,6 +306,16 @@ class Step(Generic[B]):
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _origins(parts: Sequence[object]) -> list[str]:
+    return [origin for part in parts for origin in getattr(part, "origins", ())]
+
+
+def _at_rest(weight: Tensor) -> dict[str, Tensor]:
+    """Return what AdamW remembers of a weight before its first step."""
+    moments = {key: torch.zeros_like(weight) for key in _MOMENTS[1:]}
+    return {"step": torch.zeros((), dtype=torch.float32, device=weight.device), **moments}
 
 
 def _is_rounded(parameter: Tensor) -> bool:
@@ -328,7 +355,8 @@ def _stop_signals() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        os.write(2, b"\nStopping after this step; once more to stop now, without saving.\n")
+        if processes.is_first():
+            os.write(2, b"\nStopping after this step; once more to stop now, without saving.\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -1,4 +1,7 @@
-"""The folder that a run leaves: what was run, on what, with which numbers, and how it ended."""
+"""The folder that a run leaves: what was run, on what, with which numbers, and how it ended.
+
+Of processes that share the work the first one writes it; the others go through the same calls.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
@@ -24,6 +27,7 @@ from rich.console import Console
 import melior
 from melior.config import config_to_dict, read_config
 from melior.records import Metrics
+from melior.training import processes
 from melior.training.checkpoint import refuse_changes
 from melior.training.folder import OWNED, check_folder
 from melior.training.loop import Interrupted
@@ -48,7 +52,7 @@ class Run:
         self._trackers: tuple[Tracker, ...] | None = None
         self._start = 0
         self._began = time.monotonic()
-        self._stream = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+        self._stream = _opened(folder)
         write_yaml(folder / "config.yaml", options)
         write_json(folder / "run.json", record)
 
@@ -87,13 +91,16 @@ class Run:
         names = tuple(report_to)
         check_installed(names)
         options = {k: v for k, v in config_to_dict(config).items() if k not in _OF_THE_START}
-        check_folder(place, resume=resume, overwrite=overwrite)
-        if resume:
-            record = _resumed(place, recipe, options, allow_changes=allow_changes)
-        else:
+
+        def begin() -> dict[str, Any]:
+            check_folder(place, resume=resume, overwrite=overwrite)
+            if resume:
+                return _resumed(place, recipe, options, allow_changes=allow_changes)
             _delete_run(place)
-            record = _new_record(recipe, paper, command)
-        place.mkdir(parents=True, exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
+            return _new_record(recipe, paper, processes.command(command))
+
+        record = processes.from_first(begin)
         return cls(place, record, options=options, report_to=names)
 
     def __enter__(self) -> Run:
@@ -117,7 +124,7 @@ class Run:
             self.finish("stopped", "interrupted")
             raise KeyboardInterrupt(f"stopped; go on with: {self.resume_command}") from error
         else:
-            self.finish("failed", f"{type(error).__name__}: {error}")
+            self.finish("failed", processes.reason(error))
 
     @property
     def resume_command(self) -> str:
@@ -127,17 +134,21 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drop the numbers of steps after the one that the run goes on from."""
+        if not processes.is_first():
+            return
         self._stream.close()
         file = self.folder / "metrics.jsonl"
         kept = [(line, row) for line, row in _rows(file) if row["step"] <= step]
         write_text(file, "".join(f"{line}\n" for line, _ in kept))
-        self._stream = file.open("a", buffering=1, encoding="utf-8")
+        self._stream = _opened(self.folder)
         self._start = step
         passed = max((row.get("time", 0.0) for _, row in kept), default=0.0)
         self._began = time.monotonic() - passed
 
     def append(self, step: int, metrics: Metrics) -> None:
         """Write the numbers of a step: a hook."""
+        if not processes.is_first():
+            return
         seconds = round(time.monotonic() - self._began, 3)
         finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
         self._stream.write(json.dumps({"step": step, "time": seconds} | finite) + "\n")
@@ -148,7 +159,7 @@ class Run:
 
     def note(self, sentence: str) -> None:
         """Say a sentence about the run once, and keep it in its record."""
-        if sentence in self.record.get("notes", []):
+        if sentence in self.record.get("notes", []) or not processes.is_first():
             return  # a resumed run comes by the same place again
         Console(stderr=True).print(f"note: {sentence}", highlight=False, markup=False)
         self.record["notes"] = [*self.record.get("notes", []), sentence]
@@ -213,6 +224,8 @@ def write_yaml(path: Path, value: object) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write text so that the file is whole or as it was before."""
+    if not processes.is_first():
+        return
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
@@ -222,6 +235,12 @@ def write_text(path: Path, content: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _opened(folder: Path) -> TextIO:
+    """Open the file of numbers, to go on with; for processes that write nothing, no file."""
+    file = folder / "metrics.jsonl" if processes.is_first() else Path(os.devnull)
+    return file.open("a", buffering=1, encoding="utf-8")
 
 
 _OF_THE_START = frozenset({"allow_changes", "overwrite", "resume"})

@@ -72,6 +72,35 @@ def seen(step) -> list[int]:
     return sorted(firsts)
 
 
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(2, 4), st.integers(20, 90))
+def test_processes_share_each_batch_in_as_many_portions(n, batch_size, processes, budget):
+    pairs = [token_pair(5, 3 + i % 3, 4, first=10 * i) for i in range(n)]
+    options = {"batch_size": batch_size, "max_tokens": budget}
+    alone = batches(pairs, **options)
+    shared = [
+        batches(pairs, **options, process=process, processes=processes)
+        for process in range(processes)
+    ]
+    total = alone.steps_per_epoch
+    for whole, *steps in zip(
+        alone.iterate(total), *(s.iterate(total) for s in shared), strict=True
+    ):
+        assert len({len(step) for step in steps}) == 1
+        real = [part for step in steps for part in step if not part.is_idle]
+        assert seen(real) == seen(whole)
+        assert {part.totals for step in steps for part in step} == {whole[0].totals}
+        order = [place for part in real for place in part.order]
+        assert sorted(order) == [place for part in whole for place in part.order]
+        first_of = {place: one for part in whole for place, one in firsts(part)}
+        assert all(first_of[place] == one for part in real for place, one in firsts(part))
+
+
+def firsts(part) -> list[tuple[int, int]]:
+    """Where each group of a portion stands in its batch, and its first token."""
+    tokens = [int(part.forest.tokens[part.forest.rows(int(i))[0]]) for i in part.members[:, 0]]
+    return list(zip(part.order, tokens, strict=True))
+
+
 def test_portions_know_the_totals_of_their_batch():
     pairs = [token_pair(5, 3 + i, 4, first=40 * i) for i in range(4)]
     (step,) = batches(pairs, max_tokens=16).iterate(1)

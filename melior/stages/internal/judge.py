@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from melior import selection
-from melior.data.batches import GroupBatches, TokenGroup, TokenValues, portions
+from melior.data.batches import GroupBatches, TokenGroup, TokenValues
+from melior.data.portions import portions
 from melior.evaluation.compare import Comparison, compare
 from melior.losses.consistency import consensus
 from melior.models.language import LanguageModel

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from melior.data.batches import GroupBatches, TokenGroup, TokenValues, plant_groups, portions
+from melior.data.batches import GroupBatches, TokenGroup, TokenValues, plant_groups
 from melior.data.forest import Forest, size
+from melior.data.portions import portions
 from melior.models.flops import Shape
 from melior.options import LoopOptions
 

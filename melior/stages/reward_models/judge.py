@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from melior.data.batches import GroupBatches, TokenGroup, TokenValues, portions
+from melior.data.batches import GroupBatches, TokenGroup, TokenValues
 from melior.data.duels import Duels, duels
 from melior.data.files import as_group, read_any, turn_rows
+from melior.data.portions import portions
 from melior.evaluation.compare import compare, compare_by_subset
 from melior.evaluation.preferences import correct, length_bias
 from melior.ops import generator
