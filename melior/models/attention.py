@@ -12,6 +12,7 @@ segment attends to its path with an explicit mask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from melior.data.forest import Forest, Segment
-from melior.models.precision import bfloat16_products
 
 NAME = "melior_forest"
 """Under which transformers knows this attention."""
@@ -199,7 +199,9 @@ class _ForestFlash(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
     ) -> Tensor:
         """Attend; `[1 h t e]` each, keys and values with a divisor of the queries' heads."""
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        # Rows before heads, as the next layer reads them: what it keeps is then this, no copy.
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        out = out.transpose(1, 2)
         lse_type = torch.float64 if query.dtype == torch.float64 else torch.float32
         total = torch.empty(query.shape[:3], dtype=lse_type)
         for part in layout.blocks:
@@ -222,38 +224,54 @@ class _ForestFlash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Compute each tile's probabilities again from the log-sum-exp, by matrix products."""
+        """Compute each tile's probabilities again from the log-sum-exp, by matrix products.
+
+        In bfloat16 a logit keeps few digits, but those of `logit - log-sum-exp`, which a product
+        adds up in float32 before it rounds, are few only where the probability is small. What the
+        log-sum-exp itself loses is a factor of a row's probabilities, `rest`.
+        """
         query, key, value, out, total = ctx.saved_tensors
-        wide = torch.promote_types(query.dtype, torch.float32)
-        heads = (key.shape[1], query.shape[1] // key.shape[1])
-        q, k, v, d, o = (x[0].to(wide) for x in (query, key, value, grad, out))
-        delta, q = (d * o).sum(-1), q * ctx.scale
+        q, k, v, d, o = (x[0] for x in (query, key, value, grad, out))
+        shift = total[0].to(query.dtype)
+        rest = torch.exp(shift - total[0])
+        d_wide = d.to(rest.dtype)
+        delta = (d_wide * o).sum(-1) * rest
+        d = (d_wide * rest.unsqueeze(-1)).to(query.dtype)
         # Query heads of a group become rows, so that its keys and values are never repeated.
-        q, d, lse, delta = (x.unflatten(0, heads) for x in (q, d, total[0], delta))
-        grads = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        with bfloat16_products(query.dtype):
-            for tile in ctx.layout.tiles:
-                _add_gradients(tile, (q, k, v, d, lse, delta), grads)
-        grads[0].mul_(ctx.scale)
+        heads = (key.shape[1], query.shape[1] // key.shape[1])
+        rows = [x.unflatten(0, heads) for x in (q, d, shift, delta.to(query.dtype))]
+        grads = (
+            torch.empty_like(rows[0]),
+            torch.zeros_like(k, dtype=rest.dtype),
+            torch.zeros_like(v, dtype=rest.dtype),
+        )
+        for tile in ctx.layout.tiles:
+            _add_gradients(tile, rows, (k, v), grads, scale=ctx.scale)
         dq, dk, dv = (x.reshape(1, -1, *x.shape[-2:]).to(query.dtype) for x in grads)
         return dq, dk, dv, None, None
 
 
 def _add_gradients(
-    tile: Tile, tensors: tuple[Tensor, ...], grads: tuple[Tensor, Tensor, Tensor]
+    tile: Tile,
+    of_rows: Sequence[Tensor],
+    of_keys: Sequence[Tensor],
+    grads: tuple[Tensor, Tensor, Tensor],
+    *,
+    scale: float,
 ) -> None:
     """Add what the rows of a tile give: `[g r t e]` for queries, `[g t e]` for keys and values."""
-    rows = slice(tile.start, tile.stop)
-    q, d, lse, delta = (tensors[i][:, :, rows].flatten(1, 2) for i in (0, 3, 4, 5))
-    k, v = (_along(tile.keys, tensors[i]) for i in (1, 2))
-    p = torch.bmm(q, k.mT).sub_(lse.unsqueeze(-1)).exp_()
-    p.unflatten(1, (-1, tile.stop - tile.start))[..., tile.start - tile.stop :].tril_()
-    slope = torch.bmm(d, v.mT).sub_(delta.unsqueeze(-1)).mul_(p)
-    grads[0][:, :, rows] = torch.bmm(slope, k).unflatten(1, (-1, tile.stop - tile.start))
+    length = tile.stop - tile.start
+    q, d, shift, delta = (x[:, :, tile.start : tile.stop].flatten(1, 2) for x in of_rows)
+    k, v = (_along(tile.keys, x) for x in of_keys)
+    p = torch.baddbmm(-shift.unsqueeze(-1), q, k.mT, alpha=scale).exp_()
+    p.unflatten(1, (-1, length))[..., -length:].tril_()
+    slope = torch.baddbmm(-delta.unsqueeze(-1), d, v.mT).mul_(p)
+    shares = (torch.bmm(slope, k), torch.bmm(slope.mT, q), torch.bmm(p.mT, d))
+    grads[0][:, :, tile.start : tile.stop] = shares[0].mul_(scale).unflatten(1, (-1, length))
     widths = [part.stop - part.start for part in tile.keys]
-    for whole, share in ((grads[1], torch.bmm(slope.mT, q)), (grads[2], torch.bmm(p.mT, d))):
+    for whole, share, factor in ((grads[1], shares[1], scale), (grads[2], shares[2], 1.0)):
         for part, piece in zip(tile.keys, share.split(widths, 1), strict=True):
-            whole[:, part] += piece
+            whole[:, part].add_(piece, alpha=factor)
 
 
 def _along(keys: tuple[slice, ...], tensor: Tensor) -> Tensor:

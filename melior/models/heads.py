@@ -24,8 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest, Marked, filled, plant
 from melior.data.portions import divided, portions
-from melior.models.language import evaluating, fingerprint
-from melior.models.layout import forest_hidden, padded_hidden, plug_in
+from melior.models.language import fingerprint
+from melior.models.layout import evaluating, forest_hidden, padded_hidden, plug_in
 from melior.models.loading import (
     device_of,
     folder_of,

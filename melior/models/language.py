@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from melior.data.chat import ChatFormat
 from melior.data.forest import Forest
 from melior.models.generation import Completion, complete
-from melior.models.layout import forest_hidden, padded_hidden, plug_in
+from melior.models.layout import evaluating, forest_hidden, padded_hidden, plug_in
 from melior.models.output import output_layer, refuse_other_logits
 from melior.models.sharding import divide, gathered
 from melior.options import Sampling
@@ -175,15 +175,3 @@ def fingerprint(model: nn.Module, config: PreTrainedConfig) -> str:
             bits = weight.detach().cpu().reshape(-1).view(torch.uint8)
             digest.update(bits.numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, nothing is random and no gradient is kept."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.utils import logging
 from melior.data.forest import Forest, plant
 from melior.models import attention
 from melior.models.attention import Layout
+from melior.models.lean import keep_inputs_alone
 
 EXACT_KINDS = {"full_attention", "sliding_attention"}
 """Kinds of layers through which tokens meet only in attention."""
@@ -91,6 +93,8 @@ def plug_in(model: PreTrainedModel) -> str:
         reason = why_padded(model)
         if reason:
             model.set_attn_implementation(own)
+        else:
+            keep_inputs_alone(model)
     finally:
         logging.set_verbosity(verbosity)
     return reason
@@ -112,7 +116,7 @@ def why_padded(model: PreTrainedModel) -> str:
     depth = max(kinds.index(kind) for kind in set(kinds)) + 1
     words = _words(config.vocab_size)
     trunk, own = words[:4], words[12:]
-    with torch.no_grad():
+    with evaluating(model):
         try:
             last, early, calls = _probe(model, depth, [(*trunk, *words[4:8]), (*trunk, *own)])
             again, _, _ = _probe(model, depth, [(*trunk, *words[8:12]), (*trunk, *own)])
@@ -127,6 +131,18 @@ def why_padded(model: PreTrainedModel) -> str:
     if not distance < (0.05 if model.dtype == torch.bfloat16 else 1e-3):
         return f"its first layers differ from a plain run's by {distance:.2g}"
     return ""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, nothing is random and no gradient is kept."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 class _Probe:

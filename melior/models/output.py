@@ -32,20 +32,15 @@ class OutputLayer:
         self, hidden: Float[Tensor, "s d"], targets: Int[Tensor, " s"]
     ) -> Float[Tensor, " s"]:
         """Return each target's log-probability, in float32 or wider."""
-        weight = self.linear.weight
-        bias = self.linear.bias
-        if bias is None:  # the neutral one
-            bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        hidden, weight = self.factors(hidden)
         return _ScoredTokens.apply(  # type: ignore[no-untyped-call]  # of torch
-            hidden, weight, bias, targets, self.scale, self.softcap
+            hidden, weight, targets, self.scale, self.softcap
         )
 
     @torch.no_grad()
     def log_collision(self, hidden: Float[Tensor, "s d"]) -> Float[Tensor, " s"]:
         """Return the log-probability that two draws in a row's place agree: `log sum_v p(v)^2`."""
-        weight, bias = self.linear.weight, self.linear.bias
-        if bias is None:
-            bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        hidden, weight = self.factors(hidden)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         once, twice = (
             torch.full((len(hidden),), -torch.inf, dtype=wide, device=hidden.device)
@@ -53,10 +48,19 @@ class OutputLayer:
         )
         with bfloat16_products(weight.dtype):
             for words in _chunks(len(hidden), weight.shape[0]):
-                logits = _logits(hidden, weight[words], bias[words], self.scale, self.softcap)
+                logits = _logits(hidden, weight[words], self.scale, self.softcap)
                 once = torch.logaddexp(once, logits.logsumexp(-1))
                 twice = torch.logaddexp(twice, (2 * logits).logsumexp(-1))
         return twice - 2 * once
+
+    def factors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is multiplied, in the weight's dtype; a bias is a weight of a constant."""
+        weight, bias = self.linear.weight, self.linear.bias
+        hidden = hidden.to(weight.dtype)
+        if bias is None:
+            return hidden, weight
+        constant = hidden.new_ones(len(hidden), 1)
+        return torch.cat([hidden, constant], 1), torch.cat([weight, bias[:, None]], 1)
 
 
 def output_layer(model: nn.Module) -> OutputLayer:
@@ -90,8 +94,7 @@ def refuse_other_logits(model: PreTrainedModel, layer: OutputLayer) -> None:
     tokens = torch.tensor([[(301 + 37 * i) % vocabulary for i in range(8)]], device=model.device)
     theirs = model(input_ids=tokens, use_cache=False).logits[0].float()
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
-    weight, bias = layer.linear.weight, layer.linear.bias
-    ours = _logits(hidden, weight, 0.0 if bias is None else bias, layer.scale, layer.softcap)
+    ours = _logits(*layer.factors(hidden), layer.scale, layer.softcap)
     distance = float((ours - theirs).norm() / theirs.norm())
     if theirs.isfinite().all() and not distance < (0.05 if model.dtype == torch.bfloat16 else 1e-3):
         raise ValueError(
@@ -106,13 +109,7 @@ class _ScoredTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        targets: Tensor,
-        scale: float,
-        softcap: float,
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, softcap: float
     ) -> Tensor:
         """Run through the vocabulary, chunk by chunk, with all rows."""
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -120,51 +117,63 @@ class _ScoredTokens(torch.autograd.Function):
         own = torch.zeros_like(total)
         with bfloat16_products(weight.dtype):
             for words in _chunks(len(targets), weight.shape[0]):
-                logits = _logits(hidden, weight[words], bias[words], scale, softcap)
+                logits = _logits(hidden, weight[words], scale, softcap)
                 is_here, columns = _here(targets, words)
                 own = torch.where(is_here, logits.gather(1, columns)[:, 0], own)
                 most = logits.amax(-1)
                 part = logits.sub_(most[:, None]).exp_().sum(-1).log_() + most
                 total = torch.logaddexp(total, part)
-        ctx.save_for_backward(hidden, weight, bias, targets, total)
+        ctx.save_for_backward(hidden, weight, targets, total, own - total)
         ctx.scale, ctx.softcap = scale, softcap
         return own - total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Recompute each chunk's logits: d log p / d logits = onehot - softmax."""
-        hidden, weight, bias, targets, total = ctx.saved_tensors
-        wants_weight, wants_bias = ctx.needs_input_grad[1:3]
+        """Recompute each chunk's probabilities: d log p / d logits = onehot - softmax.
+
+        The products of this pass are rounded to bfloat16 where the weight is. Probabilities stand
+        that, as what is rounded is `logit - log-sum-exp`, small where a word is probable; the log-
+        sum-exp's own rounding is a factor of its row, `rest`, which is made good in the end.
+        """
+        hidden, weight, targets, total, log_probs = ctx.saved_tensors
+        shift = total if ctx.softcap else total.to(weight.dtype)
+        rest = torch.exp(shift - total)
+        factor = (-ctx.scale * rest * grad)[:, None]
+        scaled = (hidden * factor).to(weight.dtype)
         grad_hidden = torch.zeros_like(hidden, dtype=total.dtype)
-        grad_weight = torch.empty_like(weight) if wants_weight else None
-        grad_bias = torch.empty_like(bias) if wants_bias else None
-        with bfloat16_products(weight.dtype):
-            for words in _chunks(len(targets), weight.shape[0]):
-                logits = _logits(hidden, weight[words], bias[words], ctx.scale, ctx.softcap)
-                bend = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
-                slope = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
-                is_here, columns = _here(targets, words)
-                slope.scatter_add_(1, columns, torch.where(is_here, grad, 0.0)[:, None])
-                if bend is not None:
-                    slope *= bend
-                if ctx.scale != 1.0:
-                    slope *= ctx.scale
-                grad_hidden += wide_product(slope, weight[words])
-                slope = slope.to(weight.dtype)
-                if grad_weight is not None:
-                    torch.mm(slope.T, hidden.to(weight.dtype), out=grad_weight[words])
-                if grad_bias is not None:
-                    grad_bias[words] = slope.sum(0)
-        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        own = (torch.expm1(log_probs) / rest).to(total.dtype if ctx.softcap else weight.dtype)
+        for words in _chunks(len(targets), weight.shape[0]):
+            slope, bend = _probabilities(hidden, weight[words], shift, ctx.scale, ctx.softcap)
+            is_here, columns = _here(targets, words)
+            # Of a likely word, `probability - 1` would lose in the difference what it has.
+            slope.scatter_(
+                1, columns, torch.where(is_here, own, slope.gather(1, columns)[:, 0])[:, None]
+            )
+            slope = (slope if bend is None else slope.mul_(bend)).to(weight.dtype)
+            grad_hidden += slope @ weight[words]
+            if grad_weight is not None:
+                torch.mm(slope.T, scaled, out=grad_weight[words])
+        return grad_hidden.mul_(factor).to(hidden.dtype), grad_weight, None, None, None
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | float, scale: float, softcap: float
-) -> Tensor:
-    logits = wide_product(hidden, weight.T).add_(bias)
+def _logits(hidden: Tensor, weight: Tensor, scale: float, softcap: float) -> Tensor:
+    logits = wide_product(hidden, weight.T)
     if scale != 1.0:
         logits *= scale
     return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def _probabilities(
+    hidden: Tensor, weight: Tensor, shift: Tensor, scale: float, softcap: float
+) -> tuple[Tensor, Tensor | None]:
+    """Return `exp(logits - shift)` and, of capped logits, their slope under the cap."""
+    if not softcap:
+        return torch.addmm(-shift[:, None], hidden, weight.T, alpha=scale).exp_(), None
+    with bfloat16_products(weight.dtype):
+        logits = _logits(hidden, weight, scale, softcap)
+    bend = 1 - (logits / softcap) ** 2
+    return logits.sub_(shift[:, None]).exp_(), bend
 
 
 def _here(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from melior.models import attention
+from melior.models.lean import keep_inputs_alone
 from melior.models.loading import DTYPES, forget_dropout, with_adapter
 from melior.options import ModelOptions
 
@@ -41,6 +42,7 @@ def skeleton(
         model.config.use_cache = False
         if not is_padded:
             model.set_attn_implementation(attention.NAME)
+            keep_inputs_alone(model)
         if options.lora_r:
             model.requires_grad_(False)
             return with_adapter(model, options, seed=0)

@@ -19,6 +19,7 @@ from melior.options import OptimConfig
 from melior.records import Metrics
 from melior.training import processes
 from melior.training.checkpoint import State
+from melior.training.memory import share_freed_memory
 from melior.training.shards import divided_like, is_divided, own_part
 from melior.types import Objective
 
@@ -138,6 +139,7 @@ class Step(Generic[B]):
         total_steps: int,
         masters: Mapping[str, Tensor] = {},
     ) -> None:
+        share_freed_memory()
         self.steps = 0
         self.total_steps = total_steps
         self._objective = objective

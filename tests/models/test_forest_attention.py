@@ -291,3 +291,22 @@ def test_the_residual_stream_of_a_bfloat16_model_keeps_float32():
     plain = rough.base_model(input_ids=forest.tokens[None]).last_hidden_state[0][forest.before]
     assert ours.dtype == torch.float32
     assert (ours - wanted).norm() < 0.95 * (plain - wanted).norm()
+
+
+@pytest.mark.parametrize("size", [1.0, 4.0])
+def test_bfloat16_gradients_of_attention_are_as_near_as_their_own_rounding(size):
+    """Under large logits, too, of which bfloat16 itself would keep but few digits."""
+    draw = torch.Generator().manual_seed(0)
+    trunk = tuple(range(3, 103))
+    forest = plant([Marked((*trunk, *range(3, n)), (False,) * (97 + n)) for n in (43, 63)])
+    layout = attention.Layout(forest)
+    shapes = [(1, 4, len(forest.tokens), 16), *[(1, 2, len(forest.tokens), 16)] * 2]
+    rounded = [(size * torch.randn(s, generator=draw)).bfloat16().requires_grad_() for s in shapes]
+    exact = [x.detach().double().requires_grad_() for x in rounded]
+    way = torch.randn(1, len(forest.tokens), 4, 16, generator=draw).bfloat16()
+    ours, theirs = (
+        torch.autograd.grad((attention.attend(model, *x, forest=layout)[0] * way).sum(), x)
+        for model, x in ((torch.nn.Module(), rounded), (torch.nn.Module(), exact))
+    )
+    for left, right in zip(ours, theirs, strict=True):
+        assert (left.double() - right).norm() < 2e-2 * right.norm()

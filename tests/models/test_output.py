@@ -77,3 +77,23 @@ def test_logits_that_are_made_in_an_unknown_way_are_refused():
     model = HyperCLOVAXForCausalLM(HyperCLOVAXConfig(**SMALL, logits_scaling=0.5)).eval()
     with pytest.raises(ValueError, match="HyperCLOVAXForCausalLM: its logits must be its output"):
         refuse_other_logits(model, output_layer(model))
+
+
+def test_bfloat16_gradients_are_as_near_as_their_own_rounding():
+    """Of rows with a word that is nearly certain, and of rows with none: large and small sums."""
+    draw = torch.Generator().manual_seed(0)
+    linear = nn.Linear(64, 500, bias=False, dtype=torch.bfloat16)
+    linear.weight.data.normal_(generator=draw)
+    targets = torch.randint(500, (40,), generator=draw)
+    near = linear.weight.data[targets].double()
+    hidden = (near * torch.linspace(0, 0.5, 40)[:, None]).bfloat16().requires_grad_()
+    exact = nn.Linear(64, 500, bias=False, dtype=torch.float64)
+    exact.weight.data.copy_(linear.weight.data)
+    wide = hidden.detach().double().requires_grad_()
+    weights = torch.randn(40, generator=draw, dtype=torch.float64)
+    found = OutputLayer(linear).log_probs(hidden, targets)
+    wanted = exact(wide).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    ours = torch.autograd.grad((found * weights).sum(), [hidden, linear.weight])
+    theirs = torch.autograd.grad((wanted * weights).sum(), [wide, exact.weight])
+    for left, right in zip(ours, theirs, strict=True):
+        assert (left.double() - right).norm() < 4e-3 * right.norm()

@@ -97,7 +97,7 @@ def test_experts_sinks_and_convolutions_learn_too(family, data, tmp_path):
         "--learning-rate", "1e-2", "--batch-size", "16", "--max-steps", "4", "--n-samples", "1",
     ])  # fmt: skip
     losses = [row["loss"] for row in rows(tmp_path / "run" / "metrics.jsonl")]
-    assert losses[0] == pytest.approx(0.693147, abs=1e-5) and losses[-1] < 0.6
+    assert losses[0] == pytest.approx(0.693147, abs=1e-4) and losses[-1] < 0.6
 
 
 @pytest.mark.parametrize("name", ["dpo", "simpo"])

@@ -19,7 +19,7 @@ from melior import ops
 from melior.losses.aspects import gated_bradley_terry, gated_score
 from melior.losses.reward import bradley_terry
 from melior.models.gate import AspectGate
-from melior.models.language import evaluating
+from melior.models.layout import evaluating
 from melior.options import LoopOptions, OptimConfig
 from melior.records import Metrics
 from melior.training.best import Best, Weights

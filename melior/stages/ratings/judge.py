@@ -19,7 +19,7 @@ from melior.evaluation.preferences import correct
 from melior.losses.aspects import Regression, gated_score, static_mixture
 from melior.losses.reward import bradley_terry
 from melior.models.aspects import AspectModel, Mixed
-from melior.models.language import evaluating
+from melior.models.layout import evaluating
 from melior.ops import generator
 from melior.records import text
 from melior.stages.ratings.gate import PairTable, gated_scores
