@@ -71,7 +71,7 @@ def held(
     if options.dtype == "bf16":
         if trainable and not options.lora_r:
             masters = _masters(model)
-        model.to(torch.bfloat16)
+        _round(model)
     model.requires_grad_(trainable)
     if trainable and options.lora_r:
         model = with_adapter(model, options, seed)
@@ -362,6 +362,16 @@ def _masters(model: nn.Module) -> dict[str, Tensor]:
         for name, p in named
         if not torch.equal(p, p.to(torch.bfloat16).to(p.dtype))
     }
+
+
+def _round(model: nn.Module) -> None:
+    """Round weights alone: buffers stay in float32, as where transformers reads bfloat16.
+
+    Rotary positions are made of one. With frequencies in bfloat16 a token a few hundred places on
+    would be turned by a radian too much or too little.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
 
 
 def forget_dropout(model: nn.Module) -> None:
