@@ -51,7 +51,7 @@ class Tokens:
     @cached_property
     def n_scored(self) -> int:
         """Count the scored tokens."""
-        return sum(self.mask)
+        return self.mask.count(1)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def prompt_key(whole: Encoded) -> bytes:
 
 
 def _note(lengths: Lengths, example: Example, sides: Sequence[Encoded]) -> None:
-    said = [sum(side.mask) for side in sides]
+    said = [side.mask.count(True) for side in sides]
     best, worst = ends(example.scores)
     lengths.origins.append(example.origin)
     lengths.prompt.append(sides[0].n_prompt)

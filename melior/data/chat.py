@@ -280,7 +280,7 @@ class ChatFormat:
         return tail[cuts[-1] :] if cuts else before
 
     def _row(self, begin: list[int], spans: list[list[int]]) -> Encoded:
-        tokens, mask = tuple(begin), (False,) * len(begin)
+        tokens, mask = begin, [False] * len(begin)
         for index, span in enumerate(spans):
             is_said = index % 2 == 0
             if is_said and (span[-1] not in self._ends or not self._ends.isdisjoint(span[:-1])):
@@ -289,9 +289,9 @@ class ChatFormat:
                     f" {self.tokenizer.convert_ids_to_tokens(span)[-12:]}; the tokenizer does not"
                     " keep its end token whole, or makes it of ordinary text"
                 )
-            tokens += tuple(span)
-            mask += (is_said,) * len(span)
-        return Encoded(tokens, mask, len(begin))
+            tokens = tokens + span
+            mask += [is_said] * len(span)
+        return Encoded(tuple(tokens), tuple(mask), len(begin))
 
     def _tokens(self, texts: Sequence[str], *, inside: bool = False) -> list[list[int]]:
         """Tokenise texts; what MARK separates is tokenised apart."""
