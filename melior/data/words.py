@@ -2,7 +2,7 @@ r"""Texts as token ids, word by word, each word looked up once.
 
 A byte-level BPE cuts a text into words by an expression, and each word into tokens by itself; the
 same words come again and again. Here Python's `re` cuts, and a table gives what the tokenizer has
-made of a word: the same ids at a quarter of its time.
+made of a word: the same ids at a third of its time.
 
 Only where that is certain. The expressions of the tokenizer's library know `\p{L}`, `\p{N}` and
 `\s`, which are other characters in each version of Unicode: a text that holds one on which versions
