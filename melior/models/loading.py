@@ -22,6 +22,7 @@ from melior.models.names import EMBEDDED, adapter_base, find
 from melior.models.sharding import computed_dtype, mesh_of, whole_state
 from melior.options import ModelOptions
 from melior.training import processes
+from melior.training.memory import share_freed_memory
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -216,6 +217,7 @@ def reading(options: ModelOptions, kind: str) -> Iterator[None]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # weights load in a moment, or melior says that they do not
+    share_freed_memory()  # weights are read in threads of their own
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
