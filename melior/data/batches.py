@@ -89,6 +89,12 @@ class Lengths:
     too_long: list[str] = field(default_factory=list)
     n_cut: int = 0
 
+    def add(self, other: Lengths) -> None:
+        """Put those of further rows behind these."""
+        for name in ("origins", "prompt", "better", "worse", "longest", "too_long"):
+            getattr(self, name).extend(getattr(other, name))
+        self.n_cut += other.n_cut
+
 
 def tokenise(
     encoded: Iterable[tuple[Example, Sequence[Encoded], Sequence[Sequence[int]]]],

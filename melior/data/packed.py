@@ -88,8 +88,8 @@ def _answers(tensors: Mapping[str, Tensor]) -> Iterator[Tokens]:
 
 
 def _joined(arrays: Sequence[array[int]], dtype: torch.dtype) -> Tensor:
-    data = b"".join(one.tobytes() for one in arrays)
-    return torch.frombuffer(bytearray(data), dtype=dtype) if data else _nothing(dtype)
+    data = bytearray().join(arrays)
+    return torch.frombuffer(data, dtype=dtype) if data else _nothing(dtype)
 
 
 def _nothing(dtype: torch.dtype) -> Tensor:

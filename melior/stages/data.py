@@ -17,8 +17,10 @@ from melior.data.sources import content_hash
 from melior.data.split import split_by_prompt
 from melior.options import DataOptions, LoopOptions
 from melior.records import Turns
-from melior.stages.reading import CHUNK, Asked, Encode, answer_by_answer, as_it_was_said, read
+from melior.stages.encoding import CHUNK, Encode, answer_by_answer, as_it_was_said
+from melior.stages.reading import Asked, read
 from melior.training.checkpoint import refuse_changes
+from melior.training.jobs import n_unasked
 from melior.training.run import write_json
 
 __all__ = [
@@ -113,6 +115,7 @@ def prepare(
     held_out: Sequence[str] = (),
     longest_prompt: int = 2**31,
     opening: int = 1,
+    processes: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Prepared:
     """Read, check and tokenise what is learned from, or judged on.
@@ -129,6 +132,8 @@ def prepare(
         held_out: sources whose prompts must not be among these.
         longest_prompt: of those that are put to the model.
         opening: tokens of a prompt's end that are never cut.
+        processes: how many make tokens of a large file; what comes out does not depend on it. None
+            is as many as may begin unasked: in a program that is not `melior` one, this.
         on_progress: is told how many rows are done.
 
     Raises:
@@ -140,7 +145,8 @@ def prepare(
         seed=seed, held_out=tuple(held_out), tolerated=tuple(sorted(tolerated)),
     )  # fmt: skip
     sha256 = content_hash(asked.sources)
-    groups, findings, record = read(chat, asked, sha256, on_progress)
+    several = n_unasked() if processes is None else processes
+    groups, findings, record = read(chat, asked, sha256, on_progress, processes=several)
     short = (group.origin for group in groups if group.answers[0].n_prompt <= longest_prompt)
     first = set(islice(short, 64))
     rows = (one for one in read_examples(data, sources, seed=seed) if one.origin in first)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from itertools import islice
 from typing import Any
 
 from torch import Tensor
 
 from melior import __version__
-from melior.data.batches import Lengths, TokenGroup, tokenise
-from melior.data.chat import ChatFormat, Encoded
+from melior.data.batches import Lengths, TokenGroup
+from melior.data.chat import ChatFormat
 from melior.data.examples import (
     Data,
-    Example,
     as_examples,
     read_as,
     read_examples,
@@ -29,48 +25,17 @@ from melior.data.files import as_group, read_any
 from melior.data.lint import Finding, Lint, lint_lengths, truncation_table
 from melior.data.packed import json_of, json_tensor, packed, unpacked
 from melior.data.sources import content_hash, parse_source
-from melior.data.steps import token_steps
 from melior.options import DataOptions
 from melior.records import Group, Pair
+from melior.stages.encoding import KNOWN, Encode, Work, made
 from melior.training.cache import cached
 
-CHUNK = 512
-"""Rows tokenised at once."""
 FORMAT = 1
 """Of what is kept; another one when the same rows give other tokens, findings or records."""
 LEAST = 4 << 20
 """Bytes of tokens from which they are kept: fewer are made in a second."""
 QUANTILES = 1000
 """Of the lengths, kept for a large data set."""
-Encode = Callable[[ChatFormat, Sequence[Example]], list[list[Encoded]]]
-"""How the answers of examples become tokens, a list of them for each example."""
-
-
-def answer_by_answer(chat: ChatFormat, examples: Sequence[Example]) -> list[list[Encoded]]:
-    """Encode each answer behind its prompt."""
-    prompts = [example.prompt for example in examples for _ in example.answers]
-    answers = [answer for example in examples for answer in example.answers]
-    origins = [example.origin for example in examples for _ in example.answers]
-    encoded = iter(chat.encode_many(prompts, answers, origins=origins))
-    return [list(islice(encoded, len(example.answers))) for example in examples]
-
-
-def as_it_was_said(chat: ChatFormat, examples: Sequence[Example]) -> list[list[Encoded]]:
-    """Encode each answer behind its prompt, those that were cut off without an end token.
-
-    Whoever gave them did not end there, and must not learn to, or that it would have been worse.
-    """
-    found = answer_by_answer(chat, examples)
-    for example, sides in zip(examples, found, strict=True):
-        for place, is_cut in enumerate(example.cut_off):
-            whole = sides[place]
-            if is_cut and sum(whole.mask) > 1:
-                sides[place] = Encoded(whole.tokens[:-1], whole.mask[:-1], whole.n_prompt)
-    return found
-
-
-KNOWN = (answer_by_answer, as_it_was_said)
-"""Ways that depend on nothing but the examples and the chat format."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +68,22 @@ class Asked:
 Found = tuple[list[TokenGroup], list[Finding], dict[str, Any]]
 
 
-def read(chat: ChatFormat, asked: Asked, sha256: str, on_progress: Callable[[int], None]) -> Found:
+def read(
+    chat: ChatFormat,
+    asked: Asked,
+    sha256: str,
+    on_progress: Callable[[int], None],
+    *,
+    processes: int,
+) -> Found:
     """Return what rows give, from the cache where it is known; what takes a moment is not kept."""
     if asked.encode not in KNOWN:
-        return _found(chat, asked, sha256, on_progress)
+        return _found(chat, asked, sha256, on_progress, processes=1)
     fresh: list[Found] = []
 
     def compute() -> dict[str, Tensor]:
         met = chat.n_boundary_merges, chat.n_control_texts
-        fresh.append(_found(chat, asked, sha256, on_progress))
+        fresh.append(_found(chat, asked, sha256, on_progress, processes=processes))
         groups, _, record = fresh[0]
         about = {
             "record": record,
@@ -134,7 +106,12 @@ def read(chat: ChatFormat, asked: Asked, sha256: str, on_progress: Callable[[int
 
 
 def _found(
-    chat: ChatFormat, asked: Asked, sha256: str, on_progress: Callable[[int], None]
+    chat: ChatFormat,
+    asked: Asked,
+    sha256: str,
+    on_progress: Callable[[int], None],
+    *,
+    processes: int,
 ) -> Found:
     """Read, check and tokenise, all in one pass."""
     sources, data, options, seed = asked.sources, asked.data, asked.options, asked.seed
@@ -143,13 +120,8 @@ def _found(
     records = _looked_at(lint, data, read_as(data, sources, seed=seed))
     examples = as_examples(data, records, seed=seed)
     examples = with_strangers(examples) if asked.has_strangers else examples
-    with _young_garbage_only():
-        groups, lengths = tokenise(
-            _encoded(chat, examples, asked.encode, on_progress),
-            max_length=options.max_length,
-            truncation_mode=options.truncation_mode,
-            opening=asked.opening,
-        )
+    work = Work.of(asked.encode, options, asked.opening)
+    groups, lengths = made(chat, examples, work, on_progress, processes=processes)
     findings = [*_of_interest(lint, data), *_too_long(lengths, options)]
     _check(sources, groups, lengths, options)
     record = _record(chat, lengths, findings) | {
@@ -189,20 +161,6 @@ def _of_interest(lint: Lint, data: Data) -> list[Finding]:
     return [one for one in found if data != "comparisons" or one.code != "unread-shares"]
 
 
-@contextmanager
-def _young_garbage_only() -> Iterator[None]:
-    """Look for garbage among the youngest objects only: what is kept of rows is none.
-
-    Searching all that has been kept, again and again, took a fifth of the time.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 1 << 30, 1 << 30)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
 def _check(
     sources: Sequence[str], groups: list[TokenGroup], lengths: Lengths, options: DataOptions
 ) -> None:
@@ -231,36 +189,6 @@ def _thinned(lengths: Sequence[int]) -> list[int]:
         return list(lengths)
     ordered = sorted(lengths)
     return [ordered[i * (len(ordered) - 1) // (QUANTILES - 1)] for i in range(QUANTILES)]
-
-
-def _encoded(
-    chat: ChatFormat,
-    examples: Iterable[Example],
-    encode: Encode,
-    on_progress: Callable[[int], None],
-) -> Iterator[tuple[Example, list[Encoded], list[list[int]]]]:
-    done = 0
-    rows = iter(examples)
-    while chunk := list(islice(rows, CHUNK)):
-        for example, sides in zip(chunk, encode(chat, chunk), strict=True):
-            yield example, sides, _steps(chat, example, sides)
-        done += len(chunk)
-        on_progress(done)
-
-
-def _steps(chat: ChatFormat, example: Example, sides: Sequence[Encoded]) -> list[list[int]]:
-    """Return the step of each scored token of each answer; nothing where none is cut."""
-    if not example.steps:
-        return [[] for _ in sides]
-    found = []
-    for side, steps in zip(sides, example.steps, strict=True):
-        scored = [t for t, is_scored in zip(side.tokens, side.mask, strict=True) if is_scored]
-        try:
-            found.append(token_steps(chat.pieces(scored), steps))
-        except ValueError as error:
-            said = "as the chat template writes an answer,"
-            raise ValueError(f"{example.origin}: {said} {error}") from error
-    return found
 
 
 def _too_long(lengths: Lengths, options: DataOptions) -> list[Finding]:

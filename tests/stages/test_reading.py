@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 
 import pytest
 
@@ -9,8 +10,9 @@ from melior.data.chat import ChatFormat
 from melior.data.files import read_pairs
 from melior.data.lint import lint_pairs
 from melior.options import DataOptions
-from melior.stages import reading
+from melior.stages import encoding, reading
 from melior.stages.data import answer_by_answer, as_it_was_said, prepare
+from melior.training.jobs import n_unasked
 from tests.tiny import CHATML, tiny_tokenizer
 
 PARTS = [
@@ -153,3 +155,55 @@ def test_the_garbage_collector_is_left_as_it_was(tmp_path):
         ready(write(tmp_path / "bad.jsonl", [*pairs(1), {"prompt": "q"}]),
               ChatFormat(tiny_tokenizer()))  # fmt: skip
     assert gc.get_threshold() == before
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Few rows in a chunk, and none that one process reads by itself."""
+    monkeypatch.setattr(encoding, "CHUNK", 4)
+    monkeypatch.setattr(encoding, "ALONE", 4)
+
+
+@pytest.mark.parametrize("data", ["pairs", "answers", "lists"])
+def test_it_does_not_matter_how_many_processes_make_tokens(data, tmp_path, small):
+    source = write(tmp_path / "rows.jsonl", KINDS[data]())
+    chats = [ChatFormat(tiny_tokenizer()) for _ in range(2)]
+    told: list[list[int]] = [[], []]
+    one, two = (
+        ready(source, chat, data=data, processes=n, on_progress=told[n - 1].append)
+        for n, chat in enumerate(chats, 1)
+    )
+    assert digest(two, source) == digest(one, source) == FROZEN[data]
+    assert told[0] == told[1] and len(told[0]) > 5
+    met = [(chat.n_control_texts, chat.n_boundary_merges) for chat in chats]
+    assert met[0] == met[1] and met[0][0] > 0
+
+
+@pytest.mark.parametrize(
+    "bad", [{20: "\ud800 half"}, {20: 7}, {20: "\ud800", 22: 7}, {22: 7, 35: 7}]
+)
+def test_the_same_bad_row_is_named_first(bad, tmp_path, small):
+    rows = pairs()
+    for place, said_there in bad.items():
+        rows[place - 1]["chosen"] = said_there
+    source, found = write(tmp_path / "rows.jsonl", rows), []
+    for processes in (1, 2):
+        with pytest.raises(ValueError, match=rf"rows.jsonl:{min(bad)}: ") as raised:
+            ready(source, ChatFormat(tiny_tokenizer()), processes=processes)
+        found.append(str(raised.value))
+    assert found[0] == found[1]
+
+
+def test_a_process_that_is_killed_is_told_of(tmp_path, small):
+    def kill(done: int) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    source = write(tmp_path / "rows.jsonl", pairs(80))
+    with pytest.raises(ValueError, match=r"rows.jsonl:\d+: a process .* was killed; .* memory"):
+        ready(source, ChatFormat(tiny_tokenizer()), processes=2, on_progress=kill)
+    assert not multiprocessing.active_children()
+
+
+def test_no_program_but_our_own_begins_processes_unasked():
+    assert n_unasked() == 1
