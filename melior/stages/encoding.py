@@ -18,14 +18,16 @@ from melior.data.chat import ChatFormat, Encoded
 from melior.data.examples import Example
 from melior.data.steps import token_steps
 from melior.options import DataOptions
-from melior.training.jobs import end_with_parent, process_context
+from melior.training.jobs import call_processes, end_with_parent, process_context
 
 CHUNK = 512
 """Rows tokenised at once."""
-ALONE = 20_000
-"""Rows that one process reads by itself: others take seconds to begin."""
+MANY = 20_000
+"""Rows from which others are called to help; they take seconds to begin, ..."""
+ALONE = 30_000
+"""... so that this process does so many by itself."""
 AHEAD = 3
-"""Chunks for each process that lie ready for it or wait to be taken: they bound the memory."""
+"""Chunks for each other process that lie ready for it: they bound the memory."""
 Encode = Callable[[ChatFormat, Sequence[Example]], list[list[Encoded]]]
 """How the answers of examples become tokens, a list of them for each example."""
 
@@ -97,22 +99,36 @@ def made(
         examples: read by this process alone, in their order.
         work: how they become groups.
         on_progress: is told how many rows are done.
-        processes: how many make tokens, once there are more rows than one does alone.
+        processes: how many make tokens, with this one, once there are more rows than it does alone.
 
     Raises:
         ValueError: the first row that cannot be encoded, or a process was killed.
     """
-    chunks = _chunks(examples)
-    alone = ALONE // CHUNK if processes > 1 else None
-    here = (_made(chat, work, chunk) for chunk in islice(chunks, alone))
-    there = _by_several(chat, work, chunks, processes) if processes > 1 else ()
     groups, lengths = list[TokenGroup](), Lengths()
     with _young_garbage_only():
-        for part in chain(here, there):
+        for part in _parts(chat, work, _chunks(examples), processes):
             groups += part.groups
             lengths.add(part.lengths)
+            chat.n_boundary_merges += part.merges
+            chat.n_control_texts += part.controls
             on_progress(len(lengths.longest))
     return groups, lengths
+
+
+def _parts(
+    chat: ChatFormat, work: Work, chunks: Iterator[list[Example]], processes: int
+) -> Iterator[Made]:
+    """Yield what each chunk becomes, in their order."""
+    if processes > 1:
+        yield from (_made(chat, work, chunk) for chunk in islice(chunks, MANY // CHUNK))
+        rest = islice(chunks, (ALONE - MANY) // CHUNK)
+        for place, chunk in enumerate(rest):
+            if not place:
+                call_processes()
+            yield _made(chat, work, chunk)
+        for chunk in islice(chunks, 1):
+            yield from _by_several(chat, work, chain([chunk], chunks), processes)
+    yield from (_made(chat, work, chunk) for chunk in chunks)
 
 
 def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
@@ -122,6 +138,7 @@ def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 
 def _made(chat: ChatFormat, work: Work, chunk: Sequence[Example]) -> Made:
+    """Make groups; what the format counts is left as it was, for whoever takes them to count."""
     met = chat.n_boundary_merges, chat.n_control_texts
     encoded = zip(chunk, work.encode(chat, chunk), strict=True)
     groups, lengths = tokenise(
@@ -131,32 +148,34 @@ def _made(chat: ChatFormat, work: Work, chunk: Sequence[Example]) -> Made:
         opening=work.opening,
     )
     merges, controls = chat.n_boundary_merges - met[0], chat.n_control_texts - met[1]
+    chat.n_boundary_merges, chat.n_control_texts = met
     return Made(groups, lengths, merges, controls)
+
+
+Waiting = deque[tuple[str, Future[Made]]]
+"""The first row of each chunk that was dealt and not yet taken back, and what becomes of it."""
 
 
 def _by_several(
     chat: ChatFormat, work: Work, chunks: Iterator[list[Example]], processes: int
 ) -> Iterator[Made]:
-    """Deal chunks to processes and yield what they make in the order of the rows."""
-    first = next(chunks, None)
-    if first is None:
-        return
-    waiting = deque[tuple[str, Future[Made]]]()
-    pool = ProcessPoolExecutor(processes, process_context(), _begin, (chat, work))
+    """Deal chunks, and do here what the others have no room for."""
+    waiting, n_others = Waiting(), processes - 1
+    pool = ProcessPoolExecutor(n_others, process_context(), _begin, (chat, work))
     try:
-        for chunk in _behind(chain([first], chunks), waiting):
-            waiting.append((chunk[0].origin, _sent(pool, chunk)))
-            if len(waiting) == AHEAD * processes:
-                yield _taken(chat, *waiting.popleft())
+        for chunk in _behind(chunks, waiting):
+            has_room = sum(not future.done() for _, future in waiting) < AHEAD * n_others
+            future = _sent(pool, chunk) if has_room else _here(chat, work, chunk)
+            waiting.append((chunk[0].origin, future))
+            while waiting and waiting[0][1].done():
+                yield _result(*waiting.popleft())
         while waiting:
-            yield _taken(chat, *waiting.popleft())
+            yield _result(*waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _behind(
-    chunks: Iterator[list[Example]], waiting: deque[tuple[str, Future[Made]]]
-) -> Iterator[list[Example]]:
+def _behind(chunks: Iterator[list[Example]], waiting: Waiting) -> Iterator[list[Example]]:
     """Pass chunks on; before a row that cannot be read, complain of one that cannot be encoded."""
     try:
         yield from chunks
@@ -169,17 +188,23 @@ def _behind(
 def _sent(pool: ProcessPoolExecutor, chunk: list[Example]) -> Future[Made]:
     try:
         return pool.submit(_there, chunk)
-    except BrokenProcessPool as error:  # is told where its rows are waited for
-        lost = Future[Made]()
-        lost.set_exception(error)
-        return lost
+    except BrokenProcessPool as error:  # is told of where its rows are waited for
+        return _failed(error)
 
 
-def _taken(chat: ChatFormat, origin: str, future: Future[Made]) -> Made:
-    part = _result(origin, future)
-    chat.n_boundary_merges += part.merges
-    chat.n_control_texts += part.controls
-    return part
+def _here(chat: ChatFormat, work: Work, chunk: list[Example]) -> Future[Made]:
+    done = Future[Made]()
+    try:
+        done.set_result(_made(chat, work, chunk))
+    except ValueError as error:  # is told of when the rows before it are known to be good
+        return _failed(error)
+    return done
+
+
+def _failed(error: Exception) -> Future[Made]:
+    failed = Future[Made]()
+    failed.set_exception(error)
+    return failed
 
 
 def _result(origin: str, future: Future[Made]) -> Made:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import multiprocessing
+import threading
+import time
 
 import pytest
 
@@ -159,8 +161,9 @@ def test_the_garbage_collector_is_left_as_it_was(tmp_path):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Few rows in a chunk, and none that one process reads by itself."""
-    monkeypatch.setattr(encoding, "CHUNK", 4)
+    """Few rows in a chunk, and of these few that one process does by itself."""
+    monkeypatch.setattr(encoding, "CHUNK", 2)
+    monkeypatch.setattr(encoding, "MANY", 2)
     monkeypatch.setattr(encoding, "ALONE", 4)
 
 
@@ -195,13 +198,17 @@ def test_the_same_bad_row_is_named_first(bad, tmp_path, small):
 
 
 def test_a_process_that_is_killed_is_told_of(tmp_path, small):
-    def kill(done: int) -> None:
-        for process in multiprocessing.active_children():
-            process.kill()
+    def kill() -> None:
+        while not (begun := multiprocessing.active_children()):
+            time.sleep(0.001)
+        begun[0].kill()
 
-    source = write(tmp_path / "rows.jsonl", pairs(80))
-    with pytest.raises(ValueError, match=r"rows.jsonl:\d+: a process .* was killed; .* memory"):
-        ready(source, ChatFormat(tiny_tokenizer()), processes=2, on_progress=kill)
+    source = write(tmp_path / "rows.jsonl", pairs())
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ValueError, match=r"rows.jsonl:5: a process .* was killed; .* memory"):
+        ready(source, ChatFormat(tiny_tokenizer()), processes=2)
+    killer.join()
     assert not multiprocessing.active_children()
 
 
