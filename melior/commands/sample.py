@@ -90,7 +90,7 @@ class Config:
 
 def run(config: Config) -> Metrics:
     """Sample and write each group as soon as it is there."""
-    from melior.data.growing import opened
+    from melior.data.growing import n_whole_rows, opened
     from melior.models.names import check_named
     from melior.training.hooks import counted
 
@@ -104,22 +104,24 @@ def run(config: Config) -> Metrics:
     plain, twins = tee(prompts)
     asked = _under_goal(config, twins)
     tally = _Tally()
-    with (
-        opened(config.out, start=start) as put,
-        counted("prompts answered", total, start=start) as show,
-    ):
-        try:
+    try:
+        with (
+            opened(config.out, start=start) as put,
+            counted("prompts answered", total, start=start) as show,
+        ):
             drawn = _source(config, asked, start) if start < total else ()
             for given, group in zip(islice(plain, start, None), drawn, strict=True):
                 put(replace(group, prompt=given.prompt))
                 tally.add(group)
                 show(start + tally.groups, tally.cost())
-        except (KeyboardInterrupt, ChildProcessError) as error:
-            is_lost = isinstance(error, ChildProcessError)
-            why = f"{error}; " if is_lost else ""
-            way = "; --resume goes on" if config.out != "-" else ""
-            told = f"{why}{start + tally.groups} of {total} prompts are done{way}"
-            raise (ChildProcessError if is_lost else KeyboardInterrupt)(told) from error
+    except (KeyboardInterrupt, ChildProcessError) as error:
+        is_lost = isinstance(error, ChildProcessError)
+        why = f"{error}; " if is_lost else ""
+        is_file = config.out != "-"
+        n = n_whole_rows(Path(config.out)) if is_file else tally.groups
+        way = "; --resume goes on" if is_file else ""
+        told = f"{why}{n} of {total} prompts are done{way}"
+        raise (ChildProcessError if is_lost else KeyboardInterrupt)(told) from error
     print(tally.sentence(config.out), file=sys.stderr)
     return tally.metrics()
 
