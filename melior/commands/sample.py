@@ -182,11 +182,11 @@ def _source(config: Config, prompts: Iterator[Group], start: int) -> Iterator[Gr
         )
         return server_candidates(server, prompts, config.sampling, seed=config.seed, start=start)
     from melior import ops
-    from melior.models.loading import load
+    from melior.models.loading import load_to_answer
     from melior.sampling.candidates import candidates
 
     return candidates(
-        load(_model(config), trainable=False),
+        load_to_answer(_model(config)),
         prompts,
         config.sampling,
         generator=ops.generator(config.seed),
@@ -212,11 +212,11 @@ class _Drawing:
     """What a worker does: draw, from a model that it holds, as if it had answered all before."""
 
     def __init__(self, config: Config) -> None:
-        from melior.models.loading import load
+        from melior.models.loading import load_to_answer
 
         self.config = config
         self.about: dict[str, Any] = {}
-        self.model = load(_model(config), trainable=False)
+        self.model = load_to_answer(_model(config))
         self.place, self.generator = self._beginning()
 
     def groups(self, chunk: Chunk) -> Iterator[Group]:
