@@ -95,6 +95,14 @@ def test_without_ray_a_sentence_says_what_to_install(monkeypatch):
         doubled(Path(), ["fine"])
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "somewhere", "a:b"])
+def test_an_address_where_nothing_answers_is_known_before_ray_is_asked(address):
+    told = f"--cluster must be the address of a Ray cluster that runs, .*; found {address}: "
+    with pytest.raises(ConnectionError, match=told):
+        doubled(Path(), ["fine"], address)
+    assert "ray" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("cpus", "gpus", "n", "expected"),
     [
