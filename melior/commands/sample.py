@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice, tee
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -101,7 +101,7 @@ def run(config: Config) -> Metrics:
     if not total:
         raise ValueError(f"{', '.join(config.prompts)}: needs at least one prompt; found none")
     start = _answered(config, prompts)
-    plain, twins = tee(prompts)
+    plain, twins = iter(prompts), iter(prompts)
     asked = _under_goal(config, twins)
     tally = _Tally()
     try:
@@ -121,7 +121,7 @@ def run(config: Config) -> Metrics:
         n = n_whole_rows(Path(config.out)) if is_file else tally.groups
         way = "; --resume goes on" if is_file else ""
         told = f"{why}{n} of {total} prompts are done{way}"
-        raise (ChildProcessError if is_lost else KeyboardInterrupt)(told) from error
+        raise type(error)(told) from error  # the kind of interrupt says how it ends
     print(tally.sentence(config.out), file=sys.stderr)
     return tally.metrics()
 

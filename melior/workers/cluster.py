@@ -149,10 +149,11 @@ def _no_cluster(address: str, error: Exception) -> ConnectionError:
 
 
 def _share(cpus: list[float], gpus: int, n: int) -> dict[str, float]:
-    """Return what each of n actors asks for, such that at least one machine has it."""
+    """Return what each of n actors asks for: as many CPUs as leave room for all, if any do."""
     if gpus:
         return {"num_gpus": 1 / math.ceil(n / gpus), "num_cpus": 1}
-    return {"num_cpus": max(1, min(int(max(cpus)), int(sum(cpus) // n)))}
+    fits = (c for c in range(int(max(cpus)), 1, -1) if sum(own // c for own in cpus) >= n)
+    return {"num_cpus": next(fits, 1)}
 
 
 def _reason(error: Exception) -> str:

@@ -108,7 +108,9 @@ def test_an_address_where_nothing_answers_is_known_before_ray_is_asked(address):
     [
         ([8.0, 8.0], 0, 2, {"num_cpus": 8}),
         ([8.0, 8.0], 0, 1, {"num_cpus": 8}),  # no machine has 16
-        ([8.0, 8.0], 0, 5, {"num_cpus": 3}),
+        ([8.0, 8.0], 0, 5, {"num_cpus": 2}),  # of 3 there is room for four
+        ([64.0, 2.0], 0, 2, {"num_cpus": 32}),
+        ([16.0, 4.0, 4.0], 0, 3, {"num_cpus": 5}),
         ([2.0], 0, 9, {"num_cpus": 1}),
         ([64.0], 8, 8, {"num_gpus": 1, "num_cpus": 1}),
         ([64.0], 8, 3, {"num_gpus": 1, "num_cpus": 1}),
