@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from melior.options import ModelOptions, Sampling, WorkerOptions, in_range
+from melior.options import ModelOptions, Sampling, WorkerOptions, in_range, known_device
 from melior.records import Group, Metrics
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Config:
         in_range("seed", self.seed, 0, 2**63 - 1)
         in_range("max_tokens", self.max_tokens, 16)
         in_range("concurrency", self.concurrency, 1)
+        known_device(self.device)
         self.workers.check(self.device)
         if self.workers.is_used and self.server:
             raise ValueError(
