@@ -58,20 +58,7 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     raise ValueError(f"{name} must be one of {', '.join(known)}; found {value!r}{hint}")
 
 
-_DEVICES = (
-    "auto",
-    "cpu",
-    "cuda",
-    "mps",
-    "xpu",
-    "hpu",
-    "npu",
-    "mlu",
-    "musa",
-    "xla",
-    "ipu",
-    "vulkan",
-)
+_DEVICES = {"auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mlu", "musa", "xla"}
 
 
 def known_device(name: str) -> None:
