@@ -9,7 +9,7 @@ import copy
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,7 @@ class PolicyOptions:
             in_range(name, value, 1)
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Whatever acts."""
 
