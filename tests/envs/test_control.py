@@ -74,8 +74,9 @@ def test_processes_live_the_same():
 @pytest.mark.parametrize(
     "task", ["Hopper-v5", "Walker2d-v5", "InvertedPendulum-v5", "HalfCheetah-v5"]
 )
-def test_rules_agree_with_the_tasks(task):
+def test_rules_agree_with_the_tasks(task, tmp_path, monkeypatch):
     pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves its log where it is
     actions = control.sizes(task)[1]
     logged = control.collect(task, random_actions(actions, 3), steps=600, copies=2, seed=0)
     assert logged.terminals.sum() > 5 or task == "HalfCheetah-v5"
