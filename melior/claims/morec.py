@@ -132,7 +132,7 @@ def _reached(
 
 
 def _distance(
-    found: Float[Tensor, "*n d"], truth: Float[Tensor, "*n d"], unit: Float[Tensor, " d"]
+    found: Float[Tensor, "*n d"], truth: Float[Tensor, "*#n d"], unit: Float[Tensor, " d"]
 ) -> Float[Tensor, "*n"]:
     return ((found - truth) / unit).norm(dim=-1)
 
