@@ -69,7 +69,25 @@ class Transitions:
 
     def returns(self) -> Float[np.ndarray, " e"]:
         """Return the undiscounted return of each episode."""
-        sums = [self.rewards[rows].sum(dtype=np.float64) for rows in self.episodes()]
+        return self._sums(list(self.episodes()))
+
+    def whole_returns(self) -> Float[np.ndarray, " e"]:
+        """Return those of episodes that were not cut off.
+
+        They end by a terminal, or are as long as the longest: a limit is the same for all.
+        """
+        episodes = list(self.episodes())
+        longest = max(rows.stop - rows.start for rows in episodes)
+        return self._sums(
+            [
+                rows
+                for rows in episodes
+                if self.terminals[rows.stop - 1] or rows.stop - rows.start == longest
+            ]
+        )
+
+    def _sums(self, episodes: list[slice]) -> Float[np.ndarray, " e"]:
+        sums = [self.rewards[rows].sum(dtype=np.float64) for rows in episodes]
         return np.array(sums, dtype=np.float64)
 
 

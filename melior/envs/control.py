@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -172,33 +172,55 @@ def collect(
     """
     in_range("steps", steps, 1)
     in_range("copies", copies, 1, steps)
-    each = -(-steps // copies)
-    rows: list[Mapping[str, Any]] = []
-    with _copies(task, copies, in_processes=in_processes) as world:
-        observations = world.reset(seed)
-        for _ in range(each):
-            actions = _acted(act, observations)
-            step = world.step(actions)
-            rows.append(
-                {
-                    "observations": observations,
-                    "actions": actions,
-                    "rewards": step.rewards.astype(np.float32),
-                    "next_observations": step.successors,
-                    "terminals": step.terminals,
-                    "timeouts": step.timeouts & ~step.terminals,
-                }
-            )
-            observations = step.observations
+    with lives(task, copies=copies, seed=seed, in_processes=in_processes) as world:
+        parts = [world.step(act) for _ in range(-(-steps // copies))]
+    return by_life(parts, steps)
+
+
+def by_life(parts: Sequence[Transitions], steps: int) -> Transitions:
+    """Return so many of the steps that copies have lived side by side, one copy's after another's.
+
+    Where the log of a copy breaks off, its episode ends by a time-out.
+    """
+    each, copies = len(parts), len(parts[0])
     columns = {
-        name: np.stack([row[name] for row in rows], axis=1).reshape(
-            each * copies, *rows[0][name].shape[1:]
+        name: np.stack([vars(part)[name] for part in parts], axis=1).reshape(
+            each * copies, *vars(parts[0])[name].shape[1:]
         )[:steps]
-        for name in rows[0]
+        for name in vars(parts[0])
     }
     breaks = np.append(np.arange(each - 1, steps - 1, each), steps - 1)
     columns["timeouts"][breaks] = ~columns["terminals"][breaks]
     return Transitions(**columns)
+
+
+class Lives:
+    """Copies of a task that are lived side by side; made by `lives`."""
+
+    def __init__(self, copies: _Copies, seed: int) -> None:
+        self._copies = copies
+        self._observations = copies.reset(seed)
+
+    def step(self, act: Act) -> Transitions:
+        """Act once in each copy, and return a row for each."""
+        observations, actions = self._observations, _acted(act, self._observations)
+        step = self._copies.step(actions)
+        self._observations = step.observations
+        return Transitions(
+            observations,
+            actions,
+            step.rewards.astype(np.float32),
+            step.successors,
+            step.terminals,
+            step.timeouts & ~step.terminals,
+        )
+
+
+@contextmanager
+def lives(task: str, *, copies: int, seed: int, in_processes: bool = False) -> Iterator[Lives]:
+    """Give copies of a task to act in, step by step; copy `i` starts from seed `seed + i`."""
+    with _copies(task, copies, in_processes=in_processes) as world:
+        yield Lives(world, seed)
 
 
 def sizes(task: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Axes: `n` rows, `m` critics, `d` and `a` numbers of an observation and of an act
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from melior.models.control import Perceptrons, Scale
-from melior.models.parts import load_part, save_part
+from melior.models.parts import OPTIONS, load_part, save_part
 from melior.options import in_range
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -125,6 +126,22 @@ class PlainPolicy(nn.Module):
     def load(cls, folder: Path) -> PlainPolicy:
         """Read what `save` wrote."""
         return load_part(cls, lambda said: cls(PolicyOptions(**said), seed=0), folder)
+
+
+def load_policy(folder: Path) -> GaussianPolicy | PlainPolicy:
+    """Read a policy of either kind.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    try:
+        kind = json.loads((folder / OPTIONS).read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder}: a policy that a run has saved is needed; {error}") from error
+    for known in (GaussianPolicy, PlainPolicy):
+        if kind == known.__name__:
+            return known.load(folder)
+    raise ValueError(f"{folder}: a policy is needed; found {kind!r}")
 
 
 class Critics(nn.Module):

@@ -13,6 +13,8 @@ from melior.report.load import Run, mapping, mappings, number, numbers, spoken
 from melior.report.markup import Child, Html, chip, hue, join, table, tag
 
 PANELS: list[tuple[str, dict[str, str]]] = [
+    ("Normalised score in the task", {"score": ""}),
+    ("Return in the task", {"return": ""}),
     ("Loss", {"loss": ""}),
     ("Pairs ranked right", {"rewards/accuracies": ""}),
     ("Reward margin", {"rewards/margins": ""}),
