@@ -67,7 +67,7 @@ class Config:
             LogOptions(dataset),
             TrainOptions(out, steps=60, batch_size=32, eval_steps=30, eval_episodes=2,
                          save_steps=20),
-            WorldOptions(members=3, elites=2, dynamics_hidden=16, dynamics_layers=2, max_epochs=2,
+            WorldOptions(members=3, elites=2, dynamics_hidden=16, dynamics_layers=2, max_epochs=10,
                          reward_steps=40, reward_hidden=16, snapshot_every=4),
             ImagineOptions(horizon=5, starts=20, every=30),
             NetworkOptions(hidden=16),
@@ -103,6 +103,7 @@ def _student(
     from melior.stages.control.world import learn_world
     from melior.training.checkpoint import Generators
 
+    _note_escape(config, inputs, phases)
     world, train, seed = learn_world(phases, inputs, config.world), config.train, config.train.seed
     shape = policy_options(inputs, config.network)
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed + 1)
@@ -124,11 +125,23 @@ def _student(
     n_real = round(config.imagine.real_share * train.batch_size)
     mixture = Mixture(train.batch_size, n_real, config.imagine.every, config.imagine.keep)
     batches = MixedBatches(
-        logged_rows(inputs.logged), imagine, mixture, total=train.steps, seed=seed
-    )
+        logged_rows(inputs.logged), imagine, mixture, total=train.steps, seed=seed,
+        describe=lambda found: described(found, world.dynamics.elites),
+    )  # fmt: skip
     student = Student(
         policy, learner, batches,
         {"batches": batches, "imagination": Generators(imagine.generators)},
-        lambda: described(batches.last, world.dynamics.elites) if batches.last else {},
+        lambda: dict(batches.metrics),
     )  # fmt: skip
     return student, world
+
+
+def _note_escape(config: Config, inputs: Inputs, phases: Phases) -> None:
+    """Say that a terminal is a way out where rewards are below 0, and rejected steps are such."""
+    mean = float(inputs.logged.rewards.mean())
+    if config.filter != "none" and config.imagine.on_reject == "terminal" and mean < 0:
+        phases.run.note(
+            f"a rejected step ends the task, which is worth 0 and more than the log's rewards, "
+            f"{mean:.3g} on average: the policy may seek what is rejected; take --on-reject "
+            "truncate where rewards are below 0"
+        )

@@ -40,8 +40,9 @@ Follow = Callable[[Tensor, Tensor, Candidates], Float[Tensor, "n d"]]
 class Windows:
     """Stretches of episodes."""
 
-    observations: Float[Tensor, "n t+1 d"]
     actions: Float[Tensor, "n t a"]
+    observations: Float[Tensor, "n t+1 d"]
+    """The one before each action, and the last."""
 
 
 def write_verdict(
@@ -49,7 +50,7 @@ def write_verdict(
 ) -> None:
     """Write `evaluation.json`: returns against the log's, and the world's errors."""
     found: dict[str, Any] = {
-        "title": "Before: the episodes of the log. After: the policy, in new ones",
+        "title": f"Before: the episodes of the log. After: the policy, in {EPISODES} new ones",
         "comparisons": [],
         "tables": [],
     }
@@ -151,7 +152,7 @@ def _comparison(
     return {
         "name": name, "unit": unit, "before": float(before.mean()), "after": float(after.mean()),
         "difference": found.estimate, "low": found.low, "high": found.high,
-        "confidence": found.confidence, "n": len(after), "higher_is_better": True,
+        "confidence": found.confidence, "higher_is_better": True,
     }  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def _windows(lived: Transitions) -> Windows | None:
     rows = np.array(starts)[spread][:, None] + np.arange(length)
     first = lived.observations[rows[:, :1]]
     observations = np.concatenate([first, lived.next_observations[rows]], axis=1)
-    return Windows(torch.from_numpy(observations), torch.from_numpy(lived.actions[rows]))
+    return Windows(torch.from_numpy(lived.actions[rows]), torch.from_numpy(observations))
 
 
 def _ways(world: World) -> Mapping[str, Follow]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.control import Transitions
+from melior.records import Metrics
 from melior.sampling.control import Imagined
 from melior.stages.control.learners import Rows
 from melior.training.checkpoint import State
@@ -92,6 +93,7 @@ class MixedBatches:
         imagine: Callable[[], Imagined],
         mixture: Mixture,
         *,
+        describe: Callable[[Imagined], Metrics],
         total: int,
         seed: int,
     ) -> None:
@@ -101,6 +103,7 @@ class MixedBatches:
             log: real rows.
             imagine: lives through roll-outs; called before the first step and then every so many.
             mixture: how many of each.
+            describe: says what became of roll-outs.
             total: steps in all.
             seed: of the rows that are drawn.
         """
@@ -109,15 +112,17 @@ class MixedBatches:
         self._steps = 0
         self._blocks: list[Rows] = []
         self._imagined = chosen(log, slice(0, 0))
-        self.last: Imagined | None = None
-        """The newest roll-outs, until the next ones."""
+        self._describe = describe
+        self.metrics: Metrics = {}
+        """What became of the newest roll-outs."""
 
     def __call__(self) -> Iterator[Sequence[Rows]]:
         """Yield the batches that are still to come."""
         while self._steps < self._total:
             if self._steps % self._mixture.every == 0:
-                self.last = self._imagine()
-                self._blocks = [*self._blocks, imagined_rows(self.last)][-self._mixture.keep :]
+                found = self._imagine()
+                self.metrics = self._describe(found)
+                self._blocks = [*self._blocks, imagined_rows(found)][-self._mixture.keep :]
                 self._imagined = joined(self._blocks)
             self._steps += 1
             yield [self._batch()]
@@ -126,6 +131,7 @@ class MixedBatches:
         """Return all that what comes next depends on."""
         state: State = {"steps": self._steps, "generator": self._generator.get_state()}
         state["lengths"] = torch.tensor([len(block.rewards) for block in self._blocks])
+        state |= {f"metric/{name}": value for name, value in self.metrics.items()}
         return state | {f"imagined/{name}": own for name, own in vars(self._imagined).items()}
 
     def load_state(self, state: State) -> None:
@@ -133,6 +139,11 @@ class MixedBatches:
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         self._steps = int(state["steps"])
         self._generator.set_state(tensors["generator"])
+        self.metrics = {
+            name.removeprefix("metric/"): float(value)
+            for name, value in state.items()
+            if name.startswith("metric/")
+        }
         columns = {name: tensors[f"imagined/{name}"].clone() for name in vars(self._imagined)}
         self._imagined = Rows(**columns)
         ends = [0, *tensors["lengths"].cumsum(0).tolist()]
