@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 RunFolders = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
 
+APART = frozenset({"out", "report_to", "save_steps", "save_total_limit", "seed", "world"})
+"""Options in which repetitions of one method may differ."""
+
 
 @dataclass(frozen=True)
 class Config:
-    """Judge the policies of runs in the real task; runs that differ by their seed are one method's.
+    """Judge the policies of runs in the real task; those that differ by their seed are one method.
 
     The score is D4RL's: 0 for random actions, 100 for the data set's expert.
     """
@@ -55,7 +58,7 @@ def run(config: Config) -> None:
         print(line)
     if config.out:
         for row in rows:
-            del row["found"]
+            del row["found"], row["method"]
         write_json(Path(config.out), {"runs": rows, "together": together})
 
 
@@ -71,7 +74,8 @@ def _judged(folder: Path, config: Config) -> dict[str, Any]:
     row: dict[str, Any] = {
         "run": str(folder), "recipe": _recipe(folder), "task": about.task,
         "episodes": config.episodes, "return": vars(t_interval(found, name="returns")),
-        "found": found, "reference": about.reference and vars(about.reference),
+        "method": _method(folder), "found": found,
+        "reference": about.reference and vars(about.reference),
     }  # fmt: skip
     if about.reference:
         scores = normalised(found, about.reference)
@@ -100,19 +104,29 @@ def _recipe(folder: Path) -> str:
         return "unknown"
 
 
+def _method(folder: Path) -> str:
+    """Return all options of a run but those that tell repetitions of one method apart."""
+    from melior.config import read_config
+
+    options = read_config(folder / "config.yaml")
+    told = {name: value for name, value in options.items() if name not in APART}
+    return json.dumps([_recipe(folder), told], sort_keys=True)
+
+
 def _together(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean score of each recipe over its runs, where it has several."""
+    """Return the mean score of each method over its runs, where it has several."""
     from melior.data.control_files import Reference
     from melior.evaluation.control import score_of_seeds
 
     found: dict[str, Any] = {}
-    for name in dict.fromkeys((row["recipe"], row["task"]) for row in rows):
-        own = [row for row in rows if (row["recipe"], row["task"]) == name and "score" in row]
-        references = {tuple(row["reference"].values()) for row in own}
-        if len(own) > 1 and len(references) == 1:
-            reference = Reference(*references.pop())
+    scored = [row for row in rows if "score" in row]
+    for method in dict.fromkeys(row["method"] for row in scored):
+        own = [row for row in scored if row["method"] == method]
+        if len(own) > 1:
+            reference = Reference(**own[0]["reference"])
             interval = score_of_seeds([row["found"] for row in own], reference)
-            found[f"{name[0]} in {name[1]}"] = vars(interval)
+            runs = ", ".join(row["run"] for row in own)
+            found[f"{own[0]['recipe']} in {own[0]['task']}, {runs}"] = vars(interval)
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,16 +97,7 @@ def termination(task: str, named: str = "") -> Termination:
         ValueError: there is none.
     """
     if named:
-        module, _, name = named.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"termination must be 'module:function'; found {named!r}: {error}"
-            ) from error
-        if not callable(found):
-            raise ValueError(f"termination must be a function; found {found!r} at {named!r}")
-        return found
+        return named_function(named, "termination")
     known = re.sub(r"-v\d+$", "", task.rpartition("/")[2])
     if known not in RULES:
         raise ValueError(
@@ -114,6 +106,24 @@ def termination(task: str, named: str = "") -> Termination:
             f"{', '.join(RULES)}"
         )
     return RULES[known]
+
+
+def named_function(named: str, option: str) -> Any:
+    """Return the user's own function, named as `module:function`.
+
+    Raises:
+        ValueError: there is none; naming the option.
+    """
+    module, _, name = named.partition(":")
+    if "" not in sys.path:  # a module beside the user, as `python -m` finds it
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{option} must be 'module:function'; found {named!r}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"{option} must be a function; found {found!r} at {named!r}")
+    return found
 
 
 def check_termination(rule: Termination, logged: Transitions, *, where: str) -> None:

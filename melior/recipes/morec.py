@@ -76,12 +76,15 @@ class Config:
 
 def run(config: Config) -> None:
     """Learn the world, learn to act in it, judge in the real task, save and report."""
+    from melior.envs.control import named_function
     from melior.report.terminal import present
     from melior.stages.control.inputs import read_inputs, rule_of
     from melior.stages.control.learn import ControlPlan, learn
 
     inputs = read_inputs(config.log, config.train)
     is_over = rule_of(config.log, inputs)
+    if config.imagine.true_reward:
+        named_function(config.imagine.true_reward, "true_reward")  # a wrong one is said at once
     plan = ControlPlan("morec", PAPER, config.log, config.train, config)
     present([learn(plan, inputs, lambda phases: _student(config, inputs, is_over, phases))])
 
@@ -131,9 +134,17 @@ def _student(
     student = Student(
         policy, learner, batches,
         {"batches": batches, "imagination": Generators(imagine.generators)},
-        lambda: dict(batches.metrics),
+        lambda: dict(batches.metrics), _facts(config, phases),
     )  # fmt: skip
     return student, world
+
+
+def _facts(config: Config, phases: Phases) -> dict[str, str]:
+    """Say what rewards imagined steps have: once in the run's record, and in its report."""
+    named = config.imagine.true_reward
+    if named:
+        phases.run.note(f"the true reward is used, {named}, and not one learned from the log")
+    return {"reward of imagined steps": f"the true one, {named}" if named else "learned"}
 
 
 def _note_escape(config: Config, inputs: Inputs, phases: Phases) -> None:

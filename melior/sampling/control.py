@@ -23,6 +23,10 @@ Choice = Callable[[Float[Tensor, "n k"]], Int[Tensor, " n"]]
 """Which candidate goes on, of a score matrix."""
 Draw = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n a"]]
 """An action for each observation."""
+Reward = Callable[
+    [Float[Tensor, "n d"], Float[Tensor, "n a"], Float[Tensor, "n d"]], Float[Tensor, " n"]
+]
+"""What a step earns: of observation, action and what followed."""
 Penalty = Callable[[Prediction], Float[Tensor, " n"]]
 """By how much the learned reward is lowered where the ensemble is unsure."""
 Score = Callable[
@@ -166,6 +170,7 @@ def imagine(
     *,
     is_over: Termination,
     penalty: Penalty,
+    true_reward: Reward | None = None,
     horizon: int,
     draws: int,
     bound: float,
@@ -183,6 +188,7 @@ def imagine(
         transition_filter: which candidate goes on, and when a roll-out has left what is known.
         is_over: the task's own rule; sees candidates as they are kept, within the bound.
         penalty: of the ensemble's prediction.
+        true_reward: the task's own, in place of the learned one, which comes with the candidate.
         horizon: the most steps.
         draws: candidates of each elite.
         bound: how far from 0 an observation's numbers may lie.
@@ -203,10 +209,13 @@ def imagine(
         picked = transition_filter(observations, actions, drawn)
         over = is_over(observations, actions, picked.next_observations)
         rejected = picked.scores < transition_filter.threshold
+        earned = picked.rewards
+        if true_reward is not None:
+            earned = true_reward(observations, actions, picked.next_observations)
         step = Imagined(
             observations=observations,
             actions=actions,
-            rewards=picked.rewards - penalty(drawn.prediction),
+            rewards=earned - penalty(drawn.prediction),
             next_observations=picked.next_observations,
             terminals=over | rejected if on_reject == "terminal" else over,
             scores=picked.scores,

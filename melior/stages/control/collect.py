@@ -66,11 +66,19 @@ def collected(
         judge_every: steps in the task between judgements.
         suffix: `.npz` or `.parquet`.
         seed: of all that is drawn.
+
+    Raises:
+        ValueError: nothing was learned.
     """
     stages, lived = _taught(task, options, judge_every=judge_every, seed=seed)
     drawn = _uniform(sizes(task)[1], ops.generator(seed))
     at_random = float(returns(task, drawn, episodes=EPISODES, seed=SEED).mean())
     expert = max(stages, key=lambda stage: stage.mean)
+    if expert.mean <= at_random:
+        raise ValueError(
+            f"{task}: a policy that is better than random actions, {at_random:.5g}, is needed; the "
+            f"best was {expert.mean:.5g} within {options.steps} steps; raise --steps"
+        )
     reference = Reference(at_random, expert.mean)
     scores = normalised(np.array([stage.mean for stage in stages]), reference)
     medium = stages[int(np.argmax(scores >= 100 * level))]

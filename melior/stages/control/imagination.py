@@ -12,11 +12,20 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.control import Transitions
-from melior.envs.control import Termination
+from melior.envs.control import Termination, named_function
 from melior.losses.control import aleatoric_penalty
 from melior.models.control import Prediction
 from melior.models.control_policies import GaussianPolicy
-from melior.sampling.control import Filter, Imagined, Penalty, best, evenly, imagine, sharply
+from melior.sampling.control import (
+    Filter,
+    Imagined,
+    Penalty,
+    Reward,
+    best,
+    evenly,
+    imagine,
+    sharply,
+)
 from melior.stages.control.options import ImagineOptions
 from melior.stages.control.world import World
 
@@ -34,6 +43,7 @@ class Imagination:
     transition_filter: Filter
     is_over: Termination
     penalty: Penalty
+    true_reward: Reward | None
     options: ImagineOptions
     generators: Mapping[str, torch.Generator]
 
@@ -50,6 +60,7 @@ class Imagination:
             self.transition_filter,
             is_over=self.is_over,
             penalty=self.penalty,
+            true_reward=self.true_reward,
             horizon=options.horizon,
             draws=options.draws,
             bound=options.bound,
@@ -81,6 +92,7 @@ def imagination(
         named_filter(transition_filter, world, options, generators["choices"]),
         is_over,
         _penalty(penalty),
+        named_function(options.true_reward, "true_reward") if options.true_reward else None,
         options,
         generators,
     )

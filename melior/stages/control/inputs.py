@@ -121,10 +121,14 @@ def read_about(folder: Path) -> About:
         return About(
             said["task"], Reference(**reference) if reference else None, said.get("facts", {})
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise ValueError(
-            f"{folder}: the folder of a run on logged transitions is needed; found {error!r} in "
-            f"{path.name}"
+            f"{folder}: the folder of a run on logged transitions is needed; found no {path.name} "
+            "there"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: what a run on logged transitions learned from is needed; found {error!r}"
         ) from error
 
 

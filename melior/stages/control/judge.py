@@ -46,13 +46,20 @@ class Windows:
 
 
 def write_verdict(
-    folder: Path, inputs: Inputs, policy: Policy, world: World | None, train: TrainOptions
+    folder: Path,
+    inputs: Inputs,
+    policy: Policy,
+    world: World | None,
+    *,
+    train: TrainOptions,
+    facts: Mapping[str, str],
 ) -> None:
     """Write `evaluation.json`: returns against the log's, and the world's errors."""
     found: dict[str, Any] = {
         "title": f"Before: the episodes of the log. After: the policy, in {EPISODES} new ones",
         "comparisons": [],
         "tables": [],
+        "facts": dict(facts),
     }
     if train.eval_episodes:
         lived = returns(inputs.task, policy.act, episodes=EPISODES, seed=SEED)

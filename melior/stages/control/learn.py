@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -51,6 +51,8 @@ class Student:
     """What batches depend on, by name."""
     metrics: Callable[[], Metrics] = dict
     """Numbers of where its batches come from, written with each judgement."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What the report must say of it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def learn(
         who, world = student(phases)
         _teach(phases, inputs, who)
         who.policy.save(run.folder / "model" / "policy")
-        write_verdict(run.folder, inputs, who.policy, world, train)
+        write_verdict(run.folder, inputs, who.policy, world, train=train, facts=who.facts)
     return run.folder
 
 

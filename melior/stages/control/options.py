@@ -131,6 +131,9 @@ class ImagineOptions:
     """Of the choice among candidates."""
     bound: float = 25.0
     """How far from 0 an imagined observation's numbers may lie."""
+    true_reward: str = ""
+    """What a step earns, as `module:function` of observations, actions and next observations, in
+    place of the learned reward; the run and its report then say so."""
     on_reject: Literal["terminal", "truncate", "drop"] = "terminal"
     """A step below the threshold is kept as a terminal, as in the released code, kept as the last
     that is known, or left out."""
