@@ -32,7 +32,8 @@ from melior.stages.control.options import LogOptions, NetworkOptions, TrainOptio
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 SHARED = (ModelOptions, DataOptions, LoopOptions, OptimConfig, Sampling, GoalOptions,
-          JudgeOptions, EnsembleOptions, WorkerOptions, ChosenLikelihood, LogOptions, TrainOptions, NetworkOptions)  # fmt: skip
+          JudgeOptions, EnsembleOptions, WorkerOptions, ChosenLikelihood, LogOptions,
+          TrainOptions, NetworkOptions)  # fmt: skip
 POSITIONAL = get_args(Positional[str])[1]
 HEAD = """# Commands
 

@@ -14,7 +14,7 @@ from melior.evaluation.compare import Interval, student_quantile, t_interval
 def normalised(returns: Float[np.ndarray, " n"], reference: Reference) -> Float[np.ndarray, " n"]:
     """Return scores: 0 for random actions, 100 for the reference's expert, and beyond.
 
-    Fu et al. 2020 (D4RL), arXiv 2004.07219, sec. 4.
+    Fu et al. 2020 (D4RL), arXiv 2004.07219.
     """
     return 100 * (returns - reference.random) / (reference.expert - reference.random)
 

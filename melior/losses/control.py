@@ -70,7 +70,7 @@ def td_target(
 ) -> Float[Tensor, " n"]:
     """What a value is drawn to: `r + gamma (1 - terminal) V(s')`.
 
-    Sutton, Barto 2018, eq. 6.1 (of action values 6.7). After a terminal nothing follows, whatever
+    Sutton, Barto 2018, eq. 6.2 (of action values 6.7). After a terminal nothing follows, whatever
     stands in `next_values`; after a time-out something does. Carries no gradient.
     """
     following = next_values.masked_fill(terminals, 0.0)
@@ -181,7 +181,7 @@ def aleatoric_penalty(deviations: Float[Tensor, "m n d"]) -> Float[Tensor, " n"]
 def bellman_inconsistency(next_values: Float[Tensor, "m n k"]) -> Float[Tensor, " n"]:
     """How far members of an ensemble disagree on what follows is worth.
 
-    Sun et al. 2023 (MOBILE, ICML), sec. 4: the standard deviation, over members, of the mean over
+    Sun et al. 2023 (MOBILE, ICML): the standard deviation, over members, of the mean over
     `k` next states that each draws, of the target critics' value there. Of the members as they are
     (divided by `m`). Carries no gradient.
     """

@@ -24,6 +24,9 @@ from melior.options import in_range, one_of
 
 Activation = Literal["relu", "silu"]
 _ACTIVATIONS = {"relu": nn.functional.relu, "silu": nn.functional.silu}
+_IN_CACHE = 2**18
+"""Numbers of a layer that are computed at once where no gradient is asked for: they stay in a
+core's cache. 40 discriminators of 2048 transitions took half the time that they took at once."""
 
 
 class Perceptrons(nn.Module):
@@ -54,7 +57,14 @@ class Perceptrons(nn.Module):
     ) -> Float[Tensor, "m n o"]:
         """Return what each member makes of inputs that all share, or of its own."""
         members = self.weights[0].shape[0]
-        hidden = inputs.expand(members, *inputs.shape[-2:])
+        own = inputs.expand(members, *inputs.shape[-2:])
+        if torch.is_grad_enabled() or own.device.type != "cpu":
+            return self._through(own)
+        widest = max(weight.shape[-1] for weight in self.weights)
+        rows = max(1, _IN_CACHE // (members * widest))
+        return torch.cat([self._through(part) for part in own.split(rows, dim=1)], dim=1)
+
+    def _through(self, hidden: Float[Tensor, "m n d"]) -> Float[Tensor, "m n o"]:
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = torch.baddbmm(bias, hidden, weight)

@@ -20,8 +20,8 @@ from melior.models.parts import load_part, save_part
 
 _CERTAIN = 1 - 1e-6
 """The highest share that is read: `-log(1 - p)` stays below 14."""
-_ROWS = 1024
-"""Transitions judged at once: what all members hold of them stays in a processor's cache."""
+_ROWS = 16_384
+"""Transitions judged at once, which bounds the memory."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Learning the dynamics reward: discriminators of all iterations against a model that evades them.
 
-Luo, Xu, Cao, Yu 2023, arXiv 2310.05422, read as in their sec. 4: the world is an agent whose action
+Luo, Xu, Cao, Yu 2023, arXiv 2310.05422, read as they do: the world is an agent whose action
 is the next observation. The authors never released this part. Ours is the one-step form: the model
 is drawn by the slope of its reward through its own Gaussian draws, where they use PPO over
 roll-outs.

@@ -150,7 +150,7 @@ def evenly(*, generator: torch.Generator) -> Filter:
 
 
 def sharply(*, temperature: float, generator: torch.Generator) -> Choice:
-    """Return the choice in proportion to `exp(score / temperature)`; Luo et al. 2023, sec. 5.1."""
+    """Return the choice in proportion to `exp(score / temperature)` (Luo et al. 2023)."""
     return lambda scores: selection.boltzmann(
         scores, 1, temperature=temperature, generator=generator
     )[:, 0]

@@ -1,6 +1,6 @@
 """Data sets of a task, of five kinds, by one learner: random, medium, medium-replay, and expert's.
 
-Fu et al. 2020 (D4RL), arXiv 2004.07219, sec. 5: medium is a policy stopped at about a third of the
+Fu et al. 2020 (D4RL), arXiv 2004.07219: medium is a policy stopped at about a third of the
 expert's score, medium-replay all that it has lived until then, medium-expert half of each.
 """
 
