@@ -1,6 +1,7 @@
 import importlib.machinery
 import json
 import os
+import resource
 import sys
 import types
 from dataclasses import dataclass, field, replace
@@ -240,3 +241,18 @@ def test_json_lines_are_one_object_each(tmp_path):
     write_json_lines(tmp_path / "a.jsonl", [{"ü": "a\nb"}, {"x": 1}])
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"ü": "a\nb"}, {"x": 1}]
+
+
+def test_a_disk_that_fills_at_a_line_of_numbers_is_told_and_the_run_has_failed(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(OSError, match=r"metrics\.jsonl: the numbers of step \d+ must be .*--resume"),
+        begin(tmp_path) as run,
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+        try:
+            for step in range(1, 1000):
+                run.append(step, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert record(tmp_path)["status"] == "failed" and "make room" in record(tmp_path)["reason"]
