@@ -15,7 +15,7 @@ FLOORS = {
     "stages": 6,
     "rewards": 5,
     "sampling": 5,
-    "claims": 5,
+    "claims": 5.5,
     "models": 4,
     "workers": 4,
     "envs": 4,

@@ -28,10 +28,12 @@ from melior.options import (
     Sampling,
     WorkerOptions,
 )
+from melior.stages.control.options import LogOptions, NetworkOptions, TrainOptions
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 SHARED = (ModelOptions, DataOptions, LoopOptions, OptimConfig, Sampling, GoalOptions,
-          JudgeOptions, EnsembleOptions, WorkerOptions, ChosenLikelihood)  # fmt: skip
+          JudgeOptions, EnsembleOptions, WorkerOptions, ChosenLikelihood, LogOptions,
+          TrainOptions, NetworkOptions)  # fmt: skip
 POSITIONAL = get_args(Positional[str])[1]
 HEAD = """# Commands
 

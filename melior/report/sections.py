@@ -13,6 +13,8 @@ from melior.report.load import Run, mapping, mappings, number, numbers, spoken
 from melior.report.markup import Child, Html, chip, hue, join, table, tag
 
 PANELS: list[tuple[str, dict[str, str]]] = [
+    ("Normalised score in the task", {"score": ""}),
+    ("Return in the task", {"return": ""}),
     ("Loss", {"loss": ""}),
     ("Pairs ranked right", {"rewards/accuracies": ""}),
     ("Reward margin", {"rewards/margins": ""}),
@@ -26,6 +28,10 @@ PANELS: list[tuple[str, dict[str, str]]] = [
     ("Entropy", {"entropy": ""}),
     ("Answer length", {"completions/mean_length": ""}),
     ("Answer length in training", {"lengths/chosen": "chosen", "lengths/rejected": "rejected"}),
+    ("Held to be worth", {"policy/critic/value": "critics"}),
+    ("Length of roll-outs", {"imagined/length": ""}),
+    ("Share of roll-outs rejected", {"imagined/rejected": ""}),
+    ("Real and generated told apart", {"reward/discriminator/accuracy": ""}),
     ("Gradient norm", {"grad_norm": ""}),
     ("Learning rate", {"learning_rate": ""}),
 ]

@@ -13,6 +13,7 @@ from melior.claims import (
     gpm,
     gpo,
     madpo,
+    morec,
     reward_augmented,
     rlhf_workflow,
     scir,
@@ -49,6 +50,7 @@ ALL = (
     gpo.CLAIM,
     rlhf_workflow.CLAIM,
     scir.CLAIM,
+    morec.CLAIM,
 )
 
 
