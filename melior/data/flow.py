@@ -122,3 +122,11 @@ class Graph:
     def rows_by_level(self) -> list[slice]:
         """Return the rows of each level, the start's first."""
         return [slice(a, b) for a, b in zip(self.levels, self.levels[1:], strict=False)]
+
+
+def rows_of(table: Int[Tensor, "s d"], states: Int[Tensor, "n d"]) -> Int[Tensor, " n"]:
+    """Return which row of a table of distinct states each state is; -1 where it is none."""
+    unique, place = torch.cat([table, states]).unique(dim=0, return_inverse=True)
+    row_of = place.new_full((len(unique),), -1)
+    row_of[place[: len(table)]] = torch.arange(len(table), device=table.device)
+    return row_of[place[len(table) :]]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from melior.data.flow import NO_ACTION, FlowEnvironment, Graph
+from melior.data.flow import NO_ACTION, FlowEnvironment, Graph, rows_of
 
 MOST_STATES = 2_000_000
 
@@ -119,11 +119,5 @@ def _last_places(levels: list[Tensor]) -> list[Tensor]:
 def _children(env: FlowEnvironment, states: Tensor) -> Tensor:
     row, action = env.allowed(states)[:, :-1].nonzero(as_tuple=True)
     children = states.new_full((len(states), env.n_actions), NO_ACTION)
-    if not len(row):
-        return children
-    after = env.step(states[row], action)
-    unique, place = torch.cat([states, after]).unique(dim=0, return_inverse=True)
-    row_of = torch.empty(len(unique), dtype=torch.long)
-    row_of[place[: len(states)]] = torch.arange(len(states))
-    children[row, action] = row_of[place[len(states) :]]
+    children[row, action] = rows_of(states, env.step(states[row], action))
     return children
