@@ -20,20 +20,10 @@ from melior.evaluation.flow import (
     uniform_backward,
 )
 from melior.sampling.flow import drawn, evenly, sample, sample_back
+from tests.claims.chances import fits
 
 small = st.sampled_from([HyperGrid(2, 4), HyperGrid(3, 3), Strings(3, 3), Fillings(3, 2)])
 seeds = st.integers(0, 1000)
-
-
-def is_likely(counts: torch.Tensor, chances: torch.Tensor) -> bool:
-    """Whether counts fit chances, by chi-square: one false alarm in 100,000."""
-    expected = chances * counts.sum()
-    assert expected.min() > 5
-    statistic = float(((counts - expected) ** 2 / expected).sum())
-    freedom = len(chances) - 1
-    # Wilson and Hilferty: the cube root of chi-square over its mean is close to normal.
-    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
-    return z < 4.27
 
 
 def assert_whole(env, trajectories: Trajectories) -> None:
@@ -83,13 +73,14 @@ def test_objects_come_as_the_policy_says():
 
     found = sample(env, policy, 20_000, generator=ops.generator(2))
     counts = observed(rows_of(graph.states, found.objects), 16) * 20_000
-    assert is_likely(counts, reward.softmax(0))
+    assert fits(counts, reward.softmax(0))
     explored = sample(env, policy, 20_000, generator=ops.generator(3), exploration=0.3)
-    even = evenly(env.allowed)(graph.states, torch.arange(16)).double()
+    allowed = env.allowed(graph.states).double()
+    even = (allowed / allowed.sum(-1, keepdim=True)).log()
     mixed = torch.logaddexp(table + math.log(0.7), even + math.log(0.3))
     counts = observed(rows_of(graph.states, explored.objects), 16) * 20_000
-    assert is_likely(counts, built(graph, mixed))
-    assert not is_likely(counts, reward.softmax(0))
+    assert fits(counts, built(graph, mixed))
+    assert not fits(counts, reward.softmax(0))
 
 
 def test_the_way_back_is_drawn_as_its_policy_says():
@@ -99,14 +90,14 @@ def test_the_way_back_is_drawn_as_its_policy_says():
     ways = sample_back(env, objects, evenly(env.undoable), generator=ops.generator(0))
     _, counts = ways.actions.unique(dim=0, return_counts=True)
     assert len(counts) == 6
-    assert is_likely(counts.double(), torch.full((6,), 1 / 6, dtype=torch.float64))
+    assert fits(counts.double(), torch.full((6,), 1 / 6, dtype=torch.float64))
 
 
 def test_draws_come_as_their_probabilities_and_never_where_there_is_none():
     log_probs = torch.tensor([0.5, 0.3, 0.2, 0.0]).log()
     found = drawn(log_probs.expand(20_000, -1), generator=ops.generator(0)).bincount(minlength=4)
     assert found[3] == 0
-    assert is_likely(found[:3].double(), torch.tensor([0.5, 0.3, 0.2]).double())
+    assert fits(found[:3].double(), torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
 
 
 def test_temperature_flattens():
@@ -119,7 +110,7 @@ def test_temperature_flattens():
 
     found = sample(env, policy, 20_000, generator=ops.generator(0), temperature=2.0).objects[:, 0]
     chance = torch.tensor([1.0, 0.0], dtype=torch.float64).softmax(0)
-    assert is_likely(found.bincount(minlength=3)[1:].double(), chance)
+    assert fits(found.bincount(minlength=3)[1:].double(), chance)
 
 
 def test_the_same_seed_builds_the_same():
