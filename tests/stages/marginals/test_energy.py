@@ -41,7 +41,7 @@ def learned(steps: int, *, seed: int = 0, alpha: float = 4.0, baseline=standardi
             for name, part in (("marginals", marginals), ("conditionals", conditionals))
             for key, value in part.named_parameters()
         },
-        OptimConfig(learning_rate=3e-3, lr_scheduler_type="linear", warmup_ratio=0,
+        OptimConfig(learning_rate=5e-3, lr_scheduler_type="linear", warmup_ratio=0,
                     max_grad_norm=100),
         total_steps=steps,
     )  # fmt: skip
@@ -52,13 +52,13 @@ def learned(steps: int, *, seed: int = 0, alpha: float = 4.0, baseline=standardi
 
 
 def test_a_small_target_is_learned_with_all_its_marginals():
-    marginals, _, metrics = learned(250)
+    marginals, _, metrics = learned(300)
     queries = torch.tensor(list(itertools.product(range(3), repeat=LENGTH)))
     exact = exact_log_marginals(ROWS, target(ROWS), queries)
     with torch.no_grad():
         found = marginals.normalised(queries).double()
-    assert (found - exact).abs().mean() < 0.15
-    assert metrics["inconsistency"] < 0.02 and metrics["spread"] < 0.3
+    assert (found - exact).abs().mean() < 0.05
+    assert metrics["inconsistency"] < 0.02 and metrics["spread"] < 0.1
 
 
 def test_without_consistency_the_conditionals_do_not_move():
