@@ -32,7 +32,11 @@ Reading = Callable[[Int[Tensor, "n d"], Int[Tensor, " n"]], Flows]
 
 
 class FlowModel(nn.Module):
-    """A perceptron on the features of a state and of a condition, such as the outcome to reach."""
+    """Two perceptrons on a state and a condition, such as the outcome to reach: flow, and ways.
+
+    Apart, as a flow spans many orders of magnitude and a policy does not: one trunk for both is
+    slower to reach what it is asked for.
+    """
 
     def __init__(
         self,
@@ -56,12 +60,10 @@ class FlowModel(nn.Module):
         """
         super().__init__()
         self.n_actions = n_actions
-        self.of_state = nn.Linear(n_features, width)
-        self.of_condition = nn.Linear(n_condition, width, bias=False) if n_condition else None
-        inner = [part for _ in range(depth - 1) for part in (nn.ReLU(), nn.Linear(width, width))]
-        self.hidden = nn.Sequential(*inner, nn.ReLU())
+        shape = {"n_condition": n_condition, "width": width, "depth": depth}
+        self.flow = _Perceptron(n_features, 1, **shape)
         n_backward = n_actions if learns_backward else 0
-        self.heads = nn.Linear(width, 1 + n_actions + 1 + n_backward)
+        self.ways = _Perceptron(n_features, n_actions + 1 + n_backward, **shape)
         self.slow_log_z = nn.Parameter(torch.zeros(()))
 
     @property
@@ -81,16 +83,29 @@ class FlowModel(nn.Module):
 
         So `s` states under `y` conditions take `s + y` products at the first layer, not `s y`.
         """
+        flow = self.flow(features, condition)[..., 0]
+        ways = self.ways(features, condition)
+        forward, backward = ways.tensor_split([self.n_actions + 1], -1)
+        if not backward.shape[-1]:
+            backward = ways.new_zeros(*ways.shape[:-1], self.n_actions)
+        return Flows(flow, log_shares(forward, allowed), log_shares(backward, undoable))
+
+
+class _Perceptron(nn.Module):
+    def __init__(
+        self, n_features: int, n_out: int, *, n_condition: int, width: int, depth: int
+    ) -> None:
+        super().__init__()
+        self.of_state = nn.Linear(n_features, width)
+        self.of_condition = nn.Linear(n_condition, width, bias=False) if n_condition else None
+        inner = [part for _ in range(depth - 1) for part in (nn.ReLU(), nn.Linear(width, width))]
+        self.rest = nn.Sequential(*inner, nn.ReLU(), nn.Linear(width, n_out))
+
+    def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         start = self.of_state(features)
         if self.of_condition is not None:
             start = start + self.of_condition(condition)
-        heads = self.heads(self.hidden(start))
-        flow, forward, backward = heads.split(
-            [1, self.n_actions + 1, heads.shape[-1] - self.n_actions - 2], -1
-        )
-        if not backward.shape[-1]:
-            backward = heads.new_zeros(*heads.shape[:-1], self.n_actions)
-        return Flows(flow[..., 0], log_shares(forward, allowed), log_shares(backward, undoable))
+        return self.rest(start)
 
 
 def start_flow_model(

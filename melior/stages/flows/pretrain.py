@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from melior.data.flow import FlowEnvironment, Trajectories, joined
-from melior.losses.flow import Paths, mean_of_steps, squared
+from melior.losses.flow import Paths, squared, sum_of_steps
 from melior.losses.flow_outcomes import FAILURE, converted, log_success
 from melior.models.flow import FlowModel, along, towards
 from melior.records import Metrics
@@ -84,7 +84,7 @@ def contrast(
     *,
     epsilon: float = FAILURE,
 ) -> tuple[Float[Tensor, ""], Metrics]:
-    """Return the loss of a batch of attempts: both kinds count alike, each step of each the same.
+    """Return the loss of a batch of attempts: the sum over edges, as in the paper.
 
     Args:
         env: the environment.
@@ -96,7 +96,7 @@ def contrast(
     succeeded = batch.succeeded
     reward = log_success(succeeded, epsilon=epsilon)
     paths, log_flow = along(towards(model, env, batch.outcomes), batch.trajectories, reward)
-    loss = mean_of_steps(squared(balance(paths, log_flow)), paths.is_step).mean()
+    loss = sum_of_steps(squared(balance(paths, log_flow)), paths.is_step).mean()
     half = len(succeeded) // 2
     success = succeeded[half:].double().mean()
     return loss, {"loss": loss.item(), "success": success.item()}

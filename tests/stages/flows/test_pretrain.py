@@ -52,20 +52,19 @@ def test_half_of_the_attempts_succeed_by_construction():
     loss, metrics = contrast(GRID, model, detailed_balance, batch)
     assert metrics["success"] == batch.succeeded[6:].double().mean()
     loss.backward()
-    assert model.of_condition.weight.grad.abs().sum() > 0
+    assert model.ways.of_condition.weight.grad.abs().sum() > 0
 
 
 def test_a_grid_is_learned_without_a_reward_and_turned_to_one_without_a_step():
-    model, metrics = pretrained(250)
-    assert metrics["success"] > 0.7
+    model, _ = pretrained(250)
     tried = attempt(GRID, model, CELLS.repeat(20, 1), generator=ops.generator(5))
-    assert (tried.objects == CELLS.repeat(20, 1)).all(-1).double().mean() > 0.8
+    assert (tried.objects == CELLS.repeat(20, 1)).all(-1).double().mean() > 0.9
     reward = torch.tensor([1.0, 0, 0, 0, 2, 0, 3, 0, 0], dtype=torch.float64).log().clamp(min=-5)
     graph = enumerated(GRID)
     policy = convert(GRID, model, graph.states, CELLS, reward.float()).double()
-    assert total_variation(built(graph, policy), target(graph, reward)) < 0.15
+    assert total_variation(built(graph, policy), target(graph, reward)) < 0.1
     log_flow, _ = outcome_tables(GRID, model, CELLS, CELLS, chunk=4)
-    assert calibration(log_flow[0]) < 0.5
+    assert calibration(log_flow[0]) < 0.35
     assert isinstance(GRID, KnowsReach)
     far = ~GRID.reachable(CELLS.repeat_interleave(9, 0), CELLS.repeat(9, 1)).view(9, 9)
     assert log_flow[far].median() < -3 < log_flow[~far].median()
