@@ -220,6 +220,39 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class WorkerOptions:
+    """Who does the work, where one process is not enough."""
+
+    processes: int = 0
+    """Deal the rows out, in chunks, to so many processes, each with a model of its own and its
+    share of the threads and GPUs; 0 works on them here, one behind the other."""
+    cluster: str = ""
+    """Deal them out over a Ray cluster: its address, such as `10.0.0.1:6379`; `auto`, the one that
+    this machine belongs to; or `local`, a new one here. It has a worker for each GPU, or for each
+    machine where there are none; `--processes` sets another number. Needs the extra `cluster`."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        in_range("processes", self.processes, 0)
+
+    @property
+    def is_used(self) -> bool:
+        """Say whether others work than this process."""
+        return bool(self.processes or self.cluster)
+
+    def check(self, device: str) -> None:
+        """Check that these workers can take what is to be computed on.
+
+        Raises:
+            ValueError: it is one GPU of several.
+        """
+        if self.is_used and device.startswith("cuda:"):
+            raise ValueError(
+                f"--device must be auto, cpu or cuda where workers share the GPUs; found {device}"
+            )
+
+
+@dataclass(frozen=True)
 class GoalOptions:
     """How rated pairs become pairs under goals."""
 

@@ -32,6 +32,8 @@ FOREIGN = {
     "--nnodes",
     "--nproc-per-node",
     "--rdzv-endpoint",
+    "--head",
+    "--address",
 }
 """Options of melior as a whole, and of other programs."""
 

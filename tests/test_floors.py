@@ -17,6 +17,7 @@ FLOORS = {
     "rewards": 5,
     "sampling": 5,
     "models": 4,
+    "workers": 4,
     "envs": 4,
     "losses": 3,
     "training": 3,

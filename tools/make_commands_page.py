@@ -26,11 +26,12 @@ from melior.options import (
     ModelOptions,
     OptimConfig,
     Sampling,
+    WorkerOptions,
 )
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 SHARED = (ModelOptions, DataOptions, LoopOptions, OptimConfig, Sampling, GoalOptions,
-          JudgeOptions, EnsembleOptions, ChosenLikelihood)  # fmt: skip
+          JudgeOptions, EnsembleOptions, WorkerOptions, ChosenLikelihood)  # fmt: skip
 POSITIONAL = get_args(Positional[str])[1]
 HEAD = """# Commands
 

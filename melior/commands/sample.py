@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice, tee
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from melior.options import ModelOptions, Sampling, in_range
+from melior.options import ModelOptions, Sampling, WorkerOptions, in_range
 from melior.records import Group, Metrics
+
+if TYPE_CHECKING:
+    import torch
+
+    from melior.workers.work import Chunk
+
+CHUNK = 512
+"""Answers, about, that a worker draws at a time: several batches, of which only the last drains."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Config:
     """`auto`, `plain`, `chatml`, or a file."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -69,42 +80,74 @@ class Config:
         in_range("seed", self.seed, 0, 2**63 - 1)
         in_range("max_tokens", self.max_tokens, 16)
         in_range("concurrency", self.concurrency, 1)
+        self.workers.check(self.device)
+        if self.workers.is_used and self.server:
+            raise ValueError(
+                "--processes and --cluster hold models of their own; found --server, which answers"
+                " --concurrency prompts at once"
+            )
 
 
 def run(config: Config) -> Metrics:
     """Sample and write each group as soon as it is there."""
-    from melior.data.files import read_prompts
     from melior.data.growing import opened
     from melior.models.names import check_named
     from melior.training.hooks import counted
 
     if not config.server:
         check_named(_model(config))
-    prompts = list(read_prompts(list(config.prompts), seed=config.seed))
-    if not prompts:
+    prompts = _prompts(config)
+    total = sum(1 for _ in prompts)  # every row is checked before anything is loaded
+    if not total:
         raise ValueError(f"{', '.join(config.prompts)}: needs at least one prompt; found none")
     start = _answered(config, prompts)
-    asked = _under_goal(config, prompts)
+    plain, twins = tee(prompts)
+    asked = _under_goal(config, twins)
     tally = _Tally()
     with (
         opened(config.out, start=start) as put,
-        counted("prompts answered", len(prompts), start=start) as show,
+        counted("prompts answered", total, start=start) as show,
     ):
         try:
-            drawn = zip(prompts[start:], _source(config, asked, start), strict=True)
-            for given, group in drawn:
+            drawn = _source(config, asked, start) if start < total else ()
+            for given, group in zip(islice(plain, start, None), drawn, strict=True):
                 put(replace(group, prompt=given.prompt))
                 tally.add(group)
                 show(start + tally.groups, tally.cost())
-        except KeyboardInterrupt as error:
-            done = start + tally.groups
+        except (KeyboardInterrupt, ChildProcessError) as error:
+            is_lost = isinstance(error, ChildProcessError)
+            why = f"{error}; " if is_lost else ""
             way = "; --resume goes on" if config.out != "-" else ""
-            raise KeyboardInterrupt(f"{done} of {len(prompts)} prompts are done{way}") from error
+            told = f"{why}{start + tally.groups} of {total} prompts are done{way}"
+            raise (ChildProcessError if is_lost else KeyboardInterrupt)(told) from error
     print(tally.sentence(config.out), file=sys.stderr)
     return tally.metrics()
 
 
-def _under_goal(config: Config, prompts: list[Group]) -> list[Group]:
+@dataclass(frozen=True)
+class _InFiles:
+    """Prompts that are read again whenever somebody goes through them; none is held."""
+
+    sources: tuple[str, ...]
+    seed: int
+
+    def __iter__(self) -> Iterator[Group]:
+        from melior.data.files import read_prompts
+
+        return read_prompts(list(self.sources), seed=self.seed)
+
+
+def _prompts(config: Config) -> Iterable[Group]:
+    """Return the prompts: in memory, and in their files where there may be more than it holds."""
+    from melior.data.files import parse_source
+
+    prompts = _InFiles(config.prompts, config.seed)
+    paths = [Path(parse_source(one).path).expanduser() for one in config.prompts]
+    can_read_again = all(path.is_file() or path.is_dir() for path in paths)
+    return prompts if config.workers.is_used and can_read_again else list(prompts)
+
+
+def _under_goal(config: Config, prompts: Iterator[Group]) -> Iterator[Group]:
     """Return the prompts as they are asked: under the goal, where one is given."""
     if config.goal is None:
         return prompts
@@ -115,15 +158,16 @@ def _under_goal(config: Config, prompts: list[Group]) -> list[Group]:
     if remark := beyond(goals, config.goal):
         print(remark, file=sys.stderr)
     fact = {"goal": config.goal}
-    return [
+    return (
         replace(one, prompt=goals.ask(one.prompt, goal), facts={**one.facts, **fact})
         for one in prompts
-    ]
+    )
 
 
-def _source(config: Config, prompts: list[Group], start: int) -> Iterator[Group]:
-    if start == len(prompts):
-        return iter(())
+def _source(config: Config, prompts: Iterator[Group], start: int) -> Iterator[Group]:
+    """Return the prompts behind the first `start`, answered."""
+    if config.workers.is_used:
+        return _by_workers(config, prompts, start)
     if config.server:
         from melior.models.endpoint import Server
         from melior.sampling.server import server_candidates
@@ -149,6 +193,58 @@ def _source(config: Config, prompts: list[Group], start: int) -> Iterator[Group]
     )
 
 
+def _by_workers(config: Config, prompts: Iterator[Group], start: int) -> Iterator[Group]:
+    """Deal the prompts out in whole chunks, on whose company the rounding of an answer depends."""
+    from melior.workers.deal import dealt
+    from melior.workers.work import chunked
+
+    size = max(1, CHUNK // config.sampling.k)
+    again = start % size  # answered before, in a chunk that was not ended
+    first = start - again
+    chunks = chunked(islice(prompts, first, None), size, first=first)
+    with dealt(config.workers, partial(_Drawing, config), chunks, device=config.device) as deal:
+        yield from islice(deal.groups(), again, None)
+
+
+class _Drawing:
+    """What a worker does: draw, from a model that it holds, as if it had answered all before."""
+
+    def __init__(self, config: Config) -> None:
+        from melior.models.loading import load
+
+        self.config = config
+        self.about: dict[str, Any] = {}
+        self.model = load(_model(config), trainable=False)
+        self.place, self.generator = self._beginning()
+
+    def groups(self, chunk: Chunk) -> Iterator[Group]:
+        """Answer the prompts of a chunk."""
+        from melior.sampling.candidates import candidates, pass_over
+
+        if chunk.first < self.place:  # another worker has lost it
+            self.place, self.generator = self._beginning()
+        sampling, generator = self.config.sampling, self.generator
+        pass_over(chunk.first - self.place, sampling, generator=generator)
+        self.place = chunk.first + len(chunk.groups)
+        tokens = self.config.max_tokens
+        return candidates(
+            self.model, chunk.groups, sampling, generator=generator, max_tokens=tokens
+        )
+
+    def remarks(self) -> list[str]:
+        """Say nothing: what was drawn says all."""
+        return []
+
+    def costs(self) -> dict[str, int]:
+        """Count nothing besides."""
+        return {}
+
+    def _beginning(self) -> tuple[int, torch.Generator]:
+        from melior import ops
+
+        return 0, ops.generator(self.config.seed)
+
+
 def _model(config: Config) -> ModelOptions:
     return ModelOptions(
         model=config.model,
@@ -160,14 +256,14 @@ def _model(config: Config) -> ModelOptions:
     )
 
 
-def _answered(config: Config, prompts: list[Group]) -> int:
+def _answered(config: Config, prompts: Iterable[Group]) -> int:
     """Return how many first prompts the file has answers to."""
     from melior.data.files import turn_rows
     from melior.data.growing import rows_so_far
 
-    rows = rows_so_far(config.out, resume=config.resume)
-    for number, row in enumerate(rows, 1):
-        group = prompts[number - 1] if number <= len(prompts) else None
+    rest, number = iter(prompts), 0
+    for number, row in enumerate(rows_so_far(config.out, resume=config.resume), 1):
+        group = next(rest, None)
         n = len(row.get("candidates") or ())
         is_other_goal = config.goal is not None and row.get("goal") != config.goal
         is_other = group is None or row.get("prompt") != turn_rows(group.prompt) or is_other_goal
@@ -179,7 +275,7 @@ def _answered(config: Config, prompts: list[Group]) -> int:
                 f"{str(row.get('prompt'))[:80]}; give the prompts and k of that run, or another"
                 " --out"
             )
-    return len(rows)
+    return number
 
 
 @dataclass

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from melior.models.names import kind_of
-from melior.options import ScoringOptions
+from melior.options import ScoringOptions, WorkerOptions
 from melior.records import Group, Metrics
 from melior.rewards.judging import JudgeScorer
 from melior.rewards.named import (
@@ -27,10 +30,13 @@ from melior.rewards.named import (
 )
 
 if TYPE_CHECKING:
-    from melior.training.hooks import Shown
-    from melior.types import Scorer
+    from melior.workers.deal import Deal
+    from melior.workers.work import Chunk
 
 R = TypeVar("R")
+CHUNK = 256
+"""Groups that a worker scores at a time: as many as scorers sort and compute together, or several
+times as many, so that workers find each group in the company that it would have here."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Config:
     """Say of each candidate what each objective adds to its score, the largest first, in its fact
     `explanation`; needs a model made by `melior armorm`."""
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
 
     def __post_init__(self) -> None:
         """Check the scorer's name, the constraints and the output."""
@@ -62,6 +69,18 @@ class Config:
             raise ValueError("--resume needs the file to go on with; found no --out")
         if self.out != "-" and Path(self.out).suffix != ".jsonl":
             raise ValueError(f"--out must end in .jsonl, or be -; found {self.out!r}")
+        self.workers.check(self.scoring.device)
+        judge = self.scoring.judge
+        if self.workers.is_used and (judge.judge_calls or judge.judge_tokens):
+            raise ValueError(
+                "--judge-calls and --judge-tokens are counted in one process; found --processes or"
+                " --cluster, which would each spend them anew; leave one of the two out"
+            )
+        if self.workers.cluster and judge.api_key_env:
+            raise ValueError(
+                "--api-key-env names a key of this machine; found --cluster, whose machines have"
+                " none; ask a server by --concurrency questions at once from here"
+            )
 
 
 def run(config: Config) -> Metrics:
@@ -93,39 +112,90 @@ def score_groups(groups: Iterator[Group], config: Config) -> Tally:
     Raises:
         ValueError: there are no groups, or the output holds others, or other scores.
     """
-    from melior.data.growing import opened, rows_so_far
+    from melior.data.growing import opened
     from melior.training.hooks import counted
 
-    rows = rows_so_far(config.out, resume=config.resume)
-    first, left = _peeked(_unscored(groups, rows, config))
-    if first is None and not rows:
+    before = _before(groups, config)
+    first, left = _peeked(groups)
+    if first is None and not before.n:
         where = "stdin" if config.file == "-" else config.file
         raise ValueError(f"{where}: needs at least one group to score; found none")
-    scorer = load_scorer(config.scorer, config.scoring)
-    about = about_scorer(config.scorer, scorer, config.scoring)
-    if config.explain:
-        from melior.rewards.aspects import explaining
-
-        scorer, about = explaining(scorer), about | {"explains": True}
-    _check_scorer(rows, about, config.out)
-    tally = Tally(len(rows))
-    try:
-        with counted("scoring groups") as show:
-            _watch(scorer, tally, show)
-            # Nothing is opened before there is something to write.
-            _, scored = _peeked(scorer.groups(map(unjudged, left)))
-            with opened(config.out, start=len(rows)) as put:
-                for group in (cooled(one, config.scoring.temperature) for one in scored):
-                    put(replace(group, facts={**group.facts, "scorer": about}))
-                    tally.add(group)
-                    show(tally.groups, tally.cost(scorer))
-    except (ValueError, KeyboardInterrupt) as error:
-        kind = type(error) if isinstance(error, KeyboardInterrupt) else ValueError
-        raise kind(_stopped(error, tally, config.out)) from error
-    finally:
-        for remark in scorer.remarks():
-            print(remark, file=sys.stderr)
+    tally = Tally(before.n)
+    with _scored(config, before, left) as (who, scored):
+        _check_scorer(before, who.about, config.out)
+        try:
+            with counted("scoring groups") as show:
+                if isinstance(who, Scoring):
+                    who.watch(lambda: show(tally.groups, tally.cost(who.costs())))
+                # Nothing is opened before there is something to write.
+                _, scored = _peeked(scored)
+                with opened(config.out, start=before.n) as put:
+                    for group in scored:
+                        put(group)
+                        tally.add(group)
+                        show(tally.groups, tally.cost(who.costs()))
+        except (ValueError, ChildProcessError, KeyboardInterrupt) as error:
+            raise _stopped(error, tally, config.out) from error
+        finally:
+            for remark in who.remarks():
+                print(remark, file=sys.stderr)
     return tally
+
+
+class Scoring:
+    """Groups scored here: what a worker does, or this process where there are none."""
+
+    def __init__(self, config: Config) -> None:
+        self.scorer = load_scorer(config.scorer, config.scoring)
+        self.about = about_scorer(config.scorer, self.scorer, config.scoring)
+        self.temperature = config.scoring.temperature
+        if config.explain:
+            from melior.rewards.aspects import explaining
+
+            self.scorer, self.about = explaining(self.scorer), self.about | {"explains": True}
+
+    def groups(self, chunk: Chunk) -> Iterator[Group]:
+        """Score the groups of a chunk."""
+        return self.scored(chunk.groups)
+
+    def scored(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """Yield groups with scores, and with what scored them."""
+        for one in self.scorer.groups(map(unjudged, groups)):
+            group = cooled(one, self.temperature)
+            yield replace(group, facts={**group.facts, "scorer": self.about})
+
+    def remarks(self) -> list[str]:
+        """Say what was cut, left out or has failed."""
+        return self.scorer.remarks()
+
+    def costs(self) -> dict[str, int]:
+        """Count what a judge was asked."""
+        return self.scorer.costs() if isinstance(self.scorer, JudgeScorer) else {}
+
+    def watch(self, act: Callable[[], object]) -> None:
+        """Do something while a judge is asked, not only behind a group."""
+        if isinstance(self.scorer, JudgeScorer):
+            self.scorer.judge.watch = act
+
+
+@contextmanager
+def _scored(
+    config: Config, before: _Before, left: Iterator[Group]
+) -> Iterator[tuple[Scoring | Deal, Iterator[Group]]]:
+    """Give who scores, and the groups that are left, scored."""
+    first, left = _peeked(left)
+    if first is None or not config.workers.is_used:
+        here = Scoring(config)
+        yield here, here.scored(left)
+        return
+    from melior.workers.deal import dealt
+    from melior.workers.work import chunked
+
+    again = len(before.begun)
+    chunks = chunked(chain(before.begun, left), CHUNK, first=before.n - again)
+    load = partial(Scoring, config)
+    with dealt(config.workers, load, chunks, device=config.scoring.device) as deal:
+        yield deal, islice(deal.groups(), again, None)
 
 
 @dataclass
@@ -157,11 +227,11 @@ class Tally:
         """Answers scored a second."""
         return self.candidates / max(self.seconds, 1e-9)
 
-    def cost(self, scorer: Scorer) -> str:
+    def cost(self, spent: Mapping[str, int]) -> str:
         """Say how fast it is, and of a judge what it has cost so far."""
         seconds = time.perf_counter() - self.started
-        spent = f"{scorer.spent()}, " if isinstance(scorer, JudgeScorer) else ""
-        return f"{spent}{self.candidates / max(seconds, 1e-9):.3g} answers/s, {seconds:.0f} s"
+        told = "".join(f"{n} {what}, " for what, n in spent.items())
+        return f"{told}{self.candidates / max(seconds, 1e-9):.3g} answers/s, {seconds:.0f} s"
 
     def metrics(self) -> Metrics:
         """Return the counts under their names."""
@@ -181,13 +251,24 @@ class Tally:
         )
 
 
-def _unscored(
-    groups: Iterator[Group], rows: Sequence[dict[str, Any]], config: Config
-) -> Iterator[Group]:
-    """Return the groups behind those that were scored, once they are known to be the same."""
-    from melior.data.files import as_row
+@dataclass
+class _Before:
+    """What an earlier run has scored."""
 
-    for number, row in enumerate(rows, 1):
+    n: int = 0
+    begun: list[Group] = field(default_factory=list)
+    """The last groups of these, as many as lie in a chunk that was not ended."""
+    scorers: dict[str, int] = field(default_factory=dict)
+    """What scored them, as JSON, and the first row of each."""
+
+
+def _before(groups: Iterator[Group], config: Config) -> _Before:
+    """Take the groups that were scored, once they are known to be the same."""
+    from melior.data.files import as_row
+    from melior.data.growing import rows_so_far
+
+    found = _Before()
+    for number, row in enumerate(rows_so_far(config.out, resume=config.resume), 1):
         group = next(groups, None)
         if group is None or _asked(row) != _asked(as_row(group)):
             origin = group.origin if group else "nothing"
@@ -196,7 +277,12 @@ def _unscored(
                 f" with their constraints, in its order; found others than {origin}; give that"
                 " file, or another --out"
             )
-    return groups
+        found.n = number
+        found.begun.append(group)
+        if number % CHUNK == 0:
+            found.begun.clear()
+        found.scorers.setdefault(json.dumps(row.get("scorer")), number)
+    return found
 
 
 def _asked(row: dict[str, Any]) -> list[Any]:
@@ -205,12 +291,12 @@ def _asked(row: dict[str, Any]) -> list[Any]:
     return [row.get("prompt"), said, row.get("constraints"), row.get("topic")]
 
 
-def _check_scorer(rows: Sequence[dict[str, Any]], about: dict[str, Any], out: str) -> None:
-    for number, row in enumerate(rows, 1):
-        if row.get("scorer") != about:
+def _check_scorer(before: _Before, about: Mapping[str, Any], out: str) -> None:
+    for scorer, number in before.scorers.items():
+        if json.loads(scorer) != about:
             raise ValueError(
                 f"{out}:{number}: --resume needs rows of the same scorer, {about}; found"
-                f" {row.get('scorer')}; give that scorer, or another --out"
+                f" {json.loads(scorer)}; give that scorer, or another --out"
             )
 
 
@@ -220,16 +306,10 @@ def _peeked(items: Iterator[R]) -> tuple[R | None, Iterator[R]]:
     return first, items if first is None else chain([first], items)
 
 
-def _watch(scorer: Scorer, tally: Tally, show: Shown) -> None:
-    """Show what a judge costs while it is asked, not only behind a group."""
-    if isinstance(scorer, JudgeScorer):
-        scorer.judge.watch = lambda: show(tally.groups, tally.cost(scorer))
-
-
-def _stopped(error: BaseException, tally: Tally, out: str) -> str:
-    """Say why it ended, and what is there to go on with."""
+def _stopped(error: BaseException, tally: Tally, out: str) -> BaseException:
+    """Return an error that says why it ended, and what is there to go on with."""
     n = tally.earlier + tally.groups
-    if not n:
-        return str(error)
     way = f"{n} groups are in {out}; --resume goes on" if out != "-" else f"{n} groups are done"
-    return f"{error}; {way}".lstrip("; ")
+    told = f"{error}; {way}".lstrip("; ") if n else str(error)
+    known = (ChildProcessError, KeyboardInterrupt)
+    return type(error)(told) if isinstance(error, known) else ValueError(told)

@@ -39,8 +39,10 @@ def opened(out: str, *, start: int = 0) -> Iterator[Callable[[Pair | Group], obj
         yield put
 
 
-def rows_so_far(out: str, *, resume: bool) -> list[dict[str, Any]]:
-    """Return the rows that an earlier run has written; a new file has none, nor has `-`.
+def rows_so_far(out: str, *, resume: bool) -> Iterator[dict[str, Any]]:
+    """Return the rows that an earlier run has written, one at a time; a new file has none.
+
+    Nor has `-`.
 
     Raises:
         FileNotFoundError: the file's folder does not exist.
@@ -51,28 +53,27 @@ def rows_so_far(out: str, *, resume: bool) -> list[dict[str, Any]]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--out: the folder of {path} does not exist; make it")
     if out == "-" or not path.exists():
-        return []
-    rows = whole_rows(path)
+        return iter(())
     if not resume and path.stat().st_size:
+        n = sum(1 for _ in whole_rows(path))
         raise FileExistsError(
-            f"{path}: needs to be new; found {len(rows)} rows; --resume goes on with them"
+            f"{path}: needs to be new; found {n} rows; --resume goes on with them"
         )
-    return rows
+    return whole_rows(path)
 
 
-def whole_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of such a file; a last one that was cut off while it was written is left out.
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of such a file; a last one that was cut off while it was written is left out.
 
     Raises:
         ValueError: a line before the last is not JSON.
     """
-    rows = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: needs one JSON object; {error}") from error
-    return rows
+            yield row

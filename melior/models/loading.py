@@ -22,6 +22,7 @@ from melior.models.names import EMBEDDED, adapter_base, find
 from melior.models.sharding import computed_dtype, mesh_of, whole_state
 from melior.options import ModelOptions
 from melior.training import processes
+from melior.training.memory import share_freed_memory
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -71,7 +72,7 @@ def held(
     if options.dtype == "bf16":
         if trainable and not options.lora_r:
             masters = _masters(model)
-        model.to(torch.bfloat16)
+        _round(model)
     model.requires_grad_(trainable)
     if trainable and options.lora_r:
         model = with_adapter(model, options, seed)
@@ -216,6 +217,7 @@ def reading(options: ModelOptions, kind: str) -> Iterator[None]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # weights load in a moment, or melior says that they do not
+    share_freed_memory()  # weights are read in threads of their own
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -362,6 +364,16 @@ def _masters(model: nn.Module) -> dict[str, Tensor]:
         for name, p in named
         if not torch.equal(p, p.to(torch.bfloat16).to(p.dtype))
     }
+
+
+def _round(model: nn.Module) -> None:
+    """Round weights alone: buffers stay in float32, as where transformers reads bfloat16.
+
+    Rotary positions are made of one. With frequencies in bfloat16 a token a few hundred places on
+    would be turned by a radian too much or too little.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
 
 
 def forget_dropout(model: nn.Module) -> None:

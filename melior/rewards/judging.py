@@ -64,11 +64,11 @@ class JudgeScorer:
         """Say what was asked, and how far the verdicts can be relied on."""
         return remarks(self.judge.tally, WORDINGS[self.by])
 
-    def spent(self) -> str:
-        """Say in short what it has cost so far."""
+    def costs(self) -> dict[str, int]:
+        """Count what it has cost so far."""
         tally = self.judge.tally
-        failed = f", {tally.failed} without a verdict" if tally.failed else ""
-        return f"{tally.calls} questions, {tally.tokens} tokens{failed}"
+        failed = {"without a verdict": tally.failed} if tally.failed else {}
+        return {"questions": tally.calls, "tokens": tally.tokens, **failed}
 
 
 def remarks(tally: Tally, wording: Wording) -> list[str]:

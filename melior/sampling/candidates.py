@@ -39,9 +39,7 @@ def candidates(
         max_tokens: answers times tokens held at once; bounds the memory.
     """
     rest = iter(prompts)
-    shape = sampling.k, sampling.max_new_tokens
-    for _ in islice(rest, start):
-        torch.rand(shape, generator=generator, device=generator.device)
+    pass_over(sum(1 for _ in islice(rest, start)), sampling, generator=generator)
     asked: deque[Group] = deque()
 
     def tokens() -> Iterator[list[int]]:
@@ -64,6 +62,13 @@ def candidates(
         max_tokens=max_tokens,
     ):
         yield replace(asked.popleft(), candidates=tuple(map(candidate, completions)))
+
+
+def pass_over(n: int, sampling: Sampling, *, generator: torch.Generator) -> None:
+    """Leave a generator as if so many prompts had been answered."""
+    for _ in range(n):
+        shape = sampling.k, sampling.max_new_tokens
+        torch.rand(shape, generator=generator, device=generator.device)
 
 
 def candidate(completion: Completion) -> Candidate:

@@ -54,7 +54,7 @@ def in_processes(
         at_once: how many run side by side; the threads are divided among them.
         log: where what a job prints is written.
     """
-    context = _context()
+    context = process_context()
     waiting, running = list(jobs), list[_Running[T]]()
     threads = max(1, n_cores() // min(at_once, max(len(jobs), 1)))
     try:
@@ -89,12 +89,27 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _context() -> Any:
+def process_context() -> Any:
+    """Return how processes begin: forked from a server that has imported what is heavy."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+def end_with_parent() -> None:
+    """End this process when the one that began it has ended; for a thread of its own."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def how_ended(process: BaseProcess) -> str:
+    """Say how a process that has ended did so, where it left no word."""
+    code = process.exitcode or 0
+    return f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def _begin(
@@ -113,7 +128,7 @@ def _work(
     act: Callable[[T], object], job: T, threads: int, log: Path, pipe: connection.Connection
 ) -> None:
     """Run in the new process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -129,18 +144,10 @@ def _work(
         pipe.send("")
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
 def _reason(one: _Running[Any]) -> str:
     """Return what a process said of its end, or how it ended without a word."""
     one.process.join()
     with suppress(EOFError, OSError):
         if one.said.poll():
             return str(one.said.recv())
-    code = one.process.exitcode or 0
-    return f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return how_ended(one.process)

@@ -15,7 +15,8 @@ def share_freed_memory() -> None:
 
     Autograd runs backward passes on the CPU in a thread, to which glibc gives a heap of its own:
     what the forward pass has freed then does not serve the backward pass, nor the other way round.
-    Of use before that thread begins; `MALLOC_ARENA_MAX`, where it is set, is left to its user.
+    So it is with the threads in which transformers reads weights. Of use before a thread begins;
+    `MALLOC_ARENA_MAX`, where it is set, is left to its user.
     """
     if not sys.platform.startswith("linux") or "MALLOC_ARENA_MAX" in os.environ:
         return

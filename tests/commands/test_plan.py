@@ -58,12 +58,15 @@ def test_devices_that_are_not_here_are_told(words, capsys):
 
 
 def test_what_does_not_fit_says_which_options_would_make_it(words, capsys):
+    few = ["--batch-size", "2"]
     all_kept, few_kept = (
-        planned(capsys, "simpo", *words, *more, "--on", "1 x 1e12 FLOP/s, 80 GB")["memory"]["most"]
+        planned(capsys, "simpo", *words, *few, *more, "--on", "1 x 1e12 FLOP/s, 80 GB")["memory"][
+            "most"
+        ]
         for more in ([], ["--gradient-checkpointing"])
     )
     between = (all_kept + few_kept) / 2 / 1e9
-    main(["plan", "simpo", *words, "--on", f"1 x 1e12 FLOP/s, {between:.9f} GB"])
+    main(["plan", "simpo", *words, *few, "--on", f"1 x 1e12 FLOP/s, {between:.9f} GB"])
     said = " ".join(capsys.readouterr().out.split())
     assert "does not fit" in said
     assert "--gradient-checkpointing" in said
@@ -72,7 +75,8 @@ def test_what_does_not_fit_says_which_options_would_make_it(words, capsys):
 
 
 def test_where_nothing_helps_that_is_said(words, capsys):
-    main(["plan", "simpo", *words, "--on", "1 x 1e12 FLOP/s, 0.5 GB"])
+    few = ["--batch-size", "1"]
+    main(["plan", "simpo", *words, *few, "--on", "1 x 1e12 FLOP/s, 0.5 GB"])
     assert "no option makes it fit" in " ".join(capsys.readouterr().out.split())
 
 

@@ -171,7 +171,7 @@ def test_all_layers_are_as_many_times_the_measured_ones(plan, checkpointing, lor
 @pytest.fixture
 def tight(plan):
     """A run on a machine that has four fifths of what it takes."""
-    subject = replace(plan(max_tokens=4096, batch_size=8, epochs=2), base=0)
+    subject = replace(plan(max_tokens=4096, batch_size=4), base=0)
     most = memory(subject, subject.plan.model, subject.plan.loop, subject.work.largest).most
     return replace(subject, machine=replace(PLENTY, memory=0.8 * most)), most
 
@@ -187,7 +187,7 @@ def test_what_would_make_it_fit_fits_and_the_cheapest_comes_first(tight, plan):
     # The line through two portions, against the run that is proposed.
     (way,) = [one for one in ranked if one.options.startswith("--max-tokens")]
     budget = int(way.options.split()[1])
-    other = replace(plan(max_tokens=budget, batch_size=8, epochs=2), base=0)
+    other = replace(plan(max_tokens=budget, batch_size=4), base=0)
     found = memory(other, other.plan.model, other.plan.loop, other.work.largest).most
     assert 0.7 * way.memory < found <= 1.05 * way.memory
 

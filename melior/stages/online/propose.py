@@ -191,7 +191,7 @@ def _propose_from_server(
 def _answered(here: Path, n_prompts: int, chunk: int) -> int:
     """Return how many prompts have answers that are kept."""
     path = here / CANDIDATES
-    n = len(whole_rows(path)) if path.exists() else 0
+    n = sum(1 for _ in whole_rows(path)) if path.exists() else 0
     return n if n == n_prompts else n // chunk * chunk
 
 
