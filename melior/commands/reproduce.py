@@ -21,6 +21,7 @@ CLAIMS = (
     "gpo",
     "rlhf-workflow",
     "scir",
+    "ocgfn",
 )
 
 
@@ -30,7 +31,7 @@ class Config:
 
     name: tyro.conf.Positional[str]
     """`simpo`, `tpo`, `madpo`, `reward-augmented`, `armorm`, `gpm`, `gpo`,
-    `rlhf-workflow` or `scir`."""
+    `rlhf-workflow`, `scir` or `ocgfn`."""
     seeds: int = 5
     """How many worlds are drawn; each rule is judged over all of them."""
     first_seed: int = 100
