@@ -22,6 +22,7 @@ CLAIMS = (
     "rlhf-workflow",
     "scir",
     "ocgfn",
+    "mam",
 )
 
 
@@ -31,7 +32,7 @@ class Config:
 
     name: tyro.conf.Positional[str]
     """`simpo`, `tpo`, `madpo`, `reward-augmented`, `armorm`, `gpm`, `gpo`,
-    `rlhf-workflow`, `scir` or `ocgfn`."""
+    `rlhf-workflow`, `scir`, `ocgfn` or `mam`."""
     seeds: int = 5
     """How many worlds are drawn; each rule is judged over all of them."""
     first_seed: int = 100

@@ -72,15 +72,16 @@ def completed(
 def log_likelihood(
     conditionals: Conditionals, tokens: Int[Tensor, "n d"], order: Int[Tensor, "n d"]
 ) -> Float[Tensor, " n"]:
-    """Return the log-likelihood of what is known of each row, revealed in an order: `D` readings.
+    """Return the log-likelihood of what is known of each row, revealed in an order.
 
-    Positions that are unknown must come last in their row's order. What a `MarginalModel` says at
+    As many readings as the fullest row knows. Positions that are unknown must come last in their
+    row's order. What a `MarginalModel` says at
     one reading; several orders together by `losses.marginal.ensemble`.
     """
-    n, length = tokens.shape
+    n = len(tokens)
     rows = torch.arange(n, device=tokens.device)
     total = torch.zeros(n, dtype=torch.float64, device=tokens.device)
-    for rank in range(length):
+    for rank in range(int((tokens != UNKNOWN).sum(-1).max())):
         counts = tokens.new_full((n,), rank)
         place = at_rank(order, counts)
         own = log_conditionals(conditionals(revealed(tokens, order, counts)), tokens.clamp(min=1))
