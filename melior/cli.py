@@ -37,6 +37,8 @@ COMMANDS = {
     "rlhf-workflow": ("recipes.rlhf_workflow", "", "online iterative DPO: best against worst of n"),
     "gpo": ("recipes.gpo", "", "preferences that need not be one number, in rounds; SPPO, too"),
     "scir": ("recipes.scir", "", "learn from what the model's own judges agree on"),
+    "ocgfn pretrain": ("recipes.ocgfn", "pretrain", "flows that build whatever is asked for"),
+    "ocgfn finetune": ("recipes.ocgfn", "finetune", "... turned to a reward"),
     "online": ("recipes.online", "", "sample, score, choose, learn and judge, in rounds"),
     **{f"plan {name}": ("commands.plan", "", f"what `{name}` will take") for name in OBJECTIVES},
     "demo": ("recipes.demo", "", "all five verbs on the embedded model, with proof"),

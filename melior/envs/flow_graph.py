@@ -67,6 +67,34 @@ def check_environment(env: FlowEnvironment, states: Int[Tensor, "n d"]) -> None:
     _check_pairs(env, env.undo(states[row], action), states[row], action)
 
 
+def check_paths(env: FlowEnvironment, *, most: int = 64) -> None:
+    """Check an environment along its paths from the start, some of them where there are many.
+
+    Raises:
+        ValueError: as `check_environment`; or paths do not end, or only one object can be built.
+    """
+    level, n_objects, is_whole = env.start[None], 0, True
+    for _ in range(env.longest):
+        check_environment(env, level)
+        n_objects += int(env.allowed(level)[:, -1].sum())
+        reached = _onward(env, level)
+        if not len(reached):
+            break
+        level = reached.unique(dim=0)
+        if len(level) > most:
+            level, is_whole = level[torch.linspace(0, len(level) - 1, most).long()], False
+    else:
+        raise ValueError(
+            f"environment: paths must end within {env.longest} actions, the stop among them, as"
+            f" 'longest' says; found one that goes on at {level[0].tolist()}"
+        )
+    if is_whole and n_objects < 2:
+        raise ValueError(
+            "environment: at least two objects are needed, or there is nothing to choose; found"
+            f" {n_objects or 'none'}"
+        )
+
+
 def _check_start(env: FlowEnvironment) -> None:
     if env.undoable(env.start[None]).any():
         raise ValueError("environment: nothing can be undone at the start; found an action that is")

@@ -70,7 +70,7 @@ def _comparisons(run: Run) -> Table | None:
     for row in run.comparisons:
         unit = str(row.get("unit") or "")
         difference = number(row.get("difference")) or 0.0
-        ends = words.interval(number(row.get("low")), number(row.get("high")), unit)
+        ends = words.ends_of(row)
         table.add_row(
             Text(words.name(str(row.get("name")))),
             words.amount(number(row.get("before")), unit),

@@ -17,6 +17,7 @@ from melior.models.flow_outcomes import Novelty
 from melior.options import OptimConfig
 from melior.records import Metrics
 from melior.sampling.flow import evenly, sample, sample_back
+from melior.training.checkpoint import State
 from melior.training.loop import Step, descend
 
 Explorer = Callable[[int], Trajectories]
@@ -80,6 +81,38 @@ def curious(
         total_steps=total_steps,
     )
     return Curious(env, model, novelty, generator, step)
+
+
+@dataclass
+class Remembered:
+    """An explorer, and what it has built: the outcomes whose flows are learned."""
+
+    explore: Explorer
+    width: int
+    """Numbers of an object."""
+    seen: set[tuple[int, ...]] = field(default_factory=set)
+
+    def __call__(self, n: int) -> Trajectories:
+        """Explore, and remember."""
+        found = self.explore(n)
+        self.seen.update(tuple(row) for row in found.objects.tolist())
+        return found
+
+    @property
+    def outcomes(self) -> Int[Tensor, "y d"]:
+        """Return what was built, in order."""
+        rows = torch.tensor(sorted(self.seen), dtype=torch.long)
+        return rows.view(len(self.seen), self.width)
+
+    def state(self) -> State:
+        """Return what was built."""
+        return {"seen": self.outcomes}
+
+    def load_state(self, state: State) -> None:
+        """Go back to what had been built."""
+        seen = state["seen"]
+        assert isinstance(seen, Tensor)
+        self.seen = {tuple(row) for row in seen.tolist()}
 
 
 def _novelty_loss(

@@ -31,6 +31,8 @@ class Edges:
     """The stop among them."""
     outcomes: Int[Tensor, " n"]
     """Rows of the list of outcomes."""
+    objects: Int[Tensor, "m d"]
+    """What the trajectories built."""
 
 
 def predicted(env: FlowEnvironment, predictor: Predictor) -> Policy:
@@ -74,7 +76,8 @@ def edges(
             own = log_posterior(env, predictor, outcomes, states, actions)
         even = log_shares(torch.zeros_like(own), within_reach(env, outcomes, states, actions))
         mixed = (1 - exploration) * own.exp() + exploration * even.exp()
-        yield [Edges(states, actions, drawn(mixed.log(), generator=generator))]
+        served = drawn(mixed.log(), generator=generator)
+        yield [Edges(states, actions, served, found.objects)]
 
 
 def log_posterior(
