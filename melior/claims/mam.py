@@ -45,7 +45,7 @@ from melior.options import OptimConfig
 from melior.rewards.marginal import Ising
 from melior.sampling.marginal import Conditionals, log_likelihood
 from melior.stages.marginals.autoregressive import all_steps, draws, one_step
-from melior.stages.marginals.energy import chains, energy
+from melior.stages.marginals.energy import Walkers, energy
 from melior.training.loop import descend, fit
 from melior.types import Objective
 
@@ -113,10 +113,7 @@ def learned_at_once(
         torch.manual_seed(seed)
         marginals = MarginalModel(length, N_VALUES, width=WIDTH)
         conditionals = ConditionalModel(length, N_VALUES, width=WIDTH)
-    batches = chains(
-        conditionals, count=COUNT, block=BLOCK, steps_per_epoch=EPOCH,
-        generator=ops.generator(seed),
-    )  # fmt: skip
+    batches = Walkers(conditionals, COUNT, BLOCK, EPOCH, ops.generator(seed))  # fmt: skip
     objective = partial(
         energy, marginals, conditionals, world.ising.log_target, baseline=standardised, alpha=alpha
     )

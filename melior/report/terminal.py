@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from melior.records import Facts
 from melior.report import words
 from melior.report.load import Run, mapping, mappings, number, read_runs
 from melior.report.page import worth_a_look, write_report
@@ -48,6 +49,16 @@ def essentials(runs: Sequence[Run]) -> Group:
         parts += [Text(f"• {remark}") for remark in [*_findings(run), *worth_a_look(run)]]
         parts.append(Text())
     return Group(*parts[:-1])
+
+
+def print_facts(title: str, facts: Facts) -> None:
+    """Print numbers by their names."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for key, value in facts.items():
+        table.add_row(Text(words.name(key)), words.figure(number(value)))
+    console = Console(highlight=False)
+    console.print(Text(title, style="bold"))
+    console.print(table)
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from melior.data.marginal import at_rank, drawn_counts, drawn_orders, revealed
-from melior.losses.marginal import log_conditionals, self_consistency, towards_energy
+from melior.data.marginal import UNKNOWN, at_rank, drawn_counts, drawn_orders, revealed
+from melior.losses.marginal import clipped, log_conditionals, self_consistency, towards_energy
 from melior.models.marginal import ConditionalModel, MarginalModel
 from melior.records import Metrics
 from melior.sampling.marginal import any_order, block_gibbs
+from melior.training.checkpoint import State
 
 Target = Callable[[Int[Tensor, "n d"]], Float[Tensor, " n"]]
 """From complete rows to their log-density, up to a constant."""
@@ -37,22 +38,55 @@ class Chains:
     """How many positions are revealed before the step."""
 
 
-def chains(
-    conditionals: ConditionalModel,
-    *,
-    count: int,
-    block: int,
-    steps_per_epoch: int,
-    generator: torch.Generator,
-) -> Iterator[list[Chains]]:
-    """Yield batches without end: chains moved on by a block, drawn anew at each epoch's start."""
-    length = conditionals.length
-    while True:
-        tokens = any_order(conditionals, count, length, generator=generator)
-        for _ in range(steps_per_epoch):
-            tokens = block_gibbs(conditionals, tokens, block, generator=generator)
+FEW = 0.1
+"""Share of rows that differ from one another, below which chains are stuck and drawn anew."""
+
+
+@dataclass
+class Walkers:
+    """Chains that persist: moved on by a block at each step, drawn anew at each epoch's start.
+
+    Also where hardly any of them differ. Yields batches without end; `state` is where they are.
+    """
+
+    conditionals: ConditionalModel
+    count: int
+    block: int
+    steps_per_epoch: int
+    generator: torch.Generator
+    tokens: Tensor = field(init=False)
+    taken: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        """Begin nowhere: the first step draws them."""
+        self.tokens = torch.full((self.count, self.conditionals.length), UNKNOWN)
+
+    def __iter__(self) -> Iterator[list[Chains]]:
+        """Yield a batch for each step."""
+        count, length, generator = self.count, self.conditionals.length, self.generator
+        while True:
+            if self.taken % self.steps_per_epoch == 0 or self._are_stuck():
+                self.tokens = any_order(self.conditionals, count, length, generator=generator)
+            self.tokens = block_gibbs(
+                self.conditionals, self.tokens, self.block, generator=generator
+            )
+            self.taken += 1
             order = drawn_orders(count, length, generator=generator)
-            yield [Chains(tokens, order, drawn_counts(count, length, generator=generator))]
+            yield [Chains(self.tokens, order, drawn_counts(count, length, generator=generator))]
+
+    def state(self) -> State:
+        """Return where the chains are."""
+        return {"tokens": self.tokens, "taken": self.taken}
+
+    def load_state(self, state: State) -> None:
+        """Go back to where they were."""
+        tokens = state["tokens"]
+        assert isinstance(tokens, Tensor)
+        self.tokens, self.taken = tokens, int(state["taken"])
+
+    def _are_stuck(self) -> bool:
+        possible = self.conditionals.n_values**self.conditionals.length
+        return len(self.tokens.unique(dim=0)) < FEW * min(self.count, possible)
 
 
 def inconsistency(
@@ -96,7 +130,7 @@ def energy(
         )
     found = marginals(batch.tokens)
     difference = (found - wanted).detach()
-    pull = towards_energy(found, baseline(difference)).mean()
+    pull = towards_energy(found, baseline(clipped(difference))).mean()
     length = batch.tokens.shape[1]
     residual = inconsistency(marginals, conditionals, batch).square().mean()
     # The anchor only fixes the constant of the marginals: the code's is D log 2, whatever log Z is.

@@ -13,7 +13,7 @@ from melior.evaluation.marginal import exact_log_marginals
 from melior.losses.marginal import centred, standardised
 from melior.models.marginal import ConditionalModel, MarginalModel
 from melior.options import OptimConfig
-from melior.stages.marginals.energy import chains, energy, inconsistency
+from melior.stages.marginals.energy import Walkers, energy, inconsistency
 from melior.training.loop import descend, fit
 
 LENGTH = 3
@@ -45,9 +45,7 @@ def learned(steps: int, *, seed: int = 0, alpha: float = 4.0, baseline=standardi
                     max_grad_norm=100),
         total_steps=steps,
     )  # fmt: skip
-    batches = chains(
-        conditionals, count=128, block=2, steps_per_epoch=50, generator=ops.generator(seed)
-    )
+    batches = Walkers(conditionals, 128, 2, 50, ops.generator(seed))
     return marginals, conditionals, fit(step, itertools.islice(batches, steps))
 
 
@@ -78,9 +76,7 @@ def test_the_same_seed_learns_the_same(baseline):
 def test_the_pull_of_an_exact_model_is_only_its_anchor():
     """With `f = log target + c` everywhere, nothing is left but the constant."""
     marginals, conditionals = started()
-    [batch] = next(
-        chains(conditionals, count=16, block=1, steps_per_epoch=1, generator=ops.generator(0))
-    )
+    [batch] = next(iter(Walkers(conditionals, 16, 1, 1, ops.generator(0))))
     with torch.no_grad():
         for part in (marginals, conditionals):
             for value in part.parameters():
@@ -98,9 +94,7 @@ def test_the_pull_of_an_exact_model_is_only_its_anchor():
 
 def test_targets_that_are_not_finite_get_a_sentence():
     marginals, conditionals = started()
-    [batch] = next(
-        chains(conditionals, count=2, block=1, steps_per_epoch=1, generator=ops.generator(0))
-    )
+    [batch] = next(iter(Walkers(conditionals, 2, 1, 1, ops.generator(0))))
     with pytest.raises(ValueError, match=r"found -inf of \[.*give what cannot be a floor"):
         energy(
             marginals,
@@ -116,9 +110,31 @@ def test_chains_are_moved_on_and_drawn_anew():
     found = [
         batch.tokens
         for [batch] in itertools.islice(
-            chains(conditionals, count=64, block=1, steps_per_epoch=2, generator=ops.generator(0)),
+            Walkers(conditionals, 64, 1, 2, ops.generator(0)),
             3,
         )
     ]
     assert (found[1] != found[0]).sum(-1).max() == 1
     assert (found[2] != found[1]).sum(-1).max() > 1
+
+
+def test_chains_that_are_stuck_are_drawn_anew():
+    """A block of one position hardly moves equal rows apart; drawing all positions does."""
+    walkers = Walkers(ConditionalModel(8, 2, width=8), 64, 1, 1000, ops.generator(0))
+    next(iter(walkers))
+    walkers.tokens = torch.ones_like(walkers.tokens)
+    [batch] = next(iter(walkers))
+    assert len(batch.tokens.unique(dim=0)) > 8 + 1  # more than a flip of each position
+
+
+def test_chains_go_on_from_a_state():
+    _, conditionals = started()
+    first = Walkers(conditionals, 8, 1, 3, ops.generator(0))
+    for _ in zip(range(2), first, strict=False):
+        pass
+    second = Walkers(conditionals, 8, 1, 3, ops.generator(0))
+    second.load_state(first.state())
+    second.generator.set_state(first.generator.get_state())
+    for one, other in zip(*(list(itertools.islice(w, 4)) for w in (first, second)), strict=True):
+        assert torch.equal(one[0].tokens, other[0].tokens)
+        assert torch.equal(one[0].order, other[0].order)
