@@ -190,7 +190,7 @@ def scratch_error(world: World, log_reward: LogReward, seed: int, steps: int) ->
         generator=ops.generator(seed),
     )
     step = descend(
-        lambda batch: balanced(env, model, by_trajectories, log_reward, batch),
+        lambda batch: balanced(env, model, log_reward, batch, loss=by_trajectories),
         dict(model.named_parameters()),
         OPTIM,
         total_steps=steps,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -97,7 +98,9 @@ def clipped(differences: Float[Tensor, " n"], *, deviations: float = 20.0) -> Fl
     tells.
     """
     middle = differences.median()
-    reach = deviations * (differences - middle).abs().median()
+    spread = (differences - middle).abs().median()
+    # Where most rows are alike there is no spread to measure by, and what differs is all there is.
+    reach = torch.where(spread > 0, deviations * spread, torch.inf)
     return differences.clamp(middle - reach, middle + reach)
 
 

@@ -17,7 +17,7 @@ from melior.data.flow import FlowEnvironment
 from melior.models.flow import FlowModel, start_flow_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-KIND = "outcome-conditioned flows"
+KIND, ONE_REWARD = "outcome-conditioned flows", "flows of one reward"
 OUTCOMES = "outcomes"
 """Beside the weights: what was built while it learned."""
 
@@ -32,12 +32,17 @@ class Saved:
 
 
 def save_flows(
-    folder: Path, model: FlowModel, outcomes: Int[Tensor, "y d"], *, about: Mapping[str, Any]
+    folder: Path,
+    model: FlowModel,
+    outcomes: Int[Tensor, "y d"],
+    *,
+    about: Mapping[str, Any],
+    kind: str = KIND,
 ) -> None:
     """Write a network; `about` says of what environment and size it is."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({**model.state_dict(), OUTCOMES: outcomes.contiguous()}, folder / WEIGHTS)
-    said = json.dumps({"kind": KIND, **about}, indent=1) + "\n"
+    said = json.dumps({"kind": kind, **about}, indent=1) + "\n"
     (folder / CONFIG).write_text(said, encoding="utf-8")
 
 

@@ -33,6 +33,9 @@ class Config:
     advantage: Literal["standardised", "centred"] = "standardised"
     """From how far rows are from the target to what pulls them: `standardised` as in the paper's
     code, or `centred` alone."""
+    clip: float = 20.0
+    """Median absolute deviations within which those distances are held, for targets with rows that
+    are worth next to nothing; 0 holds none."""
     alpha: float = 4.0
     """Weight of consistency beside the pull of a target."""
     block: int = 4
@@ -46,6 +49,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        in_range("clip", self.clip, 0)
         in_range("alpha", self.alpha, 0)
         in_range("block", self.block, 1)
         in_range("steps_per_epoch", self.steps_per_epoch, 1)
@@ -64,13 +68,15 @@ def run(config: Config) -> None:
     loop = config.loop
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
     check_installed(loop.report_to)
-    from melior.losses.marginal import centred, standardised
+    from melior.losses.marginal import centred, clipped, standardised
     from melior.report.terminal import present
     from melior.stages.marginals.learn import MarginalPlan, learn_marginals
 
-    baselines = {"standardised": standardised, "centred": centred}
+    baseline = {"standardised": standardised, "centred": centred}[config.advantage]
     plan = MarginalPlan(
-        "mam", PAPER, config.source, config.network, baselines[config.advantage], config.alpha,
+        "mam", PAPER, config.source, config.network,
+        lambda apart: baseline(clipped(apart, deviations=config.clip) if config.clip else apart),
+        config.alpha,
         config.block, config.steps_per_epoch, config.likelihood_share, config.validation_share,
         config.optim, loop, config,
     )  # fmt: skip

@@ -38,10 +38,27 @@ def sample(
     Raises:
         ValueError: a trajectory is longer than the environment says.
     """
+    starts = env.start.to(generator.device).expand(n, -1)
+    return sample_on(
+        env, policy, starts, generator=generator, exploration=exploration, temperature=temperature
+    )
+
+
+@torch.no_grad()
+def sample_on(
+    env: FlowEnvironment,
+    policy: Policy,
+    states: Int[Tensor, "n d"],
+    *,
+    generator: torch.Generator,
+    exploration: float = 0.0,
+    temperature: float = 1.0,
+) -> Trajectories:
+    """Go on from states to objects; otherwise as `sample`."""
     in_range("exploration", exploration, 0, 1)
     in_range("temperature", temperature, 0, above=True)
-    states = env.start.to(generator.device).expand(n, -1)
-    going = torch.arange(n, device=generator.device)
+    n = len(states)
+    going = torch.arange(n, device=states.device)
     visited: list[Tensor] = []
     taken: list[Tensor] = []
     while len(going):

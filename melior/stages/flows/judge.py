@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,7 +33,7 @@ from melior.training.checkpoint import State
 
 FEW = 20_000
 """States that are listed to judge by, at most."""
-TRIES, PAIRS, TOP = 512, 4096, 100
+TRIES, PAIRS, DRAWN, TOP = 512, 4096, 1000, 100
 SPREAD, OUT_OF_REACH = 0.25, -4.0
 """Beyond these a conversion is not to be trusted: see `losses.flow_outcomes.calibration`."""
 
@@ -112,7 +113,9 @@ class Truth:
         Raises:
             ValueError: it is nan or inf somewhere, or nothing is worth building.
         """
-        return cls(graph, target(graph, log_reward(graph.states).double()))
+        worth = torch.full((len(graph.states),), -torch.inf, dtype=torch.float64)
+        worth[graph.can_stop] = log_reward(objects_of(graph)).double()
+        return cls(graph, target(graph, worth))
 
     def built(self, policy: Policy) -> Float[Tensor, " s"]:
         """Return the exact distribution of what a policy builds."""
@@ -141,6 +144,31 @@ def of_samples(
         "top_reward": float(worth.double().exp().mean()),
         "top_diversity": diversity(best),
         "modes": float(modes_found(objects, modes).sum()) if len(modes) else 0.0,
+    }
+
+
+def judged_by(
+    env: FlowEnvironment,
+    policy: Policy,
+    log_reward: LogReward,
+    modes: Int[Tensor, "m d"],
+    truth: Truth | None,
+    *,
+    seed: int,
+) -> Metrics:
+    """Return what a policy draws, and how far it is from the truth where that is known."""
+    drawn = sample(env, policy, DRAWN, generator=ops.generator(seed + 3)).objects
+    return of_samples(drawn, log_reward, modes) | (truth.metrics(policy) if truth else {})
+
+
+def side_by_side(found: Mapping[str, Metrics]) -> dict[str, Any]:
+    """Return a table of what each way to sample reaches."""
+    columns = list(dict.fromkeys(key for own in found.values() for key in own))
+    return {
+        "title": "What is drawn",
+        "note": f"{DRAWN} objects of each; total variation, jensen shannon and l1 are exact",
+        "columns": ["", *(name.replace("_", " ") for name in columns)],
+        "rows": [[name, *(own.get(key) for key in columns)] for name, own in found.items()],
     }
 
 

@@ -12,6 +12,7 @@ from melior.data.flow import FlowEnvironment, Trajectories
 from melior.losses.flow import (
     Paths,
     detailed_balance,
+    forward_looking,
     mean_of_steps,
     squared,
     sub_trajectory_balance,
@@ -49,6 +50,21 @@ def by_parts(*, lamda: float = 0.9) -> BalanceLoss:
     return loss
 
 
+def looking_forward(
+    env: FlowEnvironment, model: FlowModel, log_reward: LogReward, batch: Trajectories
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Return the loss of forward-looking detailed balance, where every state has a reward.
+
+    Pan, Malkin, Zhang, Bengio 2023, arXiv 2302.01687: the network says only what is still to come.
+    """
+    reward = log_reward(batch.objects)
+    paths, still = along(unconditioned(model, env), batch, reward)
+    known = log_reward(batch.states.flatten(0, 1)).view(still.shape)
+    balance = detailed_balance(paths, forward_looking(still, known))
+    total = mean_of_steps(squared(balance), paths.is_step).mean()
+    return total, {"loss": total.item(), "log_reward": reward.double().mean().item()}
+
+
 def rollouts(
     env: FlowEnvironment,
     model: FlowModel,
@@ -73,9 +89,10 @@ def rollouts(
 def balanced(
     env: FlowEnvironment,
     model: FlowModel,
-    loss: BalanceLoss,
     log_reward: LogReward,
     batch: Trajectories,
+    *,
+    loss: BalanceLoss,
 ) -> tuple[Float[Tensor, ""], Metrics]:
     """Return the loss of a batch of trajectories under a reward."""
     reward = log_reward(batch.objects)

@@ -20,9 +20,19 @@ from melior.models.flow_saved import Saved, load_flows, read_about
 from melior.options import OptimConfig
 from melior.records import Metrics
 from melior.rewards.flow import LogReward
-from melior.sampling.flow import Policy, sample
+from melior.sampling.flow import Policy
 from melior.stages.flows.finetune import Edges, amortise, edges, predicted
-from melior.stages.flows.judge import TOP, Exam, Finds, Truth, listed, modes_of, of_samples
+from melior.stages.flows.judge import (
+    DRAWN,
+    TOP,
+    Exam,
+    Finds,
+    Truth,
+    judged_by,
+    listed,
+    modes_of,
+    side_by_side,
+)
 from melior.stages.flows.learn import warn_of_calibration
 from melior.stages.flows.named import load_environment, load_reward
 from melior.stages.flows.options import FlowOptions, RewardOptions
@@ -34,8 +44,6 @@ from melior.training.options import StepOptions
 from melior.training.run import Run, write_json
 from melior.training.steps import opened, take_steps
 
-DRAWN = 1000
-"""Objects drawn to be judged."""
 CELLS = 256
 """Pairs of a state and an outcome are read so many states at a time."""
 
@@ -125,9 +133,7 @@ def exact(task: Task, *, is_masked: bool = False) -> Policy:
 
 def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
     """Return how well a policy samples the reward."""
-    drawn = sample(task.env, policy, DRAWN, generator=ops.generator(seed + 3)).objects
-    found = of_samples(drawn, task.of_objects, task.modes)
-    return found | (task.truth.metrics(policy) if task.truth else {})
+    return judged_by(task.env, policy, task.of_objects, task.modes, task.truth, seed=seed)
 
 
 def _task(plan: Turning, env: FlowEnvironment, saved: Saved, log_reward: LogReward) -> Task:
@@ -230,17 +236,6 @@ def _comparison(task: Task, found: Metrics, *, seed: int) -> dict[str, Any]:
         "difference": after - before,
         "is_exact": is_listed,
         "higher_is_better": not is_listed,
-    }
-
-
-def side_by_side(found: dict[str, Metrics]) -> dict[str, Any]:
-    """Return a table of what each way to sample reaches."""
-    columns = list(dict.fromkeys(key for own in found.values() for key in own))
-    return {
-        "title": "What is drawn",
-        "note": f"{DRAWN} objects of each; total_variation, jensen_shannon and l1 are exact",
-        "columns": ["", *(name.replace("_", " ") for name in columns)],
-        "rows": [[name, *(own.get(key) for key in columns)] for name, own in found.items()],
     }
 
 

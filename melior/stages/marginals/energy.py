@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from melior.data.marginal import UNKNOWN, at_rank, drawn_counts, drawn_orders, revealed
-from melior.losses.marginal import clipped, log_conditionals, self_consistency, towards_energy
+from melior.losses.marginal import log_conditionals, self_consistency, towards_energy
 from melior.models.marginal import ConditionalModel, MarginalModel
 from melior.records import Metrics
 from melior.sampling.marginal import any_order, block_gibbs
@@ -130,7 +130,7 @@ def energy(
         )
     found = marginals(batch.tokens)
     difference = (found - wanted).detach()
-    pull = towards_energy(found, baseline(clipped(difference))).mean()
+    pull = towards_energy(found, baseline(difference)).mean()
     length = batch.tokens.shape[1]
     residual = inconsistency(marginals, conditionals, batch).square().mean()
     # The anchor only fixes the constant of the marginals: the code's is D log 2, whatever log Z is.

@@ -212,7 +212,10 @@ def _total(found: Marginals, exam: Exam) -> dict[str, float]:
     order = drawn_orders(*rows.shape, generator=generator)
     said = found.marginals.normalised(rows).double()
     weight = (said - log_likelihood(found.conditionals, rows, order)).exp()
-    return {"sum over all rows, by importance": float(weight.mean())}
+    return {
+        "sum over all rows, by importance": float(weight.mean()),
+        "rows that this rests on": float(weight.sum().square() / weight.square().sum()),
+    }
 
 
 def _seconds(act: Callable[[], object]) -> float:

@@ -101,7 +101,7 @@ def test_one_reward_is_learned_from_scratch(loss):
         return torch.tensor([0.0, -1.0, 1.0])[cells[:, 0]]
 
     step = descend(
-        lambda batch: balanced(LINE, model, loss, log_reward, batch),
+        lambda batch: balanced(LINE, model, log_reward, batch, loss=loss),
         dict(model.named_parameters()),
         OPTIM,
         total_steps=120,
