@@ -39,6 +39,7 @@ COMMANDS = {
     "scir": ("recipes.scir", "", "learn from what the model's own judges agree on"),
     "ocgfn pretrain": ("recipes.ocgfn", "pretrain", "flows that build whatever is asked for"),
     "ocgfn finetune": ("recipes.ocgfn", "finetune", "... turned to a reward"),
+    "ocgfn build": ("recipes.ocgfn", "build", "... asked for outcomes by name"),
     "gfn": ("recipes.gfn", "", "flows of one reward, from nothing"),
     "mam": ("recipes.mam", "", "the probability of any part of a row, at one reading"),
     "online": ("recipes.online", "", "sample, score, choose, learn and judge, in rounds"),

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from melior.options import OptimConfig, in_range
 from melior.stages.flows.options import FlowOptions, RewardOptions
@@ -86,6 +88,28 @@ class FinetuneConfig:
         return cls(model, RewardOptions("corners"), loop, width=16)
 
 
+@dataclass(frozen=True)
+class BuildConfig:
+    """Build what is asked for by a network that was pre-trained."""
+
+    model: str
+    """A folder that `melior ocgfn pretrain` left, such as `runs/a/model`."""
+    outcomes: tuple[str, ...]
+    """Objects, each as its numbers with commas between: `3,4`; letters of strings count from 1."""
+    n: int = 16
+    """Tries at each."""
+    seed: int = 0
+    out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = ""
+    """A file of JSON lines with all that was built; by default only the success is printed."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.outcomes:
+            raise ValueError("outcomes: at least one is needed; found none")
+        in_range("n", self.n, 1)
+        in_range("seed", self.seed, 0, 2**63 - 1)
+
+
 def pretrain(config: PretrainConfig) -> None:
     """Explore, learn, judge, save and report."""
     _check(config.loop)
@@ -114,6 +138,21 @@ def finetune(config: FinetuneConfig) -> None:
         config.optim, config.loop, config,
     )  # fmt: skip
     present([turn_flows(plan)])
+
+
+def build(config: BuildConfig) -> None:
+    """Ask, and print how often each was built."""
+    from melior.stages.flows.ask import ask
+    from melior.training.run import write_json_lines
+
+    found = []
+    for own in ask(config.model, config.outcomes, n=config.n, seed=config.seed):
+        found.append(own)
+        name = ",".join(map(str, own.outcome))
+        unseen = "" if own.was_seen else "; it was never built while the network learned"
+        print(f"{name}: built in {own.success:.0%} of {config.n} tries{unseen}", flush=True)
+    if config.out:
+        write_json_lines(Path(config.out), [own.to_json() for own in found])
 
 
 def _check(loop: StepOptions) -> None:

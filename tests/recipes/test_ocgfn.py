@@ -185,3 +185,28 @@ def test_a_wrong_reward_gets_its_sentence(name, sentence, place, tmp_path, capsy
 def test_wrong_options_get_their_sentences(words, sentence, place, tmp_path, capsys):
     words = [str(place / "a" / "model") if word == "M" else word for word in words]
     assert sentence in said(capsys, "ocgfn", *words, "--out", tmp_path / "x")
+
+
+def test_outcomes_are_built_by_name(place, tmp_path, capsys):
+    out = tmp_path / "built.jsonl"
+    cli.main(["ocgfn", "build", "--model", str(place / "a" / "model"), "--outcomes", "2,0", "1 1",
+              "--n", "5", "--out", str(out)])  # fmt: skip
+    said_of = capsys.readouterr().out
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["outcome"] for row in rows] == [[2, 0], [1, 1]]
+    assert all(len(row["built"]) == 5 for row in rows)
+    assert f"2,0: built in {rows[0]['success']:.0%} of 5 tries" in said_of
+
+
+@pytest.mark.parametrize(
+    ("outcome", "sentence"),
+    [
+        ("3,0", "outcome 3,0: one that can be built is needed; found that no way leads there"),
+        ("-1,0", "outcome -1,0: one that can be built is needed"),
+        ("1", "outcome '1': 2 whole numbers are needed, such as 1,1; found 1 words"),
+        ("a,b", "2 whole numbers are needed"),
+    ],
+)
+def test_outcomes_out_of_reach_get_their_sentence(outcome, sentence, place, capsys):
+    model = place / "a" / "model"
+    assert sentence in said(capsys, "ocgfn", "build", "--model", model, f"--outcomes={outcome}")
