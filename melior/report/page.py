@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, variance
 
-from melior.report import control, health, judged, samples, sections, words
+from melior.report import control, drawn, health, judged, samples, sections, words
 from melior.report.load import Run, mapping, mappings, read_runs
 from melior.report.markup import Child, Html, chip, join, tag
 
@@ -55,6 +55,7 @@ def page(runs: Sequence[Run]) -> Html:
     parts = {
         "Before and after": judged.section(runs),
         "World": control.section(runs),
+        "Pictures": drawn.section(runs),
         "Health": health.section(runs),
         "What differs": sections.config_differences(runs),
         "Training": sections.curves(runs),

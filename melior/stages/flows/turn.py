@@ -1,0 +1,254 @@
+"""From flows towards outcomes to a sampler of one reward: summed exactly, and by a predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from melior import ops
+from melior.data.flow import FlowEnvironment, KnowsReach, rows_of
+from melior.losses.flow_outcomes import converted
+from melior.models.flow import FlowModel
+from melior.models.flow_outcomes import Predictor
+from melior.models.flow_saved import Saved, load_flows, read_about
+from melior.options import OptimConfig
+from melior.records import Metrics
+from melior.rewards.flow import LogReward
+from melior.sampling.flow import Policy
+from melior.stages.flows.finetune import Edges, amortise, edges, predicted
+from melior.stages.flows.judge import (
+    DRAWN,
+    TOP,
+    Exam,
+    Finds,
+    Truth,
+    judged_by,
+    listed,
+    modes_of,
+    side_by_side,
+)
+from melior.stages.flows.learn import warn_of_calibration
+from melior.stages.flows.named import load_environment, load_reward
+from melior.stages.flows.options import FlowOptions, RewardOptions
+from melior.stages.flows.pictures import against, over_plane
+from melior.stages.flows.pretrain import outcome_tables
+from melior.training.checkpoint import Generators
+from melior.training.loop import descend
+from melior.training.options import StepOptions
+from melior.training.run import Run, write_json
+from melior.training.steps import opened, take_steps
+
+CELLS = 256
+"""Pairs of a state and an outcome are read so many states at a time."""
+
+
+@dataclass(frozen=True)
+class Turning:
+    """All that turning flows to a reward needs to know, as values."""
+
+    recipe: str
+    paper: str
+    model: str
+    reward: RewardOptions
+    exploration: float
+    width: int
+    optim: OptimConfig
+    loop: StepOptions
+    config: object
+
+
+@dataclass(frozen=True)
+class Task:
+    """Flows, and what they are turned to."""
+
+    env: FlowEnvironment
+    model: FlowModel
+    outcomes: Int[Tensor, "y d"]
+    """That were seen and are worth something: flow towards others was never learned."""
+    log_reward: Float[Tensor, " y"]
+    of_objects: LogReward
+    modes: Int[Tensor, "m d"]
+    truth: Truth | None
+
+
+def turn_flows(plan: Turning) -> Path:
+    """Turn flows to a reward and judge what comes of it; return the run's folder."""
+    folder = Path(plan.model)
+    about = read_about(folder)
+    flow = FlowOptions(**about["env"])
+    plan.reward.check(flow)
+    env = load_environment(flow)
+    saved = load_flows(folder, env, width=int(about["width"]), depth=int(about["depth"]))
+    task = _task(plan, env, saved, load_reward(plan.reward, flow))
+    with opened(plan.recipe, plan.paper, plan.config, plan.loop) as run:
+        exam = Exam.of(env, task.truth.graph if task.truth else None, seed=plan.loop.seed + 1)
+        warn_of_calibration(run, exam.metrics(task.model))
+        predictor = _start(plan, task)
+        before = judged(task, predicted(env, predictor), seed=plan.loop.seed)
+        _learn(plan, run, task, predictor)
+        write_json(run.folder / "evaluation.json", _verdict(plan, task, predictor, before))
+    return run.folder
+
+
+def worth_something(
+    outcomes: Int[Tensor, "y d"], log_reward: Float[Tensor, " y"]
+) -> tuple[Int[Tensor, "z d"], Float[Tensor, " z"]]:
+    """Leave out the outcomes that are worth nothing.
+
+    Raises:
+        ValueError: a reward is nan or inf, or nothing is worth anything.
+    """
+    wrong = log_reward.isnan() | (log_reward == torch.inf)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"reward: a finite log-reward, or -inf for none, is needed; found"
+            f" {float(log_reward[row])} of {outcomes[row].tolist()}"
+        )
+    has_worth = log_reward > -torch.inf
+    if not has_worth.any():
+        raise ValueError(
+            f"reward: one of the {len(outcomes)} outcomes that the explorer built must be worth"
+            " something; found a reward of 0 everywhere; pre-train with an explorer that goes"
+            " further, or give another reward"
+        )
+    return outcomes[has_worth], log_reward[has_worth]
+
+
+def exact(task: Task, *, is_masked: bool = False) -> Policy:
+    """Return the policy that is the sum over outcomes, with nothing trained."""
+
+    def policy(states: Tensor, _: Tensor) -> Tensor:
+        parts = states.split(CELLS)
+        return torch.cat([_summed(task, part, is_masked=is_masked) for part in parts])
+
+    return policy
+
+
+def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
+    """Return how well a policy samples the reward."""
+    return judged_by(task.env, policy, task.of_objects, task.modes, task.truth, seed=seed)
+
+
+def _task(plan: Turning, env: FlowEnvironment, saved: Saved, log_reward: LogReward) -> Task:
+    graph = listed(env)
+    truth = Truth.of(graph, log_reward) if graph else None
+    outcomes, worth = worth_something(saved.outcomes, log_reward(saved.outcomes))
+    known = graph.states[graph.can_stop] if graph else outcomes
+    modes = modes_of(known, log_reward, plan.reward.mode_share)
+    return Task(env, saved.model, outcomes, worth, log_reward, modes, truth)
+
+
+def _summed(task: Task, states: Tensor, *, is_masked: bool) -> Tensor:
+    log_flow, log_forward = outcome_tables(task.env, task.model, states, task.outcomes)
+    if is_masked:
+        assert isinstance(task.env, KnowsReach)
+        n, y = len(states), len(task.outcomes)
+        each, every = states.repeat_interleave(y, 0), task.outcomes.repeat(n, 1)
+        log_flow = log_flow.masked_fill(~task.env.reachable(each, every).view(n, y), -torch.inf)
+    return converted(log_flow, log_forward, task.log_reward)[1]
+
+
+def _start(plan: Turning, task: Task) -> Predictor:
+    env = task.env
+    n_features = env.features(env.start[None]).shape[-1]
+    with torch.random.fork_rng():
+        torch.manual_seed(plan.loop.seed)
+        return Predictor(n_features, env.n_actions, len(task.outcomes), width=plan.width)
+
+
+def _learn(plan: Turning, run: Run, task: Task, predictor: Predictor) -> None:
+    """Train the predictor, or go on with it."""
+    loop, generator, finds = plan.loop, ops.generator(plan.loop.seed), Finds(task.modes)
+    batches = edges(
+        task.env, predictor, task.outcomes,
+        batch_size=loop.batch_size, exploration=plan.exploration, generator=generator,
+    )  # fmt: skip
+    step = descend(
+        lambda batch: amortise(
+            task.env, task.model, predictor, task.outcomes, task.log_reward, batch
+        ),
+        dict(predictor.named_parameters()),
+        plan.optim,
+        total_steps=max(1, loop.steps),
+    )
+
+    def counted(batch: Sequence[Edges]) -> Metrics:
+        return step(batch) | finds([part.objects for part in batch])
+
+    take_steps(
+        run, counted, batches,
+        {"step": step, "draws": Generators({"draws": generator}), "finds": finds},
+        config=plan.config, loop=loop,
+        judge=lambda: judged(task, predicted(task.env, predictor), seed=loop.seed),
+    )  # fmt: skip
+
+
+def _verdict(plan: Turning, task: Task, predictor: Predictor, before: Metrics) -> dict[str, Any]:
+    """Return the run's `evaluation.json`: each way to sample the reward, side by side."""
+    seed, ways = plan.loop.seed, {"sum over outcomes": exact(task)}
+    if isinstance(task.env, KnowsReach):
+        ways["the same, what is out of reach masked"] = exact(task, is_masked=True)
+    found = {name: judged(task, policy, seed=seed) for name, policy in ways.items()}
+    found["predictor, untrained"] = before
+    if plan.loop.steps:
+        learned = predicted(task.env, predictor)
+        ways["predictor"] = learned
+        found["predictor"] = judged(task, learned, seed=seed)
+    facts: dict[str, Any] = {
+        "outcomes worth something that were seen": len(task.outcomes),
+        "modes": len(task.modes),
+    }
+    pictures = []
+    if task.truth:
+        facts["share of the reward on outcomes that were seen"] = _coverage(task, task.truth)
+        pictures = _pictures(task.truth, ways)
+    return {
+        "title": f"Ways to sample {plan.reward.reward}",
+        "comparisons": [_comparison(task, found["sum over outcomes"], seed=seed)],
+        "facts": facts,
+        "tables": [side_by_side(found)],
+        "pictures": pictures,
+    }
+
+
+def _comparison(task: Task, found: Metrics, *, seed: int) -> dict[str, Any]:
+    """Hold the sum for this reward against that for one which is the same everywhere."""
+    evenly = replace(task, log_reward=torch.zeros_like(task.log_reward))
+    is_listed = task.truth is not None
+    key, name = (
+        ("total_variation", "total variation from the reward")
+        if is_listed
+        else ("top_reward", f"reward of the {TOP} best of {DRAWN}")
+    )
+    before, after = judged(evenly, exact(evenly), seed=seed)[key], found[key]
+    return {
+        "name": f"{name}, by flows that were not turned and by their sum",
+        "unit": "",
+        "before": before,
+        "after": after,
+        "difference": after - before,
+        "is_exact": is_listed,
+        "higher_is_better": not is_listed,
+    }
+
+
+def _coverage(task: Task, truth: Truth) -> float:
+    rows = rows_of(truth.graph.states, task.outcomes)
+    return float(truth.wanted[rows].sum())
+
+
+def _pictures(truth: Truth, ways: dict[str, Policy]) -> list[dict[str, Any]]:
+    states = truth.graph.states
+    names = ("asked for", "drawn")
+    found = {name: truth.built(policy) for name, policy in ways.items()}
+    drawn = [over_plane("What the reward asks for", states, truth.wanted)]
+    drawn += [over_plane(f"What is drawn: {name}", states, own) for name, own in found.items()]
+    drawn += [against(name, names, truth.wanted, own) for name, own in found.items()]
+    return drawn
