@@ -58,7 +58,7 @@ class Phases:
         if self.train.resume and not any(any((folder / one).glob("step-*")) for one in later):
             self.run.rewind(self.taken + start)
         done = [start]
-        with Progress(total, start=start) as progress:
+        with Progress(total, start=start, what=f"{name}: step") as progress:
             own: list[Hook] = [
                 lambda number, metrics: self.run.append(
                     self.taken + number, {f"{name}/{key}": v for key, v in metrics.items()}
