@@ -69,5 +69,6 @@ def describe_machine(found: dict[str, Any]) -> str:
 
 def describe_versions(found: dict[str, Message]) -> str:
     ours = {"melior": importlib.metadata.version("melior"), **found["melior"]}
-    sides = (", ".join(f"{k} {v}" for k, v in side.items()) for side in (ours, found["trl"]))
+    both = [ours, *(found[one] for one in ("trl",) if one in found)]
+    sides = (", ".join(f"{k} {v}" for k, v in side.items()) for side in both)
     return "; ".join(sides)

@@ -129,7 +129,12 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on with the run."""
+        """What to type to go on with the run.
+
+        Over several machines torchrun alone knows where they meet: it is to be started as before.
+        """
+        if self.record["command"][:2] == ["torchrun", "--nnodes"]:
+            return "torchrun on every machine, started as before, with --resume"
         words = [word for word in self.record["command"] if word not in ("--overwrite", "--resume")]
         return shlex.join([*words, "--resume"])
 
