@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -190,7 +191,7 @@ def _about(asked: argparse.Namespace) -> str:
         f"7 dynamics of 4 layers of 200, 10 candidates a row, {asked.discriminators} discriminators"
         f" of 2 layers of 128; {asked.threads} thread(s), torch {torch.__version__}, medians of "
         f"{asked.rounds} rounds by turns, with the least and most of a round. "
-        "`python benchmarks/control_imagination.py --markdown docs/control.md`."
+        f"`python {' '.join(sys.argv)}`."
     )
 
 

@@ -115,8 +115,7 @@ def named_function(named: str, option: str) -> Any:
         ValueError: there is none; naming the option.
     """
     module, _, name = named.partition(":")
-    if "" not in sys.path:  # a module beside the user, as `python -m` finds it
-        sys.path.insert(0, "")
+    _look_beside()
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -282,6 +281,7 @@ class _Copies:
 @contextmanager
 def _copies(task: str, count: int, *, in_processes: bool) -> Iterator[_Copies]:
     gymnasium = _gymnasium(task)
+    _look_beside()
     vector = gymnasium.vector
     kind = vector.AsyncVectorEnv if in_processes else vector.SyncVectorEnv
     make = functools.partial(_made, gymnasium, task)
@@ -306,6 +306,12 @@ def _made(gymnasium: Any, task: str) -> Any:
         raise ValueError(f"{task}: {error}; pip install 'melior[control]'") from error
     except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"{task}: a task that Gymnasium knows is needed; {error}") from error
+
+
+def _look_beside() -> None:
+    """Let modules in the folder where the user is be found, as `python -m` does."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def _gymnasium(where: str) -> Any:

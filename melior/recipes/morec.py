@@ -21,9 +21,13 @@ from melior.stages.control.options import (
 
 if TYPE_CHECKING:
     from melior.envs.control import Termination
+    from melior.models.control_policies import Critics, GaussianPolicy
+    from melior.stages.control.imagination import Imagination
     from melior.stages.control.inputs import Inputs
     from melior.stages.control.learn import Student
+    from melior.stages.control.learners import SoftActorCritic
     from melior.stages.control.phases import Phases
+    from melior.stages.control.replay import MixedBatches
     from melior.stages.control.world import World
 
 PAPER = "Luo, Xu, Cao, Yu 2023, arXiv 2310.05422"
@@ -94,49 +98,72 @@ def _student(
 ) -> tuple[Student, World]:
     """Learn the world, and put together who learns to act in it."""
     from melior.models.control_policies import Critics, GaussianPolicy
-    from melior.stages.control.imagination import described, imagination
     from melior.stages.control.learn import Student, policy_options, standardise
-    from melior.stages.control.learners import (
-        ActorCriticOptions,
-        SoftActorCritic,
-        inconsistent,
-        no_doubt,
-    )
-    from melior.stages.control.replay import MixedBatches, Mixture, logged_rows
     from melior.stages.control.world import learn_world
     from melior.training.checkpoint import Generators
 
     _note_escape(config, inputs, phases)
-    world, train, seed = learn_world(phases, inputs, config.world), config.train, config.train.seed
+    world, seed = learn_world(phases, inputs, config.world), config.train.seed
     shape = policy_options(inputs, config.network)
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed + 1)
     standardise(inputs, (policy.scale, critics.scale))
-    is_mopo = config.base == "mopo"
-    learner = SoftActorCritic(
-        policy, critics,
-        ActorCriticOptions(
-            config.discount, actor_rate=config.actor_rate, critic_rate=config.critic_rate,
-            entropy_in_target=config.entropy_in_target,
-        ),
-        total_steps=train.steps, seed=seed,
-        doubt=no_doubt if is_mopo else inconsistent(world.dynamics, weight=config.penalty),
-    )  # fmt: skip
-    imagine = imagination(
-        world, policy, inputs.logged, transition_filter=config.filter, is_over=is_over,
-        penalty=config.penalty if is_mopo else 0.0, options=config.imagine, seed=seed,
-    )  # fmt: skip
-    n_real = round(config.imagine.real_share * train.batch_size)
-    mixture = Mixture(train.batch_size, n_real, config.imagine.every, config.imagine.keep)
-    batches = MixedBatches(
-        logged_rows(inputs.logged), imagine, mixture, total=train.steps, seed=seed,
-        describe=lambda found: described(found, world.dynamics.elites),
-    )  # fmt: skip
+    learner = _learner(config, policy, critics, world)
+    imagine, batches = _batches(config, inputs, is_over, world=world, policy=policy)
     student = Student(
         policy, learner, batches,
         {"batches": batches, "imagination": Generators(imagine.generators)},
         lambda: dict(batches.metrics), _facts(config, phases),
     )  # fmt: skip
     return student, world
+
+
+def _learner(
+    config: Config, policy: GaussianPolicy, critics: Critics, world: World
+) -> SoftActorCritic:
+    """Return soft actor-critic; MOBILE's doubts what the elites disagree on."""
+    from melior.stages.control.learners import (
+        ActorCriticOptions,
+        SoftActorCritic,
+        inconsistent,
+        no_doubt,
+    )
+
+    options = ActorCriticOptions(
+        config.discount, actor_rate=config.actor_rate, critic_rate=config.critic_rate,
+        entropy_in_target=config.entropy_in_target,
+    )  # fmt: skip
+    is_mobile = config.base == "mobile"
+    doubt = inconsistent(world.dynamics, weight=config.penalty) if is_mobile else no_doubt
+    return SoftActorCritic(
+        policy, critics, options, total_steps=config.train.steps, seed=config.train.seed,
+        doubt=doubt,
+    )  # fmt: skip
+
+
+def _batches(
+    config: Config,
+    inputs: Inputs,
+    is_over: Termination,
+    *,
+    world: World,
+    policy: GaussianPolicy,
+) -> tuple[Imagination, MixedBatches]:
+    """Return how the policy is rolled out, and batches of that and of the log."""
+    from melior.stages.control.imagination import described, imagination
+    from melior.stages.control.replay import MixedBatches, Mixture, logged_rows
+
+    train, options = config.train, config.imagine
+    imagine = imagination(
+        world, policy, inputs.logged, transition_filter=config.filter, is_over=is_over,
+        penalty=config.penalty if config.base == "mopo" else 0.0, options=options, seed=train.seed,
+    )  # fmt: skip
+    n_real = round(options.real_share * train.batch_size)
+    mixture = Mixture(train.batch_size, n_real, options.every, options.keep)
+    batches = MixedBatches(
+        logged_rows(inputs.logged), imagine, mixture, total=train.steps, seed=train.seed,
+        describe=lambda found: described(found, world.dynamics.elites),
+    )  # fmt: skip
+    return imagine, batches
 
 
 def _facts(config: Config, phases: Phases) -> dict[str, str]:

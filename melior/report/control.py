@@ -54,8 +54,24 @@ def _reward(reward: Facts) -> Html | None:
     if len(places) < 2 or [len(row) for row in table] != [len(places)] * len(places):
         return None
     low, high = min(map(min, table)), max(map(max, table))
-    size = SIDE / len(places)
-    squares = [
+    said = f"from {words.figure(low)} (blank) to {words.figure(high)} (full)"
+    svg = tag(
+        "svg",
+        tag("g", _squares(table, low, high), class_="hue0"),
+        tag("g", _marks(places), class_="grid", aria_hidden="true"),
+        viewBox=f"0 0 {EDGE + SIDE + 4} {SIDE + EDGE}",
+        role="img",
+        aria_label=f"Dynamics reward around what followed, {said}.",
+    )
+    title = "Dynamics reward around what followed"
+    axes = f"{said}; across: first number of the observation, up: second, in deviations of a change"
+    caption = tag("figcaption", tag("b", title), tag("span", axes))
+    return tag("figure", caption, svg, class_="chart still")
+
+
+def _squares(table: Sequence[Sequence[float]], low: float, high: float) -> list[Html]:
+    size = SIDE / len(table)
+    return [
         tag(
             "rect",
             x=EDGE + size * across,
@@ -68,30 +84,16 @@ def _reward(reward: Facts) -> Html | None:
         for up, row in enumerate(table)
         for across, value in enumerate(row)
     ]
-    ends = [words.figure(places[0]), "0", words.figure(places[-1])]
-    marks = [
-        (
-            tag("text", said, x=EDGE + SIDE * at, y=SIDE + 16, text_anchor=anchor),
-            tag("text", said, x=EDGE - 6, y=SIDE * (1 - at) + down, text_anchor="end"),
-        )
-        for said, at, anchor, down in zip(
-            ends, (0, 0.5, 1), ("start", "middle", "end"), (0, 4, 10), strict=True
-        )
-    ]  # fmt: skip
-    said = f"from {words.figure(low)} (blank) to {words.figure(high)} (full)"
-    svg = tag(
-        "svg",
-        tag("g", squares, class_="hue0"),
-        tag("g", marks, class_="grid", aria_hidden="true"),
-        viewBox=f"0 0 {EDGE + SIDE + 4} {SIDE + EDGE}",
-        role="img",
-        aria_label=f"Dynamics reward around what followed, {said}.",
-    )
-    title = "Dynamics reward around what followed"
-    axes = f"{said}; across: first number of the observation, up: second, in deviations of a change"
-    return tag(
-        "figure",
-        tag("figcaption", tag("b", title), tag("span", axes)),
-        svg,
-        class_="chart still",
-    )
+
+
+def _marks(places: Sequence[float]) -> list[Html]:
+    """Write both ends and the middle beside the sides."""
+    found = []
+    low, high = words.figure(places[0]), words.figure(places[-1])
+    for said, share, anchor, down in ((low, 0, "start", 0), ("0", 0.5, "middle", 4),
+                                      (high, 1, "end", 10)):  # fmt: skip
+        found += [
+            tag("text", said, x=EDGE + SIDE * share, y=SIDE + 16, text_anchor=anchor),
+            tag("text", said, x=EDGE - 6, y=SIDE * (1 - share) + down, text_anchor="end"),
+        ]
+    return found

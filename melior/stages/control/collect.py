@@ -44,6 +44,16 @@ class Stage:
     """Return of its middle actions."""
 
 
+@dataclass(frozen=True)
+class Actors:
+    """Who acts in the data sets."""
+
+    drawn: Act
+    """Actions drawn evenly."""
+    medium: Stage
+    expert: Stage
+
+
 def collected(
     task: str,
     folder: Path,
@@ -70,35 +80,38 @@ def collected(
     Raises:
         ValueError: nothing was learned.
     """
-    stages, lived = _taught(task, options, judge_every=judge_every, seed=seed)
+    way, lived = _taught(task, options, judge_every=judge_every, seed=seed)
     drawn = _uniform(sizes(task)[1], ops.generator(seed))
     at_random = float(returns(task, drawn, episodes=EPISODES, seed=SEED).mean())
-    expert = max(stages, key=lambda stage: stage.mean)
+    expert = max(way, key=lambda stage: stage.mean)
     if expert.mean <= at_random:
         raise ValueError(
             f"{task}: a policy that is better than random actions, {at_random:.5g}, is needed; the "
             f"best was {expert.mean:.5g} within {options.steps} steps; raise --steps"
         )
     reference = Reference(at_random, expert.mean)
-    scores = normalised(np.array([stage.mean for stage in stages]), reference)
-    medium = stages[int(np.argmax(scores >= 100 * level))]
-    about = About(task, reference, {"learner": "soft actor-critic", "seed": seed})
-    sets = _sets(task, drawn, medium, expert, lived, rows=rows, copies=options.copies, seed=seed)
+    scores = normalised(np.array([stage.mean for stage in way]), reference)
+    actors = Actors(drawn, way[int(np.argmax(scores >= 100 * level))], expert)
+    sets = _sets(task, actors, lived, rows=rows, copies=options.copies, seed=seed)
+    about = About(task, reference, {
+        "learner": "soft actor-critic", "seed": seed,
+        "steps_of_medium": actors.medium.steps, "steps_of_expert": expert.steps,
+    })  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {}
     for kind, logged in sets.items():
-        found = logged.whole_returns()
-        said: dict[str, str | float] = {
-            "kind": kind,
-            "steps_of_medium": medium.steps,
-            "steps_of_expert": expert.steps,
-        }
-        told = replace(about, facts={**about.facts, **said})
+        told = replace(about, facts={"kind": kind, **about.facts})
         write_logged(folder / f"{kind}{suffix}", Logged(logged, told))
-        score = float(normalised(np.array([found.mean()]), reference)[0])
-        facts[kind] = {"rows": len(logged), "episodes": len(found),
-                       "return": float(found.mean()), "score": score}  # fmt: skip
+        facts[kind] = _facts(logged, reference)
     return {"reference": reference, "sets": facts}
+
+
+def _facts(logged: Transitions, reference: Reference) -> dict[str, float]:
+    found = logged.whole_returns()
+    score = float(normalised(np.array([found.mean()]), reference)[0])
+    return {
+        "rows": len(logged), "episodes": len(found), "return": float(found.mean()), "score": score,
+    }  # fmt: skip
 
 
 def _taught(
@@ -107,6 +120,8 @@ def _taught(
     """Return a policy at each judgement, and all that was lived."""
     stages: list[Stage] = []
     shape = PolicyOptions(*sizes(task), options.hidden, options.layers)
+    n_random = -(-options.random_steps // options.copies) * options.copies
+    total = -(-options.steps // options.copies) * options.copies - n_random
     with (
         lives(task, copies=options.copies, seed=seed) as world,
         Progress(options.steps, start=options.random_steps) as progress,
@@ -116,23 +131,19 @@ def _taught(
         def judge(step: int) -> None:
             policy = copy.deepcopy(learner.policy)
             found = returns(task, policy.act, episodes=EPISODES, seed=SEED)
-            stages.append(Stage(options.random_steps + step, policy, float(found.mean())))
+            stages.append(Stage(n_random + step, policy, float(found.mean())))
 
         def show(step: int, metrics: Metrics) -> None:
-            last = {"reward": stages[-1].mean} if stages else {}
-            progress(options.random_steps + step, last)
+            progress(n_random + step, {"reward": stages[-1].mean} if stages else {})
 
-        n_random = -(-options.random_steps // options.copies) * options.copies
-        total = -(-options.steps // options.copies) * options.copies - n_random
         hooks: list[Hook] = [every(judge_every, judge, last=total), show]
         fit(learner, learner.batches(), hooks=hooks)
         return stages, learner.lived()
 
 
 def _sets(
-    task: str, drawn: Act, medium: Stage, expert: Stage, lived: Transitions, *, rows: int,
-    copies: int, seed: int,
-) -> dict[str, Transitions]:  # fmt: skip
+    task: str, actors: Actors, lived: Transitions, *, rows: int, copies: int, seed: int
+) -> dict[str, Transitions]:
     """Return what random actions, two policies and the way to the first have done."""
     generator = ops.generator(seed + 1)
 
@@ -142,9 +153,9 @@ def _sets(
     def softly(stage: Stage) -> Act:
         return lambda seen: stage.policy.draw(seen, generator=generator)[0]
 
-    sets = {"random": of(drawn, "random"), "medium": of(softly(medium), "medium")}
-    sets["medium-replay"] = _first(lived, medium.steps // copies, copies)
-    sets["expert"] = of(softly(expert), "expert")
+    sets = {"random": of(actors.drawn, "random"), "medium": of(softly(actors.medium), "medium")}
+    sets["medium-replay"] = _first(lived, actors.medium.steps // copies, copies)
+    sets["expert"] = of(softly(actors.expert), "expert")
     halves = [sets[kind].rows(slice(0, rows // 2)) for kind in ("medium", "expert")]
     sets["medium-expert"] = _joined([_ended(half) for half in halves])
     return sets

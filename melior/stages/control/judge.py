@@ -145,19 +145,19 @@ def reward_around(world: World, logged: Transitions) -> dict[str, Any]:
 
 def _comparisons(inputs: Inputs, lived: Float[np.ndarray, " n"]) -> list[dict[str, Any]]:
     logged = inputs.logged.whole_returns()
-    rows = [_comparison("return", "", logged, lived)]
+    rows = [_comparison("return", logged, lived)]
     if inputs.reference:
         scores = (normalised(own, inputs.reference) for own in (logged, lived))
-        rows.insert(0, _comparison("normalised score", "", *scores))
+        rows.insert(0, _comparison("normalised score", *scores))
     return rows
 
 
 def _comparison(
-    name: str, unit: str, before: Float[np.ndarray, " n"], after: Float[np.ndarray, " m"]
+    name: str, before: Float[np.ndarray, " n"], after: Float[np.ndarray, " m"]
 ) -> dict[str, Any]:
     found: Interval = gain(before, after)
     return {
-        "name": name, "unit": unit, "before": float(before.mean()), "after": float(after.mean()),
+        "name": name, "unit": "", "before": float(before.mean()), "after": float(after.mean()),
         "difference": found.estimate, "low": found.low, "high": found.high,
         "confidence": found.confidence, "higher_is_better": True,
     }  # fmt: skip

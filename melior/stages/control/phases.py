@@ -58,11 +58,9 @@ class Phases:
         if self.train.resume and not any(any((folder / one).glob("step-*")) for one in later):
             self.run.rewind(self.taken + start)
         done = [start]
-        with Progress(total, start=start) as progress:
+        with Progress(total, start=start, what=f"{name}: step") as progress:
             own: list[Hook] = [
-                lambda number, metrics: self.run.append(
-                    self.taken + number, {f"{name}/{key}": v for key, v in metrics.items()}
-                ),
+                lambda number, metrics: self._write(name, number, metrics),
                 progress,
                 *hooks(start),
                 lambda number, _: done.append(number),
@@ -72,6 +70,10 @@ class Phases:
         kept.save(done[-1])
         self.taken += done[-1]
         return done[-1]
+
+    def _write(self, name: str, number: int, metrics: Metrics) -> None:
+        named = {f"{name}/{key}": value for key, value in metrics.items()}
+        self.run.append(self.taken + number, named)
 
     def _restored(self, kept: Checkpoints) -> int:
         start, note = kept.restore(allow_changes=self.train.allow_changes)
