@@ -138,6 +138,16 @@ class Strings:
 
 
 @dataclass(frozen=True)
+class Growing(Strings):
+    """Strings of up to a length, letter by letter from the left: any but the empty one may stop."""
+
+    def allowed(self, states: Int[Tensor, "n d"]) -> Bool[Tensor, "n actions"]:
+        """Any letter until the string is full, and the stop after the first."""
+        is_full, is_begun = states[:, -1:] > 0, states[:, :1] > 0
+        return torch.cat([(~is_full).expand(-1, self.n_letters), is_begun], -1)
+
+
+@dataclass(frozen=True)
 class Fillings:
     """Strings of one length, whose places are filled in any order; 0 is a place still empty.
 
