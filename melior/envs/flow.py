@@ -20,7 +20,7 @@ from melior.options import in_range
 class HyperGrid:
     """Cells of a cube: each action goes on by one along an axis, and any cell may be the last.
 
-    Bengio, Jain, Korablyov, Precup, Bengio 2021, arXiv 2106.04399, sec. 4.1.
+    Bengio, Jain, Korablyov, Precup, Bengio 2021, arXiv 2106.04399.
     """
 
     n_axes: int
@@ -151,7 +151,7 @@ class Growing(Strings):
 class Fillings:
     """Strings of one length, whose places are filled in any order; 0 is a place still empty.
 
-    Zhang, Malkin, Liu, Volokhova, Courville, Bengio 2022, arXiv 2202.01361, sec. 3.1. A state has
+    Zhang, Malkin, Liu, Volokhova, Courville, Bengio 2022, arXiv 2202.01361. A state has
     as many parents as letters. Action `place * n_letters + letter` writes a letter at a place.
     """
 
