@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,18 @@ from melior.recipes.gfn import Config, run
 
 SMALL = ("--height", "3", "--width", "16", "--batch-size", "8", "--save-steps", "3",
          "--eval-steps", "4")  # fmt: skip
+
+
+def test_the_environment_of_the_page_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "flows.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) < 40
+    (tmp_path / "leaps.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    cli.main(["gfn", "--env", "leaps.py:leaps", "--reward", "leaps.py:even_places", *SMALL[2:],
+              "--steps", "2", "--out", "a"])  # fmt: skip
+    found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert found["facts"]["modes"] == 11
 
 
 def said(capsys, *words):
