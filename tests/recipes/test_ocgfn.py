@@ -99,6 +99,13 @@ def test_finetuning_holds_all_ways_against_the_truth(place, tmp_path):
         assert torch.tensor(drawn["cells"]).sum() == pytest.approx(1)
 
 
+def test_some_outcomes_stand_for_all_where_there_are_many(place, tmp_path):
+    words = ("--model", str(place / "a" / "model"), "--reward", "corners", "--steps", "0")
+    cli.main(["ocgfn", "finetune", *words, "--most-outcomes", "2", "--out", str(tmp_path / "b")])
+    notes = json.loads((tmp_path / "b" / "run.json").read_text())["notes"]
+    assert any("2 outcomes, drawn evenly, stand for all" in note for note in notes)
+
+
 @pytest.mark.parametrize("explorer", ["curious", "wander", "backward"])
 def test_the_same_seed_leaves_the_same_bits(explorer, tmp_path):
     for name in ("one", "other"):

@@ -107,7 +107,7 @@ def learn_reward(plan: Rewarded) -> Path:
 
 def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
     """Return how well a policy samples the reward."""
-    return judged_by(task.env, policy, task.log_reward, task.modes, task.truth, seed=seed)
+    return judged_by(task.env, policy, task.log_reward, task.modes, truth=task.truth, seed=seed)
 
 
 def _task(plan: Rewarded, env: FlowEnvironment) -> Task:

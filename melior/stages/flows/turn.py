@@ -44,8 +44,8 @@ from melior.training.options import StepOptions
 from melior.training.run import Run, write_json
 from melior.training.steps import opened, take_steps
 
-CELLS = 256
-"""Pairs of a state and an outcome are read so many states at a time."""
+PAIRS = 2**18
+"""Of a state and an outcome, read at a time."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Turning:
     paper: str
     model: str
     reward: RewardOptions
+    most_outcomes: int
+    """That a sum goes over; of more, some stand for all."""
     exploration: float
     width: int
     optim: OptimConfig
@@ -75,6 +77,8 @@ class Task:
     of_objects: LogReward
     modes: Int[Tensor, "m d"]
     truth: Truth | None
+    left_out: int
+    """Outcomes that others stand for."""
 
 
 def turn_flows(plan: Turning) -> Path:
@@ -89,6 +93,11 @@ def turn_flows(plan: Turning) -> Path:
     with opened(plan.recipe, plan.paper, plan.config, plan.loop) as run:
         exam = Exam.of(env, task.truth.graph if task.truth else None, seed=plan.loop.seed + 1)
         warn_of_calibration(run, exam.metrics(task.model))
+        if task.left_out:
+            run.note(
+                f"{len(task.outcomes)} outcomes, drawn evenly, stand for all that were seen and"
+                f" are worth something; {task.left_out} are left out (--most-outcomes)"
+            )
         predictor = _start(plan, task)
         before = judged(task, predicted(env, predictor), seed=plan.loop.seed)
         _learn(plan, run, task, predictor)
@@ -125,7 +134,7 @@ def exact(task: Task, *, is_masked: bool = False) -> Policy:
     """Return the policy that is the sum over outcomes, with nothing trained."""
 
     def policy(states: Tensor, _: Tensor) -> Tensor:
-        parts = states.split(CELLS)
+        parts = states.split(max(1, PAIRS // len(task.outcomes)))
         return torch.cat([_summed(task, part, is_masked=is_masked) for part in parts])
 
     return policy
@@ -133,7 +142,7 @@ def exact(task: Task, *, is_masked: bool = False) -> Policy:
 
 def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
     """Return how well a policy samples the reward."""
-    return judged_by(task.env, policy, task.of_objects, task.modes, task.truth, seed=seed)
+    return judged_by(task.env, policy, task.of_objects, task.modes, truth=task.truth, seed=seed)
 
 
 def _task(plan: Turning, env: FlowEnvironment, saved: Saved, log_reward: LogReward) -> Task:
@@ -142,7 +151,10 @@ def _task(plan: Turning, env: FlowEnvironment, saved: Saved, log_reward: LogRewa
     outcomes, worth = worth_something(saved.outcomes, log_reward(saved.outcomes))
     known = graph.states[graph.can_stop] if graph else outcomes
     modes = modes_of(known, log_reward, plan.reward.mode_share)
-    return Task(env, saved.model, outcomes, worth, log_reward, modes, truth)
+    order = torch.randperm(len(outcomes), generator=ops.generator(plan.loop.seed + 7))
+    kept = order[: plan.most_outcomes].sort().values
+    left_out = len(outcomes) - len(kept)
+    return Task(env, saved.model, outcomes[kept], worth[kept], log_reward, modes, truth, left_out)
 
 
 def _summed(task: Task, states: Tensor, *, is_masked: bool) -> Tensor:
