@@ -56,7 +56,7 @@ TARGETS = (
     Target("groups", "tree", "tree of steps", 6, 0.35),
     Target("sampling", "8", "8 answers to a prompt", 2.5, 1),
     Target("sampling", "32", "32 answers to a prompt", 4, 1),
-    Target("rows", "pairs", "data preparation", 4),
+    Target("rows", "pairs", "data preparation, 100,000 rows", 4, 1),
 )
 BENCHMARKS: dict[str, Callable[[Sequence[str]], Message]] = {
     "precision": precision.main,
@@ -71,6 +71,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], Message]] = {
 OWN = {
     "simpo": ["--algorithm", "simpo", "--workloads", "long,short"],
     "reward": ["--algorithm", "reward", "--workloads", "long,short"],
+    "rows": ["--rows", "100000"],
     "scoring": ["--workloads", "long,short"],
 }
 """Options of a benchmark's own."""

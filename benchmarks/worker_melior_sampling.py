@@ -6,7 +6,7 @@ import torch
 from turns import Message, serve
 
 from melior.models.generation import complete
-from melior.models.loading import load
+from melior.models.loading import load_to_answer
 from melior.options import ModelOptions, Sampling
 
 
@@ -19,7 +19,7 @@ class Worker:
 
     def __init__(self, request: Message) -> None:
         options = ModelOptions(model=request["model"], dtype=request["dtype"], device="cpu")
-        self.model = load(options, trainable=False)
+        self.model = load_to_answer(options)
         self.request = request
 
     def step(self, index: int) -> Message:

@@ -117,7 +117,8 @@ def _run(words: list[str]) -> None:
         print(__version__)
         return
     name, rest = _command(words)
-    if processes.expected() > 1 and not _is_shared(name):
+    is_question = any(word in ("-h", "--help") for word in rest)
+    if processes.expected() > 1 and not _is_shared(name) and not is_question:
         raise ValueError(
             f"melior {name} runs in one process; found {processes.expected()}, of torchrun;"
             " start it without torchrun"

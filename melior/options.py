@@ -58,6 +58,23 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     raise ValueError(f"{name} must be one of {', '.join(known)}; found {value!r}{hint}")
 
 
+_DEVICES = {"auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mlu", "musa", "xla"}
+
+
+def known_device(name: str) -> None:
+    """Check that a device is of a kind that torch knows, before torch is imported.
+
+    Raises:
+        ValueError: it is not.
+    """
+    kind, colon, number = name.partition(":")
+    if kind not in _DEVICES or (colon and not number.isdecimal()):
+        raise ValueError(
+            f"device {name!r}: needs to be one that torch can use here, such as cpu, cuda, cuda:1"
+            " or mps; use auto or cpu"
+        )
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """The model that is trained, and how it is held."""
@@ -87,6 +104,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        known_device(self.device)
         in_range("lora_r", self.lora_r, 0)
         in_range("lora_alpha", self.lora_alpha, 0)
         in_range("lora_dropout", self.lora_dropout, 0, 1, below=True)
@@ -365,6 +383,7 @@ class ScoringOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        known_device(self.device)
         in_range("temperature", self.temperature, 0, above=True)
         in_range("max_tokens", self.max_tokens, 16)
         in_range("max_length", self.max_length, 0)

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice, tee
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from melior.options import ModelOptions, Sampling, WorkerOptions, in_range
+from melior.options import ModelOptions, Sampling, WorkerOptions, in_range, known_device
 from melior.records import Group, Metrics
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Config:
         in_range("seed", self.seed, 0, 2**63 - 1)
         in_range("max_tokens", self.max_tokens, 16)
         in_range("concurrency", self.concurrency, 1)
+        known_device(self.device)
         self.workers.check(self.device)
         if self.workers.is_used and self.server:
             raise ValueError(
@@ -90,7 +91,7 @@ class Config:
 
 def run(config: Config) -> Metrics:
     """Sample and write each group as soon as it is there."""
-    from melior.data.growing import opened
+    from melior.data.growing import n_whole_rows, opened
     from melior.models.names import check_named
     from melior.training.hooks import counted
 
@@ -101,25 +102,27 @@ def run(config: Config) -> Metrics:
     if not total:
         raise ValueError(f"{', '.join(config.prompts)}: needs at least one prompt; found none")
     start = _answered(config, prompts)
-    plain, twins = tee(prompts)
+    plain, twins = iter(prompts), iter(prompts)
     asked = _under_goal(config, twins)
     tally = _Tally()
-    with (
-        opened(config.out, start=start) as put,
-        counted("prompts answered", total, start=start) as show,
-    ):
-        try:
+    try:
+        with (
+            opened(config.out, start=start) as put,
+            counted("prompts answered", total, start=start) as show,
+        ):
             drawn = _source(config, asked, start) if start < total else ()
             for given, group in zip(islice(plain, start, None), drawn, strict=True):
                 put(replace(group, prompt=given.prompt))
                 tally.add(group)
                 show(start + tally.groups, tally.cost())
-        except (KeyboardInterrupt, ChildProcessError) as error:
-            is_lost = isinstance(error, ChildProcessError)
-            why = f"{error}; " if is_lost else ""
-            way = "; --resume goes on" if config.out != "-" else ""
-            told = f"{why}{start + tally.groups} of {total} prompts are done{way}"
-            raise (ChildProcessError if is_lost else KeyboardInterrupt)(told) from error
+    except (KeyboardInterrupt, ChildProcessError) as error:
+        is_lost = isinstance(error, ChildProcessError)
+        why = f"{error}; " if is_lost else ""
+        is_file = config.out != "-"
+        n = n_whole_rows(Path(config.out)) if is_file else tally.groups
+        way = "; --resume goes on" if is_file else ""
+        told = f"{why}{n} of {total} prompts are done{way}"
+        raise type(error)(told) from error  # the kind of interrupt says how it ends
     print(tally.sentence(config.out), file=sys.stderr)
     return tally.metrics()
 
@@ -180,11 +183,11 @@ def _source(config: Config, prompts: Iterator[Group], start: int) -> Iterator[Gr
         )
         return server_candidates(server, prompts, config.sampling, seed=config.seed, start=start)
     from melior import ops
-    from melior.models.loading import load
+    from melior.models.loading import load_to_answer
     from melior.sampling.candidates import candidates
 
     return candidates(
-        load(_model(config), trainable=False),
+        load_to_answer(_model(config)),
         prompts,
         config.sampling,
         generator=ops.generator(config.seed),
@@ -210,11 +213,11 @@ class _Drawing:
     """What a worker does: draw, from a model that it holds, as if it had answered all before."""
 
     def __init__(self, config: Config) -> None:
-        from melior.models.loading import load
+        from melior.models.loading import load_to_answer
 
         self.config = config
         self.about: dict[str, Any] = {}
-        self.model = load(_model(config), trainable=False)
+        self.model = load_to_answer(_model(config))
         self.place, self.generator = self._beginning()
 
     def groups(self, chunk: Chunk) -> Iterator[Group]:

@@ -120,7 +120,7 @@ def score_groups(groups: Iterator[Group], config: Config) -> Tally:
     if first is None and not before.n:
         where = "stdin" if config.file == "-" else config.file
         raise ValueError(f"{where}: needs at least one group to score; found none")
-    tally = Tally(before.n)
+    tally = Tally()
     with _scored(config, before, left) as (who, scored):
         _check_scorer(before, who.about, config.out)
         try:
@@ -202,8 +202,6 @@ def _scored(
 class Tally:
     """Counts of what went by."""
 
-    earlier: int = 0
-    """Groups that an earlier run scored."""
     groups: int = 0
     with_spread: int = 0
     candidates: int = 0
@@ -308,7 +306,9 @@ def _peeked(items: Iterator[R]) -> tuple[R | None, Iterator[R]]:
 
 def _stopped(error: BaseException, tally: Tally, out: str) -> BaseException:
     """Return an error that says why it ended, and what is there to go on with."""
-    n = tally.earlier + tally.groups
+    from melior.data.growing import n_whole_rows
+
+    n = tally.groups if out == "-" else n_whole_rows(Path(out))
     way = f"{n} groups are in {out}; --resume goes on" if out != "-" else f"{n} groups are done"
     told = f"{error}; {way}".lstrip("; ") if n else str(error)
     known = (ChildProcessError, KeyboardInterrupt)

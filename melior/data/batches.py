@@ -51,7 +51,7 @@ class Tokens:
     @cached_property
     def n_scored(self) -> int:
         """Count the scored tokens."""
-        return sum(self.mask)
+        return self.mask.count(1)
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,12 @@ class Lengths:
     """Of each row's longest answer with its prompt."""
     too_long: list[str] = field(default_factory=list)
     n_cut: int = 0
+
+    def add(self, other: Lengths) -> None:
+        """Put those of further rows behind these."""
+        for name in ("origins", "prompt", "better", "worse", "longest", "too_long"):
+            getattr(self, name).extend(getattr(other, name))
+        self.n_cut += other.n_cut
 
 
 def tokenise(
@@ -142,7 +148,7 @@ def prompt_key(whole: Encoded) -> bytes:
 
 
 def _note(lengths: Lengths, example: Example, sides: Sequence[Encoded]) -> None:
-    said = [sum(side.mask) for side in sides]
+    said = [side.mask.count(True) for side in sides]
     best, worst = ends(example.scores)
     lengths.origins.append(example.origin)
     lengths.prompt.append(sides[0].n_prompt)

@@ -26,6 +26,7 @@ from melior.data.template import (
     check_template,
     pattern,
 )
+from melior.data.words import words
 from melior.records import Turns
 
 CHATML = (
@@ -84,6 +85,8 @@ class ChatFormat:
         self._ends = frozenset(self.tokenizer.convert_tokens_to_ids(sorted(self.writer.stops)))
         self.stop_token_ids: frozenset[int] = given | self._ends
         """Tokens at which generation stops."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        self._words = words(backend) if backend is not None else None
         start = _start_tokens(self.tokenizer)
         self._start = start if source is None else []
         newline, shifted, alone = self._call(["\n", "\na", "a"])
@@ -277,7 +280,7 @@ class ChatFormat:
         return tail[cuts[-1] :] if cuts else before
 
     def _row(self, begin: list[int], spans: list[list[int]]) -> Encoded:
-        tokens, mask = tuple(begin), (False,) * len(begin)
+        tokens, mask = begin, [False] * len(begin)
         for index, span in enumerate(spans):
             is_said = index % 2 == 0
             if is_said and (span[-1] not in self._ends or not self._ends.isdisjoint(span[:-1])):
@@ -286,9 +289,9 @@ class ChatFormat:
                     f" {self.tokenizer.convert_ids_to_tokens(span)[-12:]}; the tokenizer does not"
                     " keep its end token whole, or makes it of ordinary text"
                 )
-            tokens += tuple(span)
-            mask += (is_said,) * len(span)
-        return Encoded(tokens, mask, len(begin))
+            tokens = tokens + span
+            mask += [is_said] * len(span)
+        return Encoded(tuple(tokens), tuple(mask), len(begin))
 
     def _tokens(self, texts: Sequence[str], *, inside: bool = False) -> list[list[int]]:
         """Tokenise texts; what MARK separates is tokenised apart."""
@@ -321,6 +324,8 @@ class ChatFormat:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = False
+        if self._words is not None:
+            return self._words(texts)
         rows = backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [row.ids for row in rows]
 

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Literal, TypeVar
 
 from melior.data import layouts
-from melior.data.files import as_group, read_any, read_groups, read_pairs, weight_of
+from melior.data.files import as_group, as_pair, read_any, read_groups, read_pairs, weight_of
 from melior.data.steps import step_starts
 from melior.records import Candidate, Group, Pair, Turns, is_cut_off
 
@@ -50,15 +50,28 @@ def read_examples(data: Data, sources: Sequence[str], *, seed: int = 0) -> Itera
             share, where it is not read, says that the rejected answer is the better one.
         FileNotFoundError: a source does not exist.
     """
+    return as_examples(data, read_as(data, sources, seed=seed), seed=seed)
+
+
+def read_as(data: Data, sources: Sequence[str], *, seed: int = 0) -> Iterator[Pair | Group]:
+    """Yield the records that rows are, where they are to hold this."""
     if data == "pairs":
-        return map(of_pair, map(agreed, read_pairs(sources, seed=seed)))
+        return read_pairs(sources, seed=seed)
     if data == "lists":
-        draw = random.Random(seed)
-        return (of_list(group, draw) for group in map(agreed, read_groups(sources, seed=seed)))
+        return read_groups(sources, seed=seed)
+    return read_any(sources, seed=seed)
+
+
+def as_examples(data: Data, records: Iterable[Pair | Group], *, seed: int = 0) -> Iterator[Example]:
+    """Yield what records teach; see `read_examples`."""
+    draw = random.Random(seed)
+    if data == "pairs":
+        return (of_pair(as_pair(agreed(record))) for record in records)
+    if data == "lists":
+        return (of_list(as_group(agreed(record)), draw) for record in records)
     if data == "comparisons":
-        draw = random.Random(seed)
-        return (of_comparison(record, draw) for record in read_any(sources, seed=seed))
-    return chain.from_iterable(map(alone, map(agreed, read_any(sources, seed=seed))))
+        return (of_comparison(record, draw) for record in records)
+    return chain.from_iterable(map(alone, map(agreed, records)))
 
 
 def of_pair(pair: Pair) -> Example:

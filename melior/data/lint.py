@@ -105,14 +105,37 @@ def lint_records(
         held_out: compared with their prompts.
         tolerated: codes of findings that are no errors, however many rows they are true of.
     """
-    tally, bias = _Tally(held_out, tolerated), Counter[int]()
-    seen: dict[int, int] = {}
+    lint = Lint(held_out, tolerated=tolerated)
     for record in records:
+        lint.look(record)
+    return lint.findings()
+
+
+class Lint:
+    """What is wrong with records that pass by, one after another.
+
+    Args:
+        held_out: what their prompts are compared with.
+        tolerated: codes of findings that are no errors, however many rows they are true of.
+    """
+
+    def __init__(
+        self, held_out: Iterable[Pair | Group] = (), *, tolerated: Collection[str] = ()
+    ) -> None:
+        self._tally, self._bias = _Tally(held_out, tolerated), Counter[int]()
+        self._seen: dict[int, int] = {}
+
+    def look(self, record: Pair | Group) -> None:
+        """Look at a record."""
         if isinstance(record, Pair):
-            bias[_pair(tally, record, seen)] += 1
+            self._bias[_pair(self._tally, record, self._seen)] += 1
         else:
-            _group(tally, record, seen)
-    return worst_first([*tally.findings(), *length_bias(bias[1], bias[-1])])
+            _group(self._tally, record, self._seen)
+
+    def findings(self) -> list[Finding]:
+        """Return what is wrong with all that passed by, worst first."""
+        bias = length_bias(self._bias[1], self._bias[-1])
+        return worst_first([*self._tally.findings(), *bias])
 
 
 def _pair(tally: _Tally, pair: Pair, seen: dict[int, int]) -> int:
@@ -226,9 +249,11 @@ class _Tally:
         self.add("wrong-answer-role", origin, when=is_foreign)
         self.add("turn-order", origin, when=not all(_alternate(prompt, a) for a in answers or [()]))
         self.add("unknown-roles", origin, when=not {turn.role for turn in everything} <= _ROLES)
-        self.add("lone-surrogates", origin, when=_SURROGATE.search(said) is not None)
-        is_damaged = _MOJIBAKE.search(said) is not None or _CONTROL.search(said) is not None
-        self.add("damaged-text", origin, when=is_damaged)
+        is_wide = not said.isascii()
+        is_torn = is_wide and _SURROGATE.search(said) is not None
+        self.add("lone-surrogates", origin, when=is_torn)
+        is_damaged = (is_wide and _MOJIBAKE.search(said)) or _CONTROL.search(said)
+        self.add("damaged-text", origin, when=bool(is_damaged))
         self.lengths["prompt"].add(len(text(prompt)), origin)
         for answer in answers:
             self.lengths["answer"].add(len(text(answer)), origin)

@@ -7,16 +7,22 @@ A source is written `path[:split[:rows]][*weight]`. Every row comes with its ori
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from melior.data.formats import KINDS, Records, is_data, kind, need, read_file, read_stdin
+
+PATIENCE = 5.0
+"""Seconds until a hub that does not answer is left alone."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,11 @@ def _no_such_path(path: str) -> str:
     )
 
 
+def _with_an_ending(path: str) -> str:
+    found = sorted(str(one) for one in Path().glob(f"{glob.escape(path)}.*") if is_data(one))
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
 def _records(source: Source) -> Records:
     if source.path == "-":
         yield from read_stdin()
@@ -194,17 +205,44 @@ def _choose(where: str, split: str, splits: Sequence[str]) -> str:
 def _read_hub(source: Source) -> Records:
     """Read a data set by name: data files only (this major of `datasets` runs no scripts)."""
     datasets = need("datasets", source.path)
+    silence = ""
     try:
-        found = datasets.load_dataset(source.path)
+        with _asked_once(datasets, source.path) as silence:
+            found = datasets.load_dataset(source.path)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = (silence or str(error)).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
         raise FileNotFoundError(
             f"{source.path}: neither a file here nor a data set that could be loaded ({reason}); "
             "check the name, or the network if HF_HUB_OFFLINE is not set"
+            + _with_an_ending(source.path)
         ) from error
     split = _choose(source.path, source.split, list(found))
     for number, row in enumerate(found[split], 1):
         yield f"{source.path}:{split}:{number}", row
+
+
+@contextmanager
+def _asked_once(datasets: ModuleType, name: str) -> Iterator[str]:
+    """Ask the hub once; where it does not answer, look inside only at what is kept, and say why.
+
+    `datasets` itself asks six times, for half a minute.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    was_offline, silence = datasets.config.HF_HUB_OFFLINE, ""
+    try:
+        HfApi().dataset_info(name, timeout=PATIENCE)
+    except HfHubHTTPError:
+        pass  # it has answered
+    except Exception as error:  # of whichever HTTP library it stands on
+        silence = f"the hub does not answer: {error}"
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield silence
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
 
 
 def _digest(source: Source) -> str:

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from melior.data.chat import ChatFormat
 from melior.models.language import LanguageModel
 from melior.models.names import EMBEDDED, adapter_base, find
+from melior.models.packed import pack
 from melior.models.sharding import computed_dtype, mesh_of, whole_state
 from melior.options import ModelOptions
 from melior.training import processes
@@ -56,9 +57,21 @@ def load(options: ModelOptions, *, trainable: bool, seed: int = 0) -> LanguageMo
     return model
 
 
+def load_to_answer(options: ModelOptions) -> LanguageModel:
+    """Load a model that draws answers: it computes what others do, but faster a token at a time.
+
+    Its linear layers may be packed, so it is neither trained nor saved. Raises what `load` does.
+    """
+    model = load(options, trainable=False)
+    pack(model.model)
+    return model
+
+
 def _loaded(options: ModelOptions, *, trainable: bool, seed: int) -> LanguageModel:
     folder = folder_of(options.model)
-    model = _folded(folder, options) or _pretrained(folder, options)
+    is_learned = trainable and not options.lora_r
+    dtype = "fp32" if is_learned else options.dtype  # what is not learned needs no masters
+    model = _folded(folder, options) or _pretrained(folder, options, dtype)
     model, masters = held(model, options, trainable=trainable, seed=seed)
     return LanguageModel(model, load_chat(options), masters=masters, padded=options.padded)
 
@@ -183,7 +196,7 @@ def merge(source: Path, out: Path, *, dtype: str = "bf16") -> None:
         )
 
 
-def _pretrained(source: Path | str, options: ModelOptions) -> nn.Module:
+def _pretrained(source: Path | str, options: ModelOptions, dtype: str = "fp32") -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with reading(options, "a causal language model"):
@@ -197,7 +210,7 @@ def _pretrained(source: Path | str, options: ModelOptions) -> nn.Module:
         )
     with reading(options, "a causal language model"):
         model, about = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, **weights(options)
+            source, output_loading_info=True, **weights(options, dtype)
         )
     if about["missing_keys"]:
         raise ValueError(
@@ -259,9 +272,12 @@ def hub(options: ModelOptions) -> dict[str, Any]:
     return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
 
 
-def weights(options: ModelOptions) -> dict[str, Any]:
-    """Return how weights are read: in float32, and never from a pickle, which may run code."""
-    return hub(options) | {"dtype": torch.float32, "use_safetensors": True}
+def weights(options: ModelOptions, dtype: str = "fp32") -> dict[str, Any]:
+    """Return how weights are read, never from a pickle, which may run code.
+
+    Those of a checkpoint in bfloat16 that are read as such stay in the file until they are needed.
+    """
+    return hub(options) | {"dtype": DTYPES[dtype], "use_safetensors": True}
 
 
 def _first(error: BaseException) -> str:

@@ -109,6 +109,6 @@ def whole_state(
         if id(part) not in seen:  # a tied weight is one
             whole = part.detach().full_tensor() if is_divided(part) else part.detach()
             kind = dtype if dtype and whole.is_floating_point() else whole.dtype
-            seen[id(part)] = whole.to("cpu", kind) if processes.is_first() else whole[:0]
+            seen[id(part)] = whole.to("cpu", kind) if processes.is_first() else whole.new_empty(0)
         found[name] = seen[id(part)]
     return found if processes.is_first() else {}

@@ -84,17 +84,17 @@ def run(config: Config) -> None:
 
     check_folder(Path(config.out), resume=_resumes(config), overwrite=config.overwrite)
     find(config.model)
-    from melior.models.loading import load
+    from melior.models.loading import load_to_answer
     from melior.report.terminal import present
     from melior.stages.learn import learn, write_card
     from melior.training.run import write_json, write_json_lines
 
     folder = Path(config.out)
-    start = load(ModelOptions(model=config.model), trainable=False)
+    start = load_to_answer(ModelOptions(model=config.model))
     pairs = DATA / "pairs.jsonl" if config.fast else _propose_score_choose(config, start, folder)
     learn(_plan(config, pairs))
     held_out = list(islice(_prompts("held_out_prompts.jsonl"), config.n_held_out))
-    after = load(ModelOptions(model=str(folder / "model")), trainable=False)
+    after = load_to_answer(ModelOptions(model=str(folder / "model")))
     old, new = (_answered(model, held_out, config) for model in (start, after))
     write_json(folder / "evaluation.json", _verdict(config, start, after, old, new))
     write_card(folder, base=config.model)

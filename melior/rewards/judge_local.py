@@ -12,6 +12,7 @@ from melior.data.batches import TokenGroup, Tokens
 from melior.models.generation import check_prompt
 from melior.models.language import LanguageModel
 from melior.models.likelihood import token_log_probs
+from melior.models.trial import refuse_disagreement
 from melior.options import Sampling
 from melior.records import Turn
 from melior.rewards.judge import Reply
@@ -52,7 +53,7 @@ class LocalModel:
         """Yield the replies in order: the labels' log-probabilities as the first token.
 
         Raises:
-            ValueError: a label is not one token.
+            ValueError: a label is not one token, or the model mixes answers.
         """
         spellings = {label: self._tokens_of(label) for label in labels}
         rest = iter(questions)
@@ -65,6 +66,7 @@ class LocalModel:
         prompts = [self._prompt(question) for question in questions]
         ends = [token for tokens in spellings.values() for token in tokens]
         groups = [_asked(prompt, ends) for prompt in prompts if not isinstance(prompt, Reply)]
+        refuse_disagreement(self.model, (("the judge's question", g.answers) for g in groups))
         values = token_log_probs(self.model, groups, max_tokens=self.max_tokens).values
         found = iter(values.split(len(ends)))
         for prompt in prompts:

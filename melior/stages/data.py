@@ -3,54 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from melior.data.batches import Lengths, TokenGroup, tokenise
-from melior.data.chat import ChatFormat, Encoded
-from melior.data.examples import Data, Example, read_examples, with_strangers
-from melior.data.files import as_group, read_any, read_pairs
-from melior.data.lint import Finding, lint_lengths, lint_records, truncation_table
-from melior.data.sources import content_hash, parse_source
+from melior.data.batches import TokenGroup
+from melior.data.chat import ChatFormat
+from melior.data.examples import Data, read_examples
+from melior.data.lint import Finding
+from melior.data.sources import content_hash
 from melior.data.split import split_by_prompt
-from melior.data.steps import token_steps
 from melior.options import DataOptions, LoopOptions
-from melior.records import Group, Pair, Turns
+from melior.records import Turns
+from melior.stages.encoding import CHUNK, Encode, answer_by_answer, as_it_was_said
+from melior.stages.reading import Asked, read
 from melior.training.checkpoint import refuse_changes
+from melior.training.jobs import n_unasked
 from melior.training.run import write_json
 
-CHUNK = 512
-"""Rows tokenised at once."""
-QUANTILES = 1000
-"""Of the lengths, kept for a large data set."""
-Encode = Callable[[ChatFormat, Sequence[Example]], list[list[Encoded]]]
-"""How the answers of examples become tokens, a list of them for each example."""
-
-
-def answer_by_answer(chat: ChatFormat, examples: Sequence[Example]) -> list[list[Encoded]]:
-    """Encode each answer behind its prompt."""
-    prompts = [example.prompt for example in examples for _ in example.answers]
-    answers = [answer for example in examples for answer in example.answers]
-    origins = [example.origin for example in examples for _ in example.answers]
-    encoded = iter(chat.encode_many(prompts, answers, origins=origins))
-    return [list(islice(encoded, len(example.answers))) for example in examples]
-
-
-def as_it_was_said(chat: ChatFormat, examples: Sequence[Example]) -> list[list[Encoded]]:
-    """Encode each answer behind its prompt, those that were cut off without an end token.
-
-    Whoever gave them did not end there, and must not learn to, or that it would have been worse.
-    """
-    found = answer_by_answer(chat, examples)
-    for example, sides in zip(examples, found, strict=True):
-        for place, is_cut in enumerate(example.cut_off):
-            whole = sides[place]
-            if is_cut and sum(whole.mask) > 1:
-                sides[place] = Encoded(whole.tokens[:-1], whole.mask[:-1], whole.n_prompt)
-    return found
+__all__ = [
+    "CHUNK",
+    "Encode",
+    "Prepared",
+    "answer_by_answer",
+    "as_it_was_said",
+    "hold_out",
+    "prepare",
+    "write_data",
+]
 
 
 @dataclass(frozen=True)
@@ -133,6 +115,7 @@ def prepare(
     held_out: Sequence[str] = (),
     longest_prompt: int = 2**31,
     opening: int = 1,
+    processes: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Prepared:
     """Read, check and tokenise what is learned from, or judged on.
@@ -149,144 +132,23 @@ def prepare(
         held_out: sources whose prompts must not be among these.
         longest_prompt: of those that are put to the model.
         opening: tokens of a prompt's end that are never cut.
+        processes: how many make tokens of a large file; what comes out does not depend on it. None
+            is as many as may begin unasked: in a program that is not `melior` one, this.
         on_progress: is told how many rows are done.
 
     Raises:
         ValueError: a row cannot be read, or all are too long.
         FileNotFoundError: a source does not exist.
     """
-    findings = _lint(sources, data, held_out, seed, tolerated)
-    examples = read_examples(data, sources, seed=seed)
-    examples = with_strangers(examples) if has_strangers else examples
-    groups, lengths = tokenise(
-        _encoded(chat, examples, encode, on_progress),
-        max_length=options.max_length,
-        truncation_mode=options.truncation_mode,
-        opening=opening,
-    )
-    findings = [*findings, *_too_long(lengths, options)]
-    _check(sources, groups, lengths, options)
-    sha256 = content_hash(list(sources))
-    record = _record(chat, lengths, findings) | {
-        "sources": [_source(source, data, lengths, sha256, len(sources)) for source in sources],
-        "rows_used": len(groups),
-        "sha256": sha256,
-    }
+    asked = Asked(
+        tuple(sources), data, options, encode, has_strangers=has_strangers, opening=opening,
+        seed=seed, held_out=tuple(held_out), tolerated=tuple(sorted(tolerated)),
+    )  # fmt: skip
+    sha256 = content_hash(asked.sources)
+    several = n_unasked() if processes is None else processes
+    groups, findings, record = read(chat, asked, sha256, on_progress, processes=several)
     short = (group.origin for group in groups if group.answers[0].n_prompt <= longest_prompt)
     first = set(islice(short, 64))
     rows = (one for one in read_examples(data, sources, seed=seed) if one.origin in first)
     prompts = list(dict.fromkeys(row.prompt for row in islice(rows, len(first))))
     return Prepared(data, groups, findings, prompts, sha256, record)
-
-
-def _record(chat: ChatFormat, lengths: Lengths, findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return what is to be said of a data set, as in a run's `data.json`."""
-    return {
-        "rows": len(lengths.longest),
-        "chat": {"template": chat.name, "hash": chat.hash, "notes": _notes(chat)},
-        "findings": [asdict(finding) for finding in findings],
-        "lengths": {
-            "prompt": _thinned(lengths.prompt),
-            "chosen": _thinned(lengths.better),
-            "rejected": _thinned(lengths.worse),
-        },
-        "truncation": [asdict(row) for row in truncation_table(lengths.longest)],
-        "left_out": lengths.too_long,
-        "cut": lengths.n_cut,
-    }  # fmt: skip
-
-
-def _lint(
-    sources: Sequence[str],
-    data: Data,
-    held_out: Sequence[str],
-    seed: int,
-    tolerated: Collection[str],
-) -> list[Finding]:
-    apart = read_any(held_out, seed=seed) if held_out else ()
-    records: Iterable[Pair | Group] = read_any(sources, seed=seed)
-    if data == "pairs":
-        records = read_pairs(sources, seed=seed)
-    elif data != "comparisons":
-        records = map(as_group, records)
-    found = lint_records(records, apart, tolerated=tolerated)
-    return [one for one in found if data != "comparisons" or one.code != "unread-shares"]
-
-
-def _check(
-    sources: Sequence[str], groups: list[TokenGroup], lengths: Lengths, options: DataOptions
-) -> None:
-    if not lengths.longest:
-        raise ValueError(f"{', '.join(sources)}: needs at least one row; found no row")
-    if not groups:
-        raise ValueError(
-            f"{', '.join(sources)}: all {len(lengths.longest)} rows are longer than max_length"
-            f" {options.max_length} (the shortest has {min(lengths.longest)} tokens);"
-            " raise --max-length"
-        )
-
-
-def _notes(chat: ChatFormat) -> list[str]:
-    """Return what the chat format decided in the open, and what it met on the way."""
-    met = [
-        (chat.n_boundary_merges, "answers would have other tokens if read without their prompt"),
-        (chat.n_control_texts, "conversations hold a control token's text, which stays text"),
-    ]
-    return [*chat.notes, *(f"{count} {what}" for count, what in met if count)]
-
-
-def _thinned(lengths: Sequence[int]) -> list[int]:
-    """Return the lengths, or evenly spaced quantiles where there are very many."""
-    if len(lengths) <= 2 * QUANTILES:
-        return list(lengths)
-    ordered = sorted(lengths)
-    return [ordered[i * (len(ordered) - 1) // (QUANTILES - 1)] for i in range(QUANTILES)]
-
-
-def _encoded(
-    chat: ChatFormat,
-    examples: Iterable[Example],
-    encode: Encode,
-    on_progress: Callable[[int], None],
-) -> Iterator[tuple[Example, list[Encoded], list[list[int]]]]:
-    done = 0
-    rows = iter(examples)
-    while chunk := list(islice(rows, CHUNK)):
-        for example, sides in zip(chunk, encode(chat, chunk), strict=True):
-            yield example, sides, _steps(chat, example, sides)
-        done += len(chunk)
-        on_progress(done)
-
-
-def _steps(chat: ChatFormat, example: Example, sides: Sequence[Encoded]) -> list[list[int]]:
-    """Return the step of each scored token of each answer; nothing where none is cut."""
-    if not example.steps:
-        return [[] for _ in sides]
-    found = []
-    for side, steps in zip(sides, example.steps, strict=True):
-        scored = [t for t, is_scored in zip(side.tokens, side.mask, strict=True) if is_scored]
-        try:
-            found.append(token_steps(chat.pieces(scored), steps))
-        except ValueError as error:
-            said = "as the chat template writes an answer,"
-            raise ValueError(f"{example.origin}: {said} {error}") from error
-    return found
-
-
-def _too_long(lengths: Lengths, options: DataOptions) -> list[Finding]:
-    """Return the findings about rows over the maximum, whatever was done with them."""
-    found = lint_lengths(
-        zip(lengths.origins, lengths.longest, strict=True),
-        max_length=options.max_length,
-        max_long_share=options.max_long_share,
-    )
-    done = f"{len(lengths.too_long)} left out, {lengths.n_cut} cut ({options.truncation_mode})"
-    return [replace(one, text=f"{one.text}; {done}") for one in found]
-
-
-def _source(text: str, data: Data, lengths: Lengths, sha256: str, n_sources: int) -> dict[str, Any]:
-    path = parse_source(text).path
-    if n_sources == 1:
-        return {"path": path, "rows": len(lengths.longest), "sha256": sha256}
-    rows = sum(1 for _ in read_examples(data, [text]))
-    return {"path": path, "rows": rows, "sha256": content_hash(text)}

@@ -316,6 +316,7 @@ def _reference(
             f"{plan.reference}: a reference needs the vocabulary of the model that is trained,"
             f" {plan.model.model}; found another one"
         )
+    refuse_disagreement(other, ((group.origin, group.answers) for group in groups))
     return reference_log_probs(other, groups, max_tokens=plan.loop.max_tokens)
 
 

@@ -23,9 +23,11 @@ def cache_folder() -> Path:
 
 
 def cached(
-    kind: str, key: str, compute: Callable[[], dict[str, Tensor]]
+    kind: str, key: str, compute: Callable[[], dict[str, Tensor]], *, least: int = 0
 ) -> tuple[dict[str, Tensor], bool]:
     """Return tensors from the cache, or compute and keep them, and whether they were there.
+
+    What has fewer than `least` bytes is not kept.
 
     A damaged file is computed anew. Where the cache cannot be written the result is not kept. Of
     processes that share the work the first one looks and keeps; all compute together.
@@ -35,7 +37,8 @@ def cached(
     if known is not None:
         return known, True
     tensors = compute()
-    if processes.is_first():
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if processes.is_first() and size >= least:
         _keep(tensors, path)
     return tensors, False
 

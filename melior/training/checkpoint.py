@@ -241,13 +241,13 @@ def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
 def _aside(place: Path) -> Iterator[Path]:
     """Give a folder to fill, and put it in its place once it is whole and on the disk."""
     temporary = place.parent / f".partial-{place.name}"
-    if processes.is_first():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        for left in place.parent.glob(".partial-*"):
-            shutil.rmtree(left)
-        temporary.mkdir()
-    processes.meet()
     try:
+        if processes.is_first():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            for left in place.parent.glob(".partial-*"):
+                shutil.rmtree(left)
+            temporary.mkdir()
+        processes.meet()
         yield temporary
         if processes.is_first():
             for file in (*temporary.iterdir(), temporary):

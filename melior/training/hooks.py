@@ -41,7 +41,6 @@ def every(steps: int, act: Callable[[int], object], *, last: int = 0) -> Hook:
 
 
 @runtime_checkable
-@runtime_checkable
 class Shown(Protocol):
     """Shows how many are done."""
 

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -79,6 +79,23 @@ def n_cores() -> int:
     return os.cpu_count() or 1
 
 
+def n_unasked() -> int:
+    """Return how many processes a computation may use that nobody asked to: 1 is this one alone.
+
+    A new process imports the program's main module again, and only of `melior` is it known that
+    this does nothing. Processes that `torchrun` started divide the cores; those begun here have
+    their share already.
+    """
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    is_ours = (spec is not None and spec.name == "melior.__main__") or Path(
+        file or ""
+    ).name == "melior"
+    if not is_ours or multiprocessing.parent_process() is not None:
+        return 1
+    return max(1, n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def peak_memory() -> int:
     """Return the most bytes that this process has held: the accelerator's where it has one."""
     import torch
@@ -96,6 +113,12 @@ def process_context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+def call_processes() -> None:
+    """Let the server that processes are forked from begin to import, while this one goes on."""
+    if process_context().get_start_method() == "forkserver":
+        forkserver.ensure_running()
 
 
 def end_with_parent() -> None:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -128,7 +129,12 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on with the run."""
+        """What to type to go on with the run.
+
+        Over several machines torchrun alone knows where they meet: it is to be started as before.
+        """
+        if self.record["command"][:2] == ["torchrun", "--nnodes"]:
+            return "torchrun on every machine, started as before, with --resume"
         words = [word for word in self.record["command"] if word not in ("--overwrite", "--resume")]
         return shlex.join([*words, "--resume"])
 
@@ -151,7 +157,13 @@ class Run:
             return
         seconds = round(time.monotonic() - self._began, 3)
         finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
-        self._stream.write(json.dumps({"step": step, "time": seconds} | finite) + "\n")
+        try:
+            self._stream.write(json.dumps({"step": step, "time": seconds} | finite) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"{self.folder / 'metrics.jsonl'}: the numbers of step {step} must be written;"
+                f" found {error.strerror}; make room, then go on with: {self.resume_command}"
+            ) from error
         if self._trackers is None:
             opened = open_trackers(self._report_to, self.folder, self._options, start=self._start)
             self._trackers = tuple(opened)
@@ -174,10 +186,15 @@ class Run:
 
     def finish(self, status: str, reason: str = "") -> None:
         """Close the run as `finished`, `stopped` or `failed`."""
-        self._stream.close()
+        is_full = (
+            suppress(OSError) if status == "failed" else nullcontext()
+        )  # why it failed is said
+        with is_full:
+            self._stream.close()
         self._tell(lambda tracker: tracker.close())
         self.record |= {"status": status, "reason": reason, "finished": _now()}
-        write_json(self.folder / "run.json", self.record)
+        with is_full:
+            write_json(self.folder / "run.json", self.record)
 
     def _tell(self, act: Callable[[Tracker], None]) -> None:
         """Let each tracker act, and go on without one that fails."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from melior.workers.work import Chunk, Done, Event, Load, Lost, Ready, Work, done_by, portable
 
@@ -17,6 +19,8 @@ HERE = "local"
 """In place of an address: a cluster that is started here, and ends with the run."""
 STORE = 2**29
 """Bytes for the objects of such a cluster: chunks on their way, no more."""
+PATIENCE = 0.8
+"""Seconds until an address that does not answer is taken for a wrong one; Ray takes 27."""
 
 
 class Cluster:
@@ -107,6 +111,8 @@ class _Place:
 def _connected(address: str) -> Any:
     """Return Ray, connected to a cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address not in (HERE, "auto"):
+        _check_answers(address)
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -120,18 +126,34 @@ def _connected(address: str) -> Any:
     try:
         ray.init(address, logging_level="ERROR", log_to_driver=False, **fresh)
     except (ConnectionError, ValueError) as error:
-        raise ConnectionError(
-            f"--cluster must be the address of a Ray cluster that runs, auto, or {HERE} (starts"
-            f" one); found {address}: {error}"
-        ) from error
+        raise _no_cluster(address, error) from error
     return ray
 
 
+def _check_answers(address: str) -> None:
+    """Raise unless something answers at `host:port` or `ray://host:port`."""
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        if not place.hostname or not place.port:
+            raise ValueError("needs HOST:PORT")
+        socket.create_connection((place.hostname, place.port), PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ConnectionError:
+    return ConnectionError(
+        f"--cluster must be the address of a Ray cluster that runs, auto, or {HERE} (starts"
+        f" one); found {address}: {error}"
+    )
+
+
 def _share(cpus: list[float], gpus: int, n: int) -> dict[str, float]:
-    """Return what each of n actors asks for, such that at least one machine has it."""
+    """Return what each of n actors asks for: as many CPUs as leave room for all, if any do."""
     if gpus:
         return {"num_gpus": 1 / math.ceil(n / gpus), "num_cpus": 1}
-    return {"num_cpus": max(1, min(int(max(cpus)), int(sum(cpus) // n)))}
+    fits = (c for c in range(int(max(cpus)), 1, -1) if sum(own // c for own in cpus) >= n)
+    return {"num_cpus": next(fits, 1)}
 
 
 def _reason(error: Exception) -> str:

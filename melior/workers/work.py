@@ -86,10 +86,21 @@ def chunked(groups: Iterable[Group], size: int, *, first: int = 0) -> Iterator[C
         size: of a chunk.
         first: a multiple of the size.
     """
+    own: list[Group] = []
+    wrong: Exception | None = None
     rest = iter(groups)
-    while own := tuple(islice(rest, size)):
-        yield Chunk(first, own)
-        first += size
+    while wrong is None:
+        try:
+            own.extend(islice(rest, size))
+        except Exception as error:  # of every kind: the groups before it are good
+            wrong = error
+        if own:
+            yield Chunk(first, tuple(own))
+            first += size
+        elif wrong is None:
+            return
+        own = []
+    raise wrong
 
 
 def done_by(work: Work, worker: int, chunk: Chunk) -> Done:

@@ -102,7 +102,8 @@ def test_wrong_options_are_refused_before_anything_loads(options, message):
         Config(("p.jsonl",), **({"model": "smollm2"} | options))
 
 
-def test_control_c_keeps_what_was_done(prompts, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_was_done(sent, code, prompts, tmp_path):
     out, is_stopped = tmp_path / "g.jsonl", threading.Event()
 
     def slow(body, number):
@@ -123,12 +124,12 @@ def test_control_c_keeps_what_was_done(prompts, tmp_path):
         while not (out.exists() and out.read_bytes()):
             time.sleep(0.02)
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)  # for the question in flight, if need be
         is_stopped.set()
         said = process.communicate(timeout=60)[1]
-        assert process.returncode == 130
+        assert process.returncode == code
         n = len(rows(out))
         assert 0 < n < 4 and f"{n} of 4 prompts are done; --resume goes on" in said
         run(config("", prompts, out=str(out), server=url, sampling=Sampling(k=1), resume=True))

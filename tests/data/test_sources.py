@@ -89,6 +89,13 @@ def test_a_name_that_is_not_cached_is_refused_offline():
         next(read_pairs("nobody/nothing"))
 
 
+def test_a_forgotten_ending_is_offered(tmp_path, monkeypatch):
+    lines(tmp_path / "mine.jsonl")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'mine\.jsonl'\?"):
+        next(read_pairs("mine"))
+
+
 def test_a_cached_name_is_read_offline(tmp_path, monkeypatch):
     """Laid into the cache as a download leaves it."""
     datasets = pytest.importorskip("datasets")

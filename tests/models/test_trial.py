@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,10 @@ from melior.data.chat import ChatFormat
 from melior.models import attention, trial
 from melior.models.language import LanguageModel
 from melior.models.trial import N_TOKENS, refuse_disagreement
+from melior.objectives.table import objective_kind
+from melior.options import DataOptions, JudgeOptions, LoopOptions, ModelOptions, OptimConfig
+from melior.rewards.judge_models import load_judge_model
+from melior.stages.learn import Plan, learn
 from tests.models.test_forest_attention import Marked
 from tests.tiny import EXPERTS, FAMILIES, PADDED, SMALL, tiny_model, tiny_tokenizer
 
@@ -173,3 +178,29 @@ def test_a_scorer_of_such_a_kind_stops_before_its_first_score(broken, pairs, tmp
     assert "FarClassifier does not fit: add --padded" in capsys.readouterr().err
     main([*words, "--padded"])
     assert len((tmp_path / "scored.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_judge_of_such_a_kind_stops_before_its_first_verdict(broken):
+    held = ModelOptions(model="", dtype="fp32", device="cpu")
+    judge, padded = (
+        load_judge_model(str(broken), one, JudgeOptions(), max_tokens=10**6)
+        for one in (held, replace(held, padded=True))
+    )
+    question = "which is better? " * 4 + "the quick brown fox jumps over the lazy dog"
+    with pytest.raises(ValueError, match=r"the judge's question: a prompt that is.*FarLlama"):
+        list(judge.replies([question], ("A", "B")))
+    assert list(padded.replies([question], ("A", "B")))
+
+
+def test_a_reference_of_such_a_kind_stops_before_the_first_step(
+    broken, pairs, model_folder, tmp_path
+):
+    kind = objective_kind("dpo")()
+    parts = (
+        ModelOptions(model=str(model_folder), dtype="fp32", device="cpu"),
+        DataOptions(data=(str(pairs),), n_samples=0), OptimConfig(),
+        LoopOptions(out=str(tmp_path / "run"), max_steps=1),
+    )  # fmt: skip
+    plan = Plan("dpo", kind.paper, kind.method(), *parts, kind, reference=str(broken))
+    with pytest.raises(ValueError, match=r"pairs\.jsonl:\d: a prompt that is computed.*FarLlama"):
+        learn(plan)

@@ -71,7 +71,8 @@ def test_states_are_those_of_the_step(plan, dtype, lora_r):
     is_rounded = dtype == "bf16" and not lora_r
     assert found.masters == (masters if is_rounded else 0)
     assert found.gradients == masters
-    assert found.original == sum(4 * one.numel() for one in model.core.parameters())
+    wide = sum(4 * one.numel() for one in model.core.parameters())
+    assert found.original == (found.weights if lora_r else wide)  # as it is held, or to be learned
 
 
 def test_processes_share_what_stays():
@@ -193,13 +194,26 @@ def test_what_would_make_it_fit_fits_and_the_cheapest_comes_first(tight, plan):
 
 
 def test_a_machine_is_told_by_its_name_or_by_what_it_has():
-    assert told("8 x H100") == Machine("H100", 8, 80e9, 989e12)
+    assert told("8 x H100") == Machine("H100", 8, 80e9, 989e12, is_here=False)
     assert told("a100-40gb").memory == 40e9
-    assert told("64x989e12 FLOP/s, 80 GB") == Machine("told", 64, 80e9, 989e12)
-    assert not told("H200").is_here
-    for wrong in ("0 x H100", "8 x", "8 x H1000", "many", "8 x 1e15 FLOP/s"):
-        with pytest.raises(ValueError, match="on must"):
+    named = Machine("told", 64, 80e9, 989e12, is_here=False)
+    assert told("64x989e12 FLOP/s, 80 GB") == told("64 x 9.89e+14 FLOP/s,80.0GB") == named
+    for wrong in ("8 x H1000", "many"):
+        with pytest.raises(ValueError, match="on must be one of"):
             told(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "0 x H100", "8 x", "8 x 1e15 FLOP/s", "8 x 0 FLOP/s, 80 GB", "1.2.3 FLOP/s, 80 GB",
+        "8 x 1e999 FLOP/s, 80 GB", "1e15 FLOP/s, 0 GB", "1e15 FLOP/s, 8.0.0 GB",
+        "1e15 FLOP/s, 1e300 GB", "e FLOP/s, 80 GB",
+    ],
+)  # fmt: skip
+def test_a_machine_that_is_none_is_refused_in_one_sentence(wrong):
+    with pytest.raises(ValueError, match=r"on must be a number of .* finite and above 0; found '"):
+        told(wrong)
     assert all(flops > 1e14 and size > 1e10 for flops, size in DEVICES.values())
 
 

@@ -234,6 +234,9 @@ def test_only_objectives_are_learned_in_several_processes(monkeypatch):
     for name in COMMANDS.keys() - OBJECTIVES.keys():
         with pytest.raises(ValueError, match=f"melior {name} runs in one process; found 2"):
             cli._run(name.split())
+    with pytest.raises(SystemExit) as shown:  # what a command can is told to anybody
+        cli._run(["train-reward", "--help"])
+    assert shown.value.code == 0
 
 
 def interrupted(folder: Path, number: int, place: int, *options: str) -> tuple[str, Path]:

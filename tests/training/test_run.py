@@ -1,6 +1,7 @@
 import importlib.machinery
 import json
 import os
+import resource
 import sys
 import types
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ import pytest
 
 from melior.config import config_from_dict, read_config
 from melior.options import LoopOptions, OptimConfig
+from melior.training import processes
 from melior.training.folder import check_folder
 from melior.training.loop import Interrupted
 from melior.training.run import Run, last_metrics, write_json, write_json_lines
@@ -74,6 +76,23 @@ def test_failures_and_interruptions_are_noted(tmp_path):
     with pytest.raises(KeyboardInterrupt), begin(tmp_path / "c"):
         raise KeyboardInterrupt
     assert record(tmp_path / "c")["status"] == "stopped"
+
+
+def test_over_several_machines_torchrun_is_started_as_before(tmp_path, monkeypatch):
+    """What it was told of where they meet is known to none of its processes."""
+    monkeypatch.setattr(processes._world, "count", 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    one = processes.command(COMMAND)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    several = processes.command(COMMAND)
+    monkeypatch.undo()
+    with begin(tmp_path) as run:
+        run.record["command"] = one
+        assert run.resume_command == (
+            "torchrun --nproc-per-node 4 -m melior simpo --out 'a b' --resume"
+        )
+        run.record["command"] = several
+        assert run.resume_command == "torchrun on every machine, started as before, with --resume"
 
 
 def test_a_folder_with_a_run_is_refused_with_ways_out(tmp_path):
@@ -240,3 +259,18 @@ def test_json_lines_are_one_object_each(tmp_path):
     write_json_lines(tmp_path / "a.jsonl", [{"ü": "a\nb"}, {"x": 1}])
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"ü": "a\nb"}, {"x": 1}]
+
+
+def test_a_disk_that_fills_at_a_line_of_numbers_is_told_and_the_run_has_failed(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(OSError, match=r"metrics\.jsonl: the numbers of step \d+ must be .*--resume"),
+        begin(tmp_path) as run,
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+        try:
+            for step in range(1, 1000):
+                run.append(step, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert record(tmp_path)["status"] == "failed" and "make room" in record(tmp_path)["reason"]

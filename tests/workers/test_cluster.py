@@ -95,12 +95,22 @@ def test_without_ray_a_sentence_says_what_to_install(monkeypatch):
         doubled(Path(), ["fine"])
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "somewhere", "a:b"])
+def test_an_address_where_nothing_answers_is_known_before_ray_is_asked(address):
+    told = f"--cluster must be the address of a Ray cluster that runs, .*; found {address}: "
+    with pytest.raises(ConnectionError, match=told):
+        doubled(Path(), ["fine"], address)
+    assert "ray" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("cpus", "gpus", "n", "expected"),
     [
         ([8.0, 8.0], 0, 2, {"num_cpus": 8}),
         ([8.0, 8.0], 0, 1, {"num_cpus": 8}),  # no machine has 16
-        ([8.0, 8.0], 0, 5, {"num_cpus": 3}),
+        ([8.0, 8.0], 0, 5, {"num_cpus": 2}),  # of 3 there is room for four
+        ([64.0, 2.0], 0, 2, {"num_cpus": 32}),
+        ([16.0, 4.0, 4.0], 0, 3, {"num_cpus": 5}),
         ([2.0], 0, 9, {"num_cpus": 1}),
         ([64.0], 8, 8, {"num_gpus": 1, "num_cpus": 1}),
         ([64.0], 8, 3, {"num_gpus": 1, "num_cpus": 1}),

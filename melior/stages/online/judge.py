@@ -19,7 +19,7 @@ import numpy as np
 from melior.data.files import read_groups, read_prompts, turn_rows, write_groups
 from melior.evaluation.compare import Comparison, bca_interval, compare
 from melior.evaluation.length_control import Judged, lacks, length_controlled
-from melior.models.loading import load
+from melior.models.loading import load, load_to_answer
 from melior.ops import generator
 from melior.options import ModelOptions, Sampling
 from melior.records import Group, Metrics, text
@@ -166,7 +166,7 @@ def _answer(here: Path, model: ModelOptions, panel: Panel) -> None:
     turns = [group.prompt for group in prompts]
     sampling = Sampling(k=1, max_new_tokens=panel.max_new_tokens)
     noise = generator(seed_of(panel.seed, "held out"))
-    drawn = load(model, trainable=False).complete(turns, sampling, generator=noise)
+    drawn = load_to_answer(model).complete(turns, sampling, generator=noise)
     moved = [0.0] * len(prompts)
     if model != panel.start:
         reference = load(panel.start, trainable=False)

@@ -18,7 +18,7 @@ from melior.data.files import read_any, read_prompts, write_groups
 from melior.data.growing import growing, whole_rows
 from melior.data.lint import loose_key
 from melior.models.language import LanguageModel
-from melior.models.loading import load
+from melior.models.loading import load_to_answer
 from melior.ops import generator
 from melior.options import ModelOptions, Sampling
 from melior.records import Candidate, Group
@@ -138,7 +138,7 @@ def propose(
     done = _answered(here, len(prompts), CHUNK)
     if done == len(prompts):
         return
-    model = load(policies[-1], trainable=False)
+    model = load_to_answer(policies[-1])
 
     def rest() -> Iterator[Group]:
         for first in range(done, len(prompts), CHUNK):

@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from melior.data.forest import Forest
 from melior.models.generation import complete
 from melior.models.language import LanguageModel
 from melior.models.loading import held
+from melior.models.packed import pack
 from melior.models.skeleton import ModelConfig, drawn, n_layers, period
 from melior.ops import generator
 from melior.options import ModelOptions, OptimConfig, Sampling
@@ -112,14 +114,16 @@ class Clock:
     def _answer(self, prompts: Sequence[Sequence[int]], new: int) -> tuple[float, float]:
         """Draw answers; return the seconds inside the layers, and beside them."""
         inside = [0.0]
-        body: nn.Module = self.model.core.base_model
+        model = deepcopy(self.model.core).requires_grad_(False)
+        pack(model)  # as in a model that is loaded to answer
+        body: nn.Module = model.base_model
         handles = [
             body.register_forward_pre_hook(lambda *_: inside.append(-self._now())),
             body.register_forward_hook(lambda *_: inside.append(self._now())),
         ]
         began = self._now()
         complete(
-            self.model.core, prompts, Sampling(max_new_tokens=new),
+            model, prompts, Sampling(max_new_tokens=new),
             stop_token_ids=(), decode=lambda tokens: "", generator=generator(0),
         )  # fmt: skip
         whole = self._now() - began

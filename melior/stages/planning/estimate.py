@@ -110,8 +110,9 @@ def _time(subject: Subject, share: float) -> tuple[list[Part], Sequence[str]]:
     plan, machine = subject.plan, subject.machine
     if not machine.is_here:
         whole = states(subject.model).original
+        kind = "bfloat16" if plan.model.lora_r and plan.model.dtype == "bf16" else "float32"
         return assumed(subject, share), [
-            f"each process first reads all weights, {whole / 2**30:.0f} GiB of float32, into the"
+            f"each process first reads all weights, {whole / 2**30:.0f} GiB of {kind}, into the"
             " memory of its host, one process after the other",
             f"time: {machine.count} x {machine.flops:.3g} FLOP/s declared, of which {share:.0%} is"
             " assumed to be reached, communication included; nothing was measured",

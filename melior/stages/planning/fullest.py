@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from melior.models.loading import folder_of
+from melior.models.names import adapter_base
 from melior.models.rehearsal import Rehearsal
 from melior.models.skeleton import skeleton
 from melior.options import LoopOptions, ModelOptions
 from melior.stages.learn import SAMPLE_TOKENS
 from melior.stages.planning.memory import (
     Part,
+    States,
     cache_bytes,
     gathered,
     states,
@@ -64,7 +67,15 @@ def memory(subject: Subject, options: ModelOptions, loop: LoopOptions, portion: 
     itemsize = 2 if options.dtype == "bf16" else 4
     lengths = [len(prompt) for prompt in subject.prompts]
     cache = cache_bytes(subject.config, lengths, SAMPLE_TOKENS, itemsize)
-    start = 0 if options.lora_r or not lengths else whole.original  # read again, to be compared
+    start = 0 if options.lora_r or not lengths else _again(options, whole)
     kept = base + whole.weights + whole.masters
     reading = base + whole.original + whole.masters if subject.machine.is_cpu else 0
     return Memory(tuple(parts), reading, kept + max(cache, start))
+
+
+def _again(options: ModelOptions, whole: States) -> int:
+    """Return what the start model takes when it is read again, to be compared, not to be learned.
+
+    That is what its weights take, but for one that is an adapter: it is folded in in float32.
+    """
+    return whole.original if adapter_base(folder_of(options.model)) else whole.weights

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,9 @@ DEVICES = {
 """Declared peak, FLOP/s of dense bfloat16 products, and bytes of memory: from data sheets."""
 DRIVER = 10**9
 """Bytes of a GPU that its driver, libraries and communication are taken to need."""
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e\+?\d+)?"
 _TOLD = re.compile(
-    r"(?:(?P<count>\d+) *x *)?(?:(?P<flops>[\d.e+]+) *FLOP/s *, *(?P<memory>[\d.]+) *GB"
+    rf"(?:(?P<count>\d+) *x *)?(?:(?P<flops>{_NUMBER}) *FLOP/s *, *(?P<memory>{_NUMBER}) *GB"
     r"|(?P<name>[\w-]+))"
 )
 
@@ -43,11 +45,8 @@ class Machine:
     flops: float = 0.0
     """Declared peak of each; 0 where speed is measured."""
     is_cpu: bool = False
-
-    @property
-    def is_here(self) -> bool:
-        """Whether speed can be measured."""
-        return not self.flops
+    is_here: bool = True
+    """Whether speed can be measured."""
 
 
 def told(text: str) -> Machine:
@@ -57,19 +56,24 @@ def told(text: str) -> Machine:
         ValueError: it is none.
     """
     found = _TOLD.fullmatch(text.strip())
-    if not found:
-        raise ValueError(
-            "on must be a number of devices and their name, such as '8 x H100', or what they have,"
-            f" '8 x 989e12 FLOP/s, 80 GB'; found {text!r}"
-        )
+    machine = _machine(found) if found else None
+    if machine and all(0 < n < inf for n in (machine.count, machine.memory, machine.flops)):
+        return machine
+    raise ValueError(
+        "on must be a number of devices and their name, such as '8 x H100', or what they have,"
+        f" '8 x 989e12 FLOP/s, 80 GB', each finite and above 0; found {text!r}"
+    )
+
+
+def _machine(found: re.Match[str]) -> Machine:
     count = int(found["count"] or 1)
-    if not count:
-        raise ValueError("on must have at least one device; found 0")
-    if found["name"]:
-        one_of("on", found["name"].upper(), DEVICES)
-        flops, memory = DEVICES[found["name"].upper()]
-        return Machine(found["name"].upper(), count, memory, flops)
-    return Machine("told", count, float(found["memory"]) * 1e9, float(found["flops"]))
+    if not found["name"]:
+        memory, flops = float(found["memory"]) * 1e9, float(found["flops"])
+        return Machine("told", count, memory, flops, is_here=False)
+    name = found["name"].upper()
+    one_of("on", name, DEVICES)
+    flops, memory = DEVICES[name]
+    return Machine(name, count, memory, flops, is_here=False)
 
 
 def here(device: torch.device) -> Machine:

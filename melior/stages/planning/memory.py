@@ -37,7 +37,7 @@ class States:
     gradients: int
     """Their sums, in float32."""
     original: int
-    """Of the weights while they are read, in float32."""
+    """Of the weights while they are read: in float32 where they are learned."""
 
     def shard(self, processes: int) -> States:
         """Return what each of several processes keeps under FSDP.
@@ -64,7 +64,10 @@ def states(model: nn.Module) -> States:
         masters=sum(4 * one.numel() for one in rounded),
         moments=sum(8 * one.numel() for one in trained),
         gradients=sum(4 * one.numel() for one in trained),
-        original=sum(4 * one.numel() for one in core(model).parameters()),
+        original=sum(
+            (4 if one.requires_grad else one.element_size()) * one.numel()
+            for one in core(model).parameters()
+        ),
     )
 
 
