@@ -87,6 +87,15 @@ def test_kills_end_in_the_same_bits(words, place, tmp_path):
     assert found["kills"] == 4 and found["compared"] >= 1
 
 
+@pytest.mark.parametrize("pull", ["centred", "squared"])
+def test_every_pull_runs_to_the_same_bits(pull, tmp_path):
+    for name in ("one", "other"):
+        cli.main(["mam", "--target", "ising", "--side", "3", *SMALL, "--steps", "3", "--pull", pull,
+                  "--out", str(tmp_path / name)])  # fmt: skip
+    one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
     cli.main(["mam", "--target", f"{place / 'own.py'}:up", "--length", "4", *SMALL, "--steps", "4",
               "--out", str(tmp_path / "c")])  # fmt: skip
