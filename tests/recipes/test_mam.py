@@ -1,8 +1,6 @@
 """`melior mam`: from an energy or from rows to marginals, and what a wrong input is told."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -68,23 +66,6 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
     assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
     about = json.loads((tmp_path / "b" / "model" / "config.json").read_text())
     assert about["alphabet"] == ("\nabc" if file == "rows.txt" else "")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [("--target", "ising", "--side", "3"), ("--data", "rows.txt")],
-    ids=["energy", "rows"],
-)
-def test_kills_end_in_the_same_bits(words, place, tmp_path):
-    words = [word.replace("rows.txt", str(place / "rows.txt")) for word in words]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.recipes.killed_steps", str(tmp_path), "4", "mam", *words,
-         *SMALL, "--steps", "60"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == 4 and found["compared"] >= 1
 
 
 @pytest.mark.parametrize("pull", ["centred", "squared"])

@@ -1,8 +1,6 @@
 """`melior ocgfn`: from nothing to a sampler of a reward, and what a wrong input is told."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -113,26 +111,6 @@ def test_the_same_seed_leaves_the_same_bits(explorer, tmp_path):
                   "--out", str(tmp_path / name)])  # fmt: skip
     one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "other"))
     assert one.read_bytes() == other.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [("pretrain", "--explorer", "curious"), ("finetune", "--model", "M", "--reward", "sparse")],
-    ids=["pretrain", "finetune"],
-)
-def test_kills_end_in_the_same_bits(words, place, tmp_path):
-    small = [*SMALL, "--steps", "40"]
-    if words[0] == "finetune":
-        words = [word.replace("M", str(place / "a" / "model")) for word in words]
-        small = small[2:]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.recipes.killed_steps", str(tmp_path), "4", "ocgfn",
-         *words, *small],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == 4 and found["compared"] >= 1
 
 
 def test_an_environment_and_a_reward_of_ones_own(place, tmp_path):
