@@ -74,6 +74,8 @@ class FinetuneConfig:
     most_outcomes: int = 1000
     """That the sum goes over, and the predictor tells apart; of more, some that are drawn evenly
     stand for all."""
+    spelled: bool = False
+    """Let the predictor write outcomes letter by letter: for strings that are too many to list."""
     exploration: float = 0.1
     """Share of actions, and of outcomes, that are drawn evenly while the predictor learns."""
     width: int = 256
@@ -139,7 +141,7 @@ def finetune(config: FinetuneConfig) -> None:
 
     plan = Turning(
         "ocgfn finetune", PAPER, config.model, config.reward, config.most_outcomes,
-        config.exploration, config.width, config.optim, config.loop, config,
+        config.spelled, config.exploration, config.width, config.optim, config.loop, config,
     )  # fmt: skip
     present([turn_flows(plan)])
 

@@ -97,6 +97,19 @@ def test_finetuning_holds_all_ways_against_the_truth(place, tmp_path):
         assert torch.tensor(drawn["cells"]).sum() == pytest.approx(1)
 
 
+def test_outcomes_of_strings_may_be_spelled(place, tmp_path, capsys):
+    words = ("--env", "strings", "--length", "3", "--steps", "4", *SMALL[2:])
+    cli.main(["ocgfn", "pretrain", *words, "--out", str(tmp_path / "a")])
+    cli.main(["ocgfn", "finetune", "--model", str(tmp_path / "a" / "model"), "--reward", "site",
+              "--spelled", "--steps", "4", *SMALL[2:], "--out", str(tmp_path / "b")])  # fmt: skip
+    found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    assert [row[0] for row in found["tables"][0]["rows"]][-1] == "predictor"
+    capsys.readouterr()
+    grid = ("--model", place / "a" / "model", "--reward", "corners", "--spelled")
+    sentence = "--spelled is for strings, which have one length; found grid"
+    assert sentence in said(capsys, "ocgfn", "finetune", *grid, "--out", tmp_path / "c")
+
+
 def test_some_outcomes_stand_for_all_where_there_are_many(place, tmp_path):
     words = ("--model", str(place / "a" / "model"), "--reward", "corners", "--steps", "0")
     cli.main(["ocgfn", "finetune", *words, "--most-outcomes", "2", "--out", str(tmp_path / "b")])

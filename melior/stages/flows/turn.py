@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from melior import ops
 from melior.data.flow import FlowEnvironment, KnowsReach, rows_of
+from melior.envs.flow import Strings
 from melior.losses.flow_outcomes import converted
 from melior.models.flow import FlowModel
-from melior.models.flow_outcomes import Predictor
+from melior.models.flow_outcomes import Predictor, Speller
 from melior.models.flow_saved import Saved, load_flows, read_about
 from melior.options import OptimConfig
 from melior.records import Metrics
 from melior.rewards.flow import LogReward
 from melior.sampling.flow import Policy
-from melior.stages.flows.finetune import Edges, amortise, edges, predicted
+from melior.stages.flows.finetune import amortise, edges, predicted
 from melior.stages.flows.judge import (
     DRAWN,
     TOP,
@@ -38,11 +39,13 @@ from melior.stages.flows.named import load_environment, load_reward
 from melior.stages.flows.options import FlowOptions, RewardOptions
 from melior.stages.flows.pictures import against, over_plane
 from melior.stages.flows.pretrain import outcome_tables
+from melior.stages.flows.spelled import amortise_spelled, spelled_edges
 from melior.training.checkpoint import Generators
 from melior.training.loop import descend
 from melior.training.options import StepOptions
 from melior.training.run import Run, write_json
 from melior.training.steps import opened, take_steps
+from melior.types import Objective
 
 PAIRS = 2**18
 """Of a state and an outcome, read at a time."""
@@ -58,6 +61,8 @@ class Turning:
     reward: RewardOptions
     most_outcomes: int
     """That a sum goes over; of more, some stand for all."""
+    is_spelled: bool
+    """The predictor writes outcomes letter by letter, where it else lists them."""
     exploration: float
     width: int
     optim: OptimConfig
@@ -81,12 +86,35 @@ class Task:
     """Outcomes that others stand for."""
 
 
+class Built(Protocol):
+    """A batch that says what its trajectories built."""
+
+    @property
+    def objects(self) -> Int[Tensor, "m d"]:
+        """Return it."""
+
+
+B = TypeVar("B", bound=Built)
+
+
+@dataclass(frozen=True)
+class Amortiser(Generic[B]):
+    """A predictor, what it draws by, and how it learns; outcomes are listed or spelled."""
+
+    network: nn.Module
+    policy: Policy
+    batches: Callable[[torch.Generator], Iterator[list[B]]]
+    objective: Objective[B]
+
+
 def turn_flows(plan: Turning) -> Path:
     """Turn flows to a reward and judge what comes of it; return the run's folder."""
     folder = Path(plan.model)
     about = read_about(folder)
     flow = FlowOptions(**about["env"])
     plan.reward.check(flow)
+    if plan.is_spelled and flow.env != "strings":
+        raise ValueError(f"--spelled is for strings, which have one length; found {flow.env}")
     env = load_environment(flow)
     saved = load_flows(folder, env, width=int(about["width"]), depth=int(about["depth"]))
     task = _task(plan, env, saved, load_reward(plan.reward, flow))
@@ -98,10 +126,10 @@ def turn_flows(plan: Turning) -> Path:
                 f"{len(task.outcomes)} outcomes, drawn evenly, stand for all that were seen and"
                 f" are worth something; {task.left_out} are left out (--most-outcomes)"
             )
-        predictor = _start(plan, task)
-        before = judged(task, predicted(env, predictor), seed=plan.loop.seed)
-        _learn(plan, run, task, predictor)
-        write_json(run.folder / "evaluation.json", _verdict(plan, task, predictor, before))
+        way = amortiser(plan, task)
+        before = judged(task, way.policy, seed=plan.loop.seed)
+        _learn(plan, run, task, way)
+        write_json(run.folder / "evaluation.json", _verdict(plan, task, way.policy, before))
     return run.folder
 
 
@@ -167,42 +195,63 @@ def _summed(task: Task, states: Tensor, *, is_masked: bool) -> Tensor:
     return converted(log_flow, log_forward, task.log_reward)[1]
 
 
-def _start(plan: Turning, task: Task) -> Predictor:
-    env = task.env
-    n_features = env.features(env.start[None]).shape[-1]
+def amortiser(plan: Turning, task: Task) -> Amortiser[Any]:
+    """Return a fresh predictor with the way in which it learns."""
     with torch.random.fork_rng():
         torch.manual_seed(plan.loop.seed)
-        return Predictor(n_features, env.n_actions, len(task.outcomes), width=plan.width)
+        return _spelled(plan, task) if plan.is_spelled else _listed(plan, task)
 
 
-def _learn(plan: Turning, run: Run, task: Task, predictor: Predictor) -> None:
+def _listed(plan: Turning, task: Task) -> Amortiser[Any]:
+    env = task.env
+    n_features = env.features(env.start[None]).shape[-1]
+    network = Predictor(n_features, env.n_actions, len(task.outcomes), width=plan.width)
+    return Amortiser(
+        network,
+        predicted(env, network),
+        lambda generator: edges(
+            env, network, task.outcomes,
+            batch_size=plan.loop.batch_size, exploration=plan.exploration, generator=generator,
+        ),
+        lambda batch: amortise(env, task.model, network, task.outcomes, task.log_reward, batch),
+    )  # fmt: skip
+
+
+def _spelled(plan: Turning, task: Task) -> Amortiser[Any]:
+    env = task.env
+    assert isinstance(env, Strings)
+    network = Speller(env.length, env.n_letters, width=plan.width)
+    return Amortiser(
+        network,
+        predicted(env, network),
+        lambda generator: spelled_edges(
+            env, network,
+            batch_size=plan.loop.batch_size, exploration=plan.exploration, generator=generator,
+        ),
+        lambda batch: amortise_spelled(env, task.model, network, task.of_objects, batch),
+    )  # fmt: skip
+
+
+def _learn(plan: Turning, run: Run, task: Task, way: Amortiser[B]) -> None:
     """Train the predictor, or go on with it."""
     loop, generator, finds = plan.loop, ops.generator(plan.loop.seed), Finds(task.modes)
-    batches = edges(
-        task.env, predictor, task.outcomes,
-        batch_size=loop.batch_size, exploration=plan.exploration, generator=generator,
-    )  # fmt: skip
     step = descend(
-        lambda batch: amortise(
-            task.env, task.model, predictor, task.outcomes, task.log_reward, batch
-        ),
-        dict(predictor.named_parameters()),
-        plan.optim,
+        way.objective, dict(way.network.named_parameters()), plan.optim,
         total_steps=max(1, loop.steps),
-    )
+    )  # fmt: skip
 
-    def counted(batch: Sequence[Edges]) -> Metrics:
+    def counted(batch: Sequence[B]) -> Metrics:
         return step(batch) | finds([part.objects for part in batch])
 
     take_steps(
-        run, counted, batches,
+        run, counted, way.batches(generator),
         {"step": step, "draws": Generators({"draws": generator}), "finds": finds},
         config=plan.config, loop=loop,
-        judge=lambda: judged(task, predicted(task.env, predictor), seed=loop.seed),
+        judge=lambda: judged(task, way.policy, seed=loop.seed),
     )  # fmt: skip
 
 
-def _verdict(plan: Turning, task: Task, predictor: Predictor, before: Metrics) -> dict[str, Any]:
+def _verdict(plan: Turning, task: Task, learned: Policy, before: Metrics) -> dict[str, Any]:
     """Return the run's `evaluation.json`: each way to sample the reward, side by side."""
     seed, ways = plan.loop.seed, {"sum over outcomes": exact(task)}
     if isinstance(task.env, KnowsReach):
@@ -210,7 +259,6 @@ def _verdict(plan: Turning, task: Task, predictor: Predictor, before: Metrics) -
     found = {name: judged(task, policy, seed=seed) for name, policy in ways.items()}
     found["predictor, untrained"] = before
     if plan.loop.steps:
-        learned = predicted(task.env, predictor)
         ways["predictor"] = learned
         found["predictor"] = judged(task, learned, seed=seed)
     facts: dict[str, Any] = {
