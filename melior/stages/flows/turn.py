@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -86,6 +86,7 @@ class Task:
     """Outcomes that others stand for."""
 
 
+@runtime_checkable
 class Built(Protocol):
     """A batch that says what its trajectories built."""
 

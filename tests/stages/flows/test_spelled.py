@@ -60,7 +60,7 @@ def test_letters_are_drawn_by_their_shares(exploration):
         for place in (1, 2):
             written = torch.where(torch.arange(3) < place, whole, 0)[None]
             own = predictor.following(begun[None], written)[0, place].double().softmax(-1)
-            p *= (1 - exploration) * float(own[whole[place] - 1]) + exploration / 2
+            p *= (1 - exploration) * own[whole[place] - 1].item() + exploration / 2
         chances.append(p)
     rows = (found[:, 1] - 1) * 2 + found[:, 2] - 1
     assert fits(torch.bincount(rows, minlength=4), torch.tensor(chances, dtype=torch.float64))
