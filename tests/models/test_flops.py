@@ -5,6 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
+from melior.data.forest import plant
+from melior.models import attention
 from melior.models.attention import Layout
 from melior.models.flops import shape_of
 from melior.models.layout import packed_hidden
@@ -12,6 +14,7 @@ from melior.models.loading import held
 from melior.models.output import output_layer
 from melior.models.skeleton import skeleton
 from melior.options import ModelOptions
+from tests.models.test_forest_attention import Marked
 from tests.models.test_rehearsal import config_of, forest_of, real_model
 from tests.tiny import FAMILIES, SMALL, tiny_folder
 
@@ -61,13 +64,36 @@ def test_an_adapter_trains_little_and_computes_a_little_more(tmp_path):
     assert 0.8 * shape.layers_back(t, NO_PAIRS) < back <= shape.layers_back(t, NO_PAIRS)
 
 
-def test_attention_is_two_products_forward_and_five_back():
-    """On one sequence: `q k` and `p v`; then p again, and the gradients of v, p, q and k."""
-    model = real_model("llama", torch.float32)
-    shape = shape_of(model)
-    assert shape.attended == 2 * 4 * 8  # layers, heads, width
-    assert shape.layers(0, 10) == 2 * 2 * 10 * shape.attended
-    assert shape.layers_back(0, 10) == 5 * 2 * 10 * shape.attended
+def in_batches(work) -> float:
+    """Count the matrix products that come in batches: those of attention alone."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    found = counter.get_flop_counts()["Global"]
+    return sum(n for op, n in found.items() if str(op) in ("aten.bmm", "aten.baddbmm"))
+
+
+def test_attention_takes_what_torch_counts_of_its_products(monkeypatch):
+    """On one tile: forward as products in plain sight, in place of the flash kernel's own.
+
+    A tile's products take the square of its rows: all that is above the diagonal, too, which the
+    formula leaves out, as kernels do but for the tiles on it.
+    """
+    model, t = real_model("llama", torch.float32), 24
+    shape, forest = shape_of(model), plant([Marked(tuple(range(3, 3 + t)), (False,) * t)])
+    assert len(Layout(forest).tiles) == 1
+
+    def flash(query, key, value, dropout, is_causal, scale):
+        groups = query.shape[1] // key.shape[1]
+        key, value = (one.repeat_interleave(groups, 1) for one in (key, value))
+        logits = (query @ key.mT * scale).masked_fill(~torch.ones(t, t).tril().bool(), -torch.inf)
+        return logits.softmax(-1) @ value, logits.logsumexp(-1)
+
+    whole, hidden = packed_hidden(model, forest, Layout(forest)).detach(), []
+    monkeypatch.setattr(attention, "_flash", flash)
+    forward = in_batches(lambda: hidden.append(packed_hidden(model, forest, Layout(forest))))
+    torch.testing.assert_close(hidden[0].detach(), whole)
+    assert forward == shape.layers(0, t * t)
+    assert in_batches(lambda: hidden[0].sum().backward()) == shape.layers_back(0, t * t)
 
 
 def test_a_token_meets_only_the_experts_that_it_is_sent_to(tmp_path):
