@@ -20,7 +20,7 @@ from melior.options import in_range
 class HyperGrid:
     """Cells of a cube: each action goes on by one along an axis, and any cell may be the last.
 
-    Bengio, Jain, Korablyov, Precup, Bengio 2021, arXiv 2106.04399, sec. 4.1.
+    Bengio, Jain, Korablyov, Precup, Bengio 2021, arXiv 2106.04399.
     """
 
     n_axes: int
@@ -138,10 +138,20 @@ class Strings:
 
 
 @dataclass(frozen=True)
+class Growing(Strings):
+    """Strings of up to a length, letter by letter from the left: any but the empty one may stop."""
+
+    def allowed(self, states: Int[Tensor, "n d"]) -> Bool[Tensor, "n actions"]:
+        """Any letter until the string is full, and the stop after the first."""
+        is_full, is_begun = states[:, -1:] > 0, states[:, :1] > 0
+        return torch.cat([(~is_full).expand(-1, self.n_letters), is_begun], -1)
+
+
+@dataclass(frozen=True)
 class Fillings:
     """Strings of one length, whose places are filled in any order; 0 is a place still empty.
 
-    Zhang, Malkin, Liu, Volokhova, Courville, Bengio 2022, arXiv 2202.01361, sec. 3.1. A state has
+    Zhang, Malkin, Liu, Volokhova, Courville, Bengio 2022, arXiv 2202.01361. A state has
     as many parents as letters. Action `place * n_letters + letter` writes a letter at a place.
     """
 

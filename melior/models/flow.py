@@ -13,7 +13,7 @@ from melior.data.flow import FlowEnvironment, Trajectories
 from melior.losses.flow import Paths
 
 LOG_Z_RATE = 100.0
-"""How much faster `log Z` learns than the network: 0.1 beside 1e-3 (arXiv 2201.13259, app. B)."""
+"""How much faster `log Z` learns than the network: 0.1 beside 1e-3, as GAFN's code takes it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Flows:
     """Of undoing each action."""
 
 
+Forward = Callable[[Int[Tensor, "n d"], Int[Tensor, " n"]], Float[Tensor, "n actions"]]
+"""From states, and the numbers of the trajectories that they belong to, to the ways on alone."""
 Reading = Callable[[Int[Tensor, "n d"], Int[Tensor, " n"]], Flows]
 """From states, and the numbers of the trajectories that they belong to, to their flows."""
 
@@ -89,6 +91,16 @@ class FlowModel(nn.Module):
         if not backward.shape[-1]:
             backward = ways.new_zeros(*ways.shape[:-1], self.n_actions)
         return Flows(flow, log_shares(forward, allowed), log_shares(backward, undoable))
+
+    def on(
+        self,
+        features: Float[Tensor, "*n f"],
+        condition: Float[Tensor, "*m c"],
+        *,
+        allowed: Bool[Tensor, "*n actions"],
+    ) -> Float[Tensor, "*n actions"]:
+        """Return the ways on alone, for whoever draws: half of the reading."""
+        return log_shares(self.ways(features, condition)[..., : self.n_actions + 1], allowed)
 
 
 class _Perceptron(nn.Module):
@@ -159,6 +171,20 @@ def towards(model: FlowModel, env: FlowEnvironment, outcomes: Int[Tensor, "n d"]
         )
 
     return read
+
+
+def policy_of(
+    model: FlowModel, env: FlowEnvironment, outcomes: Int[Tensor, "n d"] | None = None
+) -> Forward:
+    """Return the policy of a network: towards an outcome for each trajectory, where it has any."""
+    wanted = None if outcomes is None else env.features(outcomes)
+
+    def policy(states: Tensor, rows: Tensor) -> Tensor:
+        features = env.features(states)
+        condition = features.new_zeros(len(features), 0) if wanted is None else wanted[rows]
+        return model.on(features, condition, allowed=env.allowed(states))
+
+    return policy
 
 
 def along(

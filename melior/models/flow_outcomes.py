@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from melior.models.marginal import ConditionalModel
 
 LATENT = 128
 """Width of what a random network says of a state; GAFN's authors' code."""
@@ -74,6 +78,38 @@ class Predictor(nn.Module):
         """Return `log Q` of all outcomes at the edge that an action takes from a state."""
         taken = F.one_hot(actions, self.n_actions + 1).to(features)
         return self.shares(torch.cat([features, taken], -1)).log_softmax(-1)
+
+
+class Speller(nn.Module):
+    """`N(s'|s)` as of `Predictor`, and `Q(y|s',s)` by the letters of `y` that `s'` has not yet.
+
+    For strings from the left, where an edge is told by where it leads; no outcome is listed. A row
+    that `letters` reads is `s'`, and behind it what is written of `y` so far.
+    """
+
+    def __init__(self, length: int, n_letters: int, *, width: int = 256) -> None:
+        """Set up both networks; `width` is that of the hidden layers."""
+        super().__init__()
+        self.sums = _perceptron(length * n_letters, width, n_letters + 1)
+        self.letters = ConditionalModel(2 * length, n_letters, width=width)
+
+    def log_sum(self, features: Float[Tensor, "n f"]) -> Float[Tensor, "n actions"]:
+        """Return `log N` of all actions, not normalised, the stop's being the last."""
+        return self.sums(features)
+
+    def following(
+        self, begun: Int[Tensor, "n d"], written: Int[Tensor, "n d"]
+    ) -> Float[Tensor, "n d k"]:
+        """Return the logits of the letters of outcomes that begin so, after what is written."""
+        return self.letters(torch.cat([begun, written], 1))[:, begun.shape[1] :]
+
+
+@runtime_checkable
+class SaysSums(Protocol):
+    """Whatever says `log N` of all actions at a state."""
+
+    def log_sum(self, features: Float[Tensor, "n f"]) -> Float[Tensor, "n actions"]:
+        """Return it, not normalised."""
 
 
 def _perceptron(n_in: int, width: int, n_out: int) -> nn.Sequential:

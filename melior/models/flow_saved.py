@@ -66,6 +66,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     kind = about.get("kind") if isinstance(about, dict) else None
     if kind != KIND:
         raise ValueError(f"{folder}: {KIND} are needed; found {kind or 'another model'}")
+    if missing := {"env", "width", "depth"} - about.keys():
+        raise ValueError(f"{file}: {min(missing)!r} is needed; found {', '.join(about)}")
     return dict(about)
 
 

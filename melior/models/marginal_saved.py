@@ -80,11 +80,13 @@ def load_marginals(folder: Path) -> Marginals:
     kind = about.get("kind") if isinstance(about, dict) else None
     if kind != KIND:
         raise ValueError(f"{folder}: {KIND} are needed; found {kind or 'another model'}")
-    found = start_marginals({k: v for k, v in about.items() if k != "kind"}, seed=0)
     try:
+        found = start_marginals({k: v for k, v in about.items() if k != "kind"}, seed=0)
         found.both.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, LookupError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder}: its weights are needed whole; found that {reason}") from error
+        raise ValueError(
+            f"{folder}: its weights and {CONFIG} are needed whole; found {reason}"
+        ) from error
     found.both.requires_grad_(False)
     return found

@@ -6,14 +6,20 @@ Liu, Ramadge, Adams 2024, arXiv 2310.12920.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from melior.options import OptimConfig, in_range
 from melior.stages.marginals.options import MarginalOptions, NetworkOptions
 from melior.training.folder import check_folder
 from melior.training.options import StepOptions
 from melior.training.trackers import check_installed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from melior.stages.marginals.energy import Pull
 
 PAPER = "Liu, Ramadge, Adams 2024, arXiv 2310.12920"
 OPTIM = OptimConfig(
@@ -30,9 +36,9 @@ class Config:
     loop: StepOptions
     network: NetworkOptions = NETWORK
     optim: OptimConfig = OPTIM
-    advantage: Literal["standardised", "centred"] = "standardised"
-    """From how far rows are from the target to what pulls them: `standardised` as in the paper's
-    code, or `centred` alone."""
+    pull: Literal["standardised", "centred", "squared"] = "standardised"
+    """What draws marginals to a target: REINFORCE with distances that are `standardised`, as in the
+    paper's code, or `centred` alone; or the `squared` distance."""
     clip: float = 20.0
     """Median absolute deviations within which those distances are held, for targets with rows that
     are worth next to nothing; 0 holds none."""
@@ -68,16 +74,26 @@ def run(config: Config) -> None:
     loop = config.loop
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
     check_installed(loop.report_to)
-    from melior.losses.marginal import centred, clipped, standardised
     from melior.report.terminal import present
     from melior.stages.marginals.learn import MarginalPlan, learn_marginals
 
-    baseline = {"standardised": standardised, "centred": centred}[config.advantage]
     plan = MarginalPlan(
-        "mam", PAPER, config.source, config.network,
-        lambda apart: baseline(clipped(apart, deviations=config.clip) if config.clip else apart),
-        config.alpha,
-        config.block, config.steps_per_epoch, config.likelihood_share, config.validation_share,
-        config.optim, loop, config,
+        "mam", PAPER, config.source, config.network, _pull(config), config.block,
+        config.steps_per_epoch, config.likelihood_share, config.validation_share, config.optim,
+        loop, config,
     )  # fmt: skip
     present([learn_marginals(plan)])
+
+
+def _pull(config: Config) -> Pull:
+    from melior.losses.marginal import centred, clipped, standardised
+    from melior.stages.marginals.energy import energy, squared_energy
+
+    if config.pull == "squared":
+        return partial(squared_energy, alpha=config.alpha)
+    own = {"standardised": standardised, "centred": centred}[config.pull]
+
+    def baseline(apart: Tensor) -> Tensor:
+        return own(clipped(apart, deviations=config.clip) if config.clip else apart)
+
+    return partial(energy, baseline=baseline, alpha=config.alpha)

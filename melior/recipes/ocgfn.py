@@ -71,6 +71,11 @@ class FinetuneConfig:
     reward: RewardOptions
     loop: StepOptions
     optim: OptimConfig = OPTIM
+    most_outcomes: int = 1000
+    """That the sum goes over, and the predictor tells apart; of more, some that are drawn evenly
+    stand for all."""
+    spelled: bool = False
+    """Let the predictor write outcomes letter by letter: for strings that are too many to list."""
     exploration: float = 0.1
     """Share of actions, and of outcomes, that are drawn evenly while the predictor learns."""
     width: int = 256
@@ -78,6 +83,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        in_range("most_outcomes", self.most_outcomes, 1)
         in_range("exploration", self.exploration, 0, 1)
         in_range("width", self.width, 1)
 
@@ -134,8 +140,8 @@ def finetune(config: FinetuneConfig) -> None:
     from melior.stages.flows.turn import Turning, turn_flows
 
     plan = Turning(
-        "ocgfn finetune", PAPER, config.model, config.reward, config.exploration, config.width,
-        config.optim, config.loop, config,
+        "ocgfn finetune", PAPER, config.model, config.reward, config.most_outcomes,
+        config.spelled, config.exploration, config.width, config.optim, config.loop, config,
     )  # fmt: skip
     present([turn_flows(plan)])
 

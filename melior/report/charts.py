@@ -100,7 +100,7 @@ def line_chart(
     svg = tag(
         "svg",
         [_band(band, x) for band in bands],
-        _grid(x, y, write, steps_are_whole=True),
+        grid(x, y, write, steps_are_whole=True),
         drawn,
         tag("g", class_="cursor"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -143,7 +143,7 @@ def histogram(title: str, groups: Sequence[tuple[str, int, list[float]]], unit: 
     medians = "; ".join(f"{name}: median {figure(median(v))} of {len(v)}" for name, _, v in groups)
     svg = tag(
         "svg",
-        _grid(x, y, _percent),
+        grid(x, y, _percent),
         shapes,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -182,7 +182,7 @@ def plane(
     said = "; ".join(f"{o.name} at {figure(o.mean[0])}, {write(o.mean[1])}" for o in clouds)
     svg = tag(
         "svg",
-        _grid(across, up, write),
+        grid(across, up, write),
         line,
         drawn,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -195,59 +195,6 @@ def plane(
     ]
     return tag("figure", tag("figcaption", tag("b", title), tag("span", keys, class_="legend")),
                svg, class_="chart still")  # fmt: skip
-
-
-def heat_map(title: str, cells: Sequence[Sequence[float]]) -> Html:
-    """Draw rows of numbers as cells, the darker the more; the greatest is said beside the title."""
-    high = max(max(own) for own in cells)
-    width, height = (RIGHT - LEFT) / len(cells[0]), (BOTTOM - TOP) / len(cells)
-    size = min(width, height)
-    drawn = [
-        tag(
-            "rect",
-            tag("title", f"{place}, {across}: {figure(value)}"),
-            x=LEFT + across * size,
-            y=TOP + place * size,
-            width=size,
-            height=size,
-            fill_opacity=round(max(0.0, value) / high, 3) if high > 0 else 0.0,
-        )
-        for place, own in enumerate(cells)
-        for across, value in enumerate(own)
-    ]
-    said = f"{len(cells)} by {len(cells[0])} cells, the greatest {figure(high)}"
-    frame = tag("rect", x=LEFT, y=TOP, width=size * len(cells[0]), height=size * len(cells),
-                class_="frame")  # fmt: skip
-    svg = tag(
-        "svg",
-        tag("g", frame, drawn, class_="cells hue0"),
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=f"{title}: {said}.",
-    )
-    ends = tag("span", join(["darkest ", tag("b", figure(high))]), class_="ends")
-    return tag("figure", tag("figcaption", tag("b", title), ends), svg, class_="chart still")
-
-
-def against(title: str, points: Sequence[Point], names: tuple[str, str]) -> Html:
-    """Draw what was found, upwards, over what is so; both agree on the dotted line."""
-    values = [value for point in points for value in point]
-    ends = padded(min(values), max(values))
-    x, y = Scale(*ends, LEFT, RIGHT), Scale(*ends, BOTTOM, TOP)
-    line = tag("line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=TOP, class_="level")
-    dots = [tag("circle", cx=x(a), cy=y(b), r=2.6) for a, b in points]
-    apart = sum(abs(a - b) for a, b in points) / len(points)
-    svg = tag(
-        "svg",
-        _grid(x, y, figure),
-        line,
-        tag("g", dots, class_="cloud hue0"),
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=f"{title}: {names[1]} over {names[0]}, on average {figure(apart)} apart.",
-    )
-    ways = tag("span", f"{names[1]} over {names[0]}", class_="ends")
-    return tag("figure", tag("figcaption", tag("b", title), ways), svg, class_="chart still")
 
 
 def interval_strip(
@@ -362,9 +309,10 @@ def _band(band: Band, x: Scale) -> Html:
     return tag("g", tag("title", band.name), shape)
 
 
-def _grid(
+def grid(
     x: Scale, y: Scale, write: Callable[[float], str], *, steps_are_whole: bool = False
 ) -> Html:
+    """Draw lines and numbers at round values of both axes."""
     parts = []
     for value in ticks(y.low, y.high):
         place = y(value)

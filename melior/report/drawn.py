@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from melior.records import Facts
-from melior.report import charts
+from melior.report import charts, maps
 from melior.report.load import Run, mapping, mappings, numbers
 from melior.report.markup import Html, hue, tag
 
@@ -46,7 +46,7 @@ def _map(title: str, row: Facts) -> Html | None:
     cells = [numbers(own) for own in found] if isinstance(found, list) else []
     if not cells or not cells[0] or len({len(own) for own in cells}) > 1:
         return None
-    return charts.heat_map(title, cells)
+    return maps.heat_map(title, cells)
 
 
 def _lines(title: str, row: Facts) -> Html | None:
@@ -67,4 +67,4 @@ def _against(title: str, row: Facts) -> Html | None:
     points, names = _points(row.get("points")), row.get("names")
     if not points or not isinstance(names, list) or len(names) != 2:
         return None
-    return charts.against(title, points, (str(names[0]), str(names[1])))
+    return maps.against(title, points, (str(names[0]), str(names[1])))

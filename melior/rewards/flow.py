@@ -14,13 +14,13 @@ from torch import Tensor
 LogReward = Callable[[Int[Tensor, "n d"]], Float[Tensor, " n"]]
 
 BIT_WORDS = ("00000000", "11111111", "11110000", "00001111", "00111100")
-"""Of which the modes of bit sequences are made; arXiv 2201.13259, sec. 5.3."""
+"""Of which the modes of bit sequences are made; arXiv 2201.13259."""
 
 
 def corners(height: int, *, least: float = 0.01, ring: float = 0.5, peak: float = 2.0) -> LogReward:
     """Return the grid's classic: a plateau in each corner, on it a peak, and little between them.
 
-    Bengio, Jain, Korablyov, Precup, Bengio 2021, arXiv 2106.04399, sec. 4.1. The peak's inner and
+    Bengio, Jain, Korablyov, Precup, Bengio 2021, arXiv 2106.04399. The peak's inner and
     outer bound do not belong to it.
     """
 
@@ -68,7 +68,7 @@ def nearest_mode(
 ) -> LogReward:
     """Return `exp(-sharpness * least distance)`, the distance being the share of bits that differ.
 
-    Malkin, Jain, Bengio, Sun, Bengio 2022, arXiv 2201.13259, sec. 5.3, who take `exp` of minus the
+    Malkin, Jain, Bengio, Sun, Bengio 2022, arXiv 2201.13259, who take `exp` of minus the
     edit distance. Here it is the Hamming distance, which is never smaller, as in torchgfn.
 
     Args:
@@ -92,7 +92,7 @@ def as_bits(letters: Int[Tensor, "n d"], word_bits: int) -> Int[Tensor, "n bits"
 
 
 def drawn_modes(length: int, count: int, *, generator: torch.Generator) -> Int[Tensor, "m bits"]:
-    """Draw strings of bits made of the paper's five words; arXiv 2201.13259, sec. 5.3.
+    """Draw strings of bits made of the paper's five words; arXiv 2201.13259.
 
     Raises:
         ValueError: the length is no multiple of 8.

@@ -16,7 +16,7 @@ from melior.options import in_range
 class Ising:
     """Spins on a torus of `side * side` sites, tokens 1 and 2 being -1 and +1.
 
-    arXiv 2310.12920, sec. 5: `log f(x) = x' (coupling A) x + field sum(x)`, with `A` the symmetric
+    arXiv 2310.12920: `log f(x) = x' (coupling A) x + field sum(x)`, with `A` the symmetric
     matrix of neighbours, so that **each edge counts twice**; the paper's coupling is 0.1 and its
     field 0.2.
     """

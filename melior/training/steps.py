@@ -55,12 +55,7 @@ def take_steps(
         about={"options": config_to_dict(config), **about},
         keep=loop.save_total_limit,
     )
-    start = 0
-    if loop.resume:
-        start, remark = kept.restore(allow_changes=loop.allow_changes)
-        if remark:
-            run.note(remark)
-        run.rewind(start)
+    start = _restored(run, kept, loop) if loop.resume else 0
 
     def judged(number: int) -> None:
         run.append(number, {f"eval_{name}": value for name, value in judge().items()})
@@ -76,3 +71,12 @@ def take_steps(
         ]
         todo = islice(batches, loop.steps - start)
         fit(step, todo, hooks=hooks, start=start, save=kept.save)
+
+
+def _restored(run: Run, kept: Checkpoints, loop: StepOptions) -> int:
+    """Go back to the newest whole checkpoint and return its step."""
+    start, remark = kept.restore(allow_changes=loop.allow_changes)
+    if remark:
+        run.note(remark)
+    run.rewind(start)
+    return start

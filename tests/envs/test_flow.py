@@ -9,16 +9,24 @@ from hypothesis import strategies as st
 
 from melior import ops
 from melior.data.flow import NO_ACTION, FlowEnvironment, KnowsReach
-from melior.envs.flow import Fillings, HyperGrid, Strings
-from melior.envs.flow_graph import check_environment, enumerated
+from melior.envs.flow import Fillings, Growing, HyperGrid, Strings
+from melior.envs.flow_graph import check_environment, check_paths, enumerated
 
 environments = st.one_of(
     st.builds(HyperGrid, st.integers(1, 4), st.integers(2, 6)),
     st.builds(Strings, st.integers(1, 6), st.integers(2, 5)),
+    st.builds(Growing, st.integers(1, 6), st.integers(2, 5)),
     st.builds(Fillings, st.integers(1, 5), st.integers(2, 4)),
 )
 small = st.sampled_from(
-    [HyperGrid(1, 2), HyperGrid(2, 4), HyperGrid(3, 3), Strings(3, 2), Fillings(3, 2)]
+    [
+        HyperGrid(1, 2),
+        HyperGrid(2, 4),
+        HyperGrid(3, 3),
+        Strings(3, 2),
+        Growing(3, 2),
+        Fillings(3, 2),
+    ]
 )
 
 
@@ -61,6 +69,7 @@ def test_every_way_ends_in_time(env, seed):
         (HyperGrid(2, 8), 64, 64),
         (HyperGrid(3, 3), 27, 27),
         (Strings(3, 2), 1 + 2 + 4 + 8, 8),
+        (Growing(3, 2), 1 + 2 + 4 + 8, 2 + 4 + 8),
         (Fillings(3, 2), 27, 8),
     ],
 )
@@ -92,7 +101,7 @@ def test_reach_is_what_a_search_finds(env):
 
 
 def test_features_tell_all_states_apart():
-    for env in (HyperGrid(2, 4), Strings(3, 3), Fillings(3, 2)):
+    for env in (HyperGrid(2, 4), Strings(3, 3), Growing(3, 3), Fillings(3, 2)):
         states = enumerated(env).states
         assert len(env.features(states).unique(dim=0)) == len(states)
 
@@ -161,6 +170,28 @@ def test_paths_longer_than_said_and_too_many_states_get_a_sentence():
         enumerated(Leaps(longest=3))
     with pytest.raises(ValueError, match="at most 100 states can be enumerated; found"):
         enumerated(HyperGrid(4, 8), most=100)
+
+
+@pytest.mark.parametrize("env", [HyperGrid(2, 4), Strings(30, 4), Fillings(20, 2), HyperGrid(6, 8)])
+def test_paths_of_sound_environments_pass(env):
+    check_paths(env)
+
+
+@dataclass(frozen=True)
+class Lone(Leaps):
+    """A line of one place."""
+
+    def allowed(self, states):
+        return torch.tensor([[False, False, True]]).expand(len(states), -1)
+
+
+def test_paths_that_do_not_end_or_lead_to_one_object_get_a_sentence():
+    with pytest.raises(ValueError, match=r"within 3 actions.*found one that goes on at \[3\]"):
+        check_paths(Leaps(longest=3))
+    with pytest.raises(ValueError, match=r"at least two objects are needed.*found 1"):
+        check_paths(Lone())
+    with pytest.raises(ValueError, match="only the way on is allowed"):
+        check_paths(Leaps(undoable_from=2))
 
 
 def test_sizes_that_are_no_world_are_refused():

@@ -127,6 +127,8 @@ def test_equal_rows_have_an_advantage_of_zero():
 def test_outliers_are_held():
     w = torch.tensor([0.0, 1.0, 2.0, 3.0, 1e10])
     assert clipped(w, deviations=20).tolist() == [0, 1, 2, 3, 22]
+    alike = torch.tensor([1.0, 1.0, 1.0, 5.0])  # no spread to measure by
+    assert torch.equal(clipped(alike), alike)
 
 
 def test_orders_are_mixed_as_probabilities():

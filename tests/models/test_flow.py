@@ -16,7 +16,7 @@ from melior.losses.flow import (
     sub_trajectory_weights,
     trajectory_balance,
 )
-from melior.models.flow import along, start_flow_model, towards, unconditioned
+from melior.models.flow import along, policy_of, start_flow_model, towards, unconditioned
 from melior.sampling.flow import evenly, sample, sample_back
 
 ENVIRONMENTS = [HyperGrid(2, 4), Strings(3, 3), Fillings(3, 2)]
@@ -129,3 +129,15 @@ def test_every_balance_arrives_at_the_target(loss):
     log_z = (8 + torch.tensor(2.0).exp()).log().item()
     found = model.log_z if loss is tb else flows.log_flow[0]
     assert found.item() == pytest.approx(log_z, abs=0.1)
+
+
+def test_the_ways_on_alone_are_those_of_the_whole_reading():
+    states = enumerated(HyperGrid(2, 3)).states
+    env, rows = HyperGrid(2, 3), torch.arange(9)
+    model = start_flow_model(env, seed=0, width=16, learns_backward=True)
+    wanted = unconditioned(model, env)(states, rows).log_forward
+    assert torch.equal(policy_of(model, env)(states, rows), wanted)
+    model = start_flow_model(env, seed=0, width=16, is_conditioned=True)
+    outcomes = states.flip(0)
+    wanted = towards(model, env, outcomes)(states, rows).log_forward
+    assert torch.equal(policy_of(model, env, outcomes)(states, rows), wanted)

@@ -16,6 +16,7 @@ import torch
 
 import melior.report.terminal
 import melior.stages.flows.learn
+import melior.stages.flows.rewarded
 import melior.stages.flows.turn
 import melior.stages.marginals.learn  # noqa: F401  imported once, for all tries
 from tests.recipes.killed_rounds import attempt

@@ -1,8 +1,6 @@
 """`melior mam`: from an energy or from rows to marginals, and what a wrong input is told."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -70,21 +68,13 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
     assert about["alphabet"] == ("\nabc" if file == "rows.txt" else "")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("--target", "ising", "--side", "3"), ("--data", "rows.txt")],
-    ids=["energy", "rows"],
-)
-def test_kills_end_in_the_same_bits(words, place, tmp_path):
-    words = [word.replace("rows.txt", str(place / "rows.txt")) for word in words]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.recipes.killed_steps", str(tmp_path), "4", "mam", *words,
-         *SMALL, "--steps", "60"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == 4 and found["compared"] >= 1
+@pytest.mark.parametrize("pull", ["centred", "squared"])
+def test_every_pull_runs_to_the_same_bits(pull, tmp_path):
+    for name in ("one", "other"):
+        cli.main(["mam", "--target", "ising", "--side", "3", *SMALL, "--steps", "3", "--pull", pull,
+                  "--out", str(tmp_path / name)])  # fmt: skip
+    one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):

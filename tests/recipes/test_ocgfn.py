@@ -1,8 +1,6 @@
 """`melior ocgfn`: from nothing to a sampler of a reward, and what a wrong input is told."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -99,6 +97,26 @@ def test_finetuning_holds_all_ways_against_the_truth(place, tmp_path):
         assert torch.tensor(drawn["cells"]).sum() == pytest.approx(1)
 
 
+def test_outcomes_of_strings_may_be_spelled(place, tmp_path, capsys):
+    words = ("--env", "strings", "--length", "3", "--steps", "4", *SMALL[2:])
+    cli.main(["ocgfn", "pretrain", *words, "--out", str(tmp_path / "a")])
+    cli.main(["ocgfn", "finetune", "--model", str(tmp_path / "a" / "model"), "--reward", "site",
+              "--spelled", "--steps", "4", *SMALL[2:], "--out", str(tmp_path / "b")])  # fmt: skip
+    found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    assert [row[0] for row in found["tables"][0]["rows"]][-1] == "predictor"
+    capsys.readouterr()
+    grid = ("--model", place / "a" / "model", "--reward", "corners", "--spelled")
+    sentence = "--spelled is for strings, which have one length; found grid"
+    assert sentence in said(capsys, "ocgfn", "finetune", *grid, "--out", tmp_path / "c")
+
+
+def test_some_outcomes_stand_for_all_where_there_are_many(place, tmp_path):
+    words = ("--model", str(place / "a" / "model"), "--reward", "corners", "--steps", "0")
+    cli.main(["ocgfn", "finetune", *words, "--most-outcomes", "2", "--out", str(tmp_path / "b")])
+    notes = json.loads((tmp_path / "b" / "run.json").read_text())["notes"]
+    assert any("2 outcomes, drawn evenly, stand for all" in note for note in notes)
+
+
 @pytest.mark.parametrize("explorer", ["curious", "wander", "backward"])
 def test_the_same_seed_leaves_the_same_bits(explorer, tmp_path):
     for name in ("one", "other"):
@@ -106,26 +124,6 @@ def test_the_same_seed_leaves_the_same_bits(explorer, tmp_path):
                   "--out", str(tmp_path / name)])  # fmt: skip
     one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "other"))
     assert one.read_bytes() == other.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [("pretrain", "--explorer", "curious"), ("finetune", "--model", "M", "--reward", "sparse")],
-    ids=["pretrain", "finetune"],
-)
-def test_kills_end_in_the_same_bits(words, place, tmp_path):
-    small = [*SMALL, "--steps", "40"]
-    if words[0] == "finetune":
-        words = [word.replace("M", str(place / "a" / "model")) for word in words]
-        small = small[2:]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.recipes.killed_steps", str(tmp_path), "4", "ocgfn",
-         *words, *small],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == 4 and found["compared"] >= 1
 
 
 def test_an_environment_and_a_reward_of_ones_own(place, tmp_path):

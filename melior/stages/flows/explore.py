@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from melior.data.flow import FlowEnvironment, Trajectories
 from melior.losses.flow import squared
 from melior.losses.flow_outcomes import augmented_trajectory_balance
-from melior.models.flow import FlowModel, along, unconditioned
+from melior.models.flow import FlowModel, along, policy_of, unconditioned
 from melior.models.flow_outcomes import Novelty
 from melior.options import OptimConfig
 from melior.records import Metrics
@@ -58,8 +58,8 @@ class Curious:
 
     def __call__(self, n: int) -> Trajectories:
         """Build objects, and learn from them."""
-        read = unconditioned(self.model, self.env)
-        found = sample(self.env, lambda s, r: read(s, r).log_forward, n, generator=self.generator)
+        policy = policy_of(self.model, self.env)
+        found = sample(self.env, policy, n, generator=self.generator)
         self.metrics = self.step([found])
         return found
 

@@ -17,7 +17,7 @@ from melior.data.flow import FlowEnvironment, KnowsReach
 from melior.losses.flow import squared
 from melior.losses.flow_outcomes import amortised
 from melior.models.flow import FlowModel, log_shares, towards
-from melior.models.flow_outcomes import Predictor
+from melior.models.flow_outcomes import Predictor, SaysSums
 from melior.records import Metrics
 from melior.sampling.flow import Policy, drawn, sample
 
@@ -35,7 +35,7 @@ class Edges:
     """What the trajectories built."""
 
 
-def predicted(env: FlowEnvironment, predictor: Predictor) -> Policy:
+def predicted(env: FlowEnvironment, predictor: SaysSums) -> Policy:
     """Return the policy of the predicted sums: `N(s'|s)` over their sum."""
 
     def policy(states: Tensor, _: Tensor) -> Tensor:

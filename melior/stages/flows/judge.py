@@ -152,8 +152,8 @@ def judged_by(
     policy: Policy,
     log_reward: LogReward,
     modes: Int[Tensor, "m d"],
-    truth: Truth | None,
     *,
+    truth: Truth | None,
     seed: int,
 ) -> Metrics:
     """Return what a policy draws, and how far it is from the truth where that is known."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.flow import FlowEnvironment
-from melior.envs.flow import Fillings, HyperGrid, Strings
+from melior.envs.flow import Fillings, Growing, HyperGrid, Strings
 from melior.envs.flow_graph import check_paths
 from melior.rewards.flow import (
     LogReward,
@@ -23,8 +23,10 @@ from melior.rewards.flow import (
     nearest_mode,
     sparse,
 )
+from melior.rewards.flow_chemistry import binding_rna, drug_likeness
 from melior.stages.flows.options import FlowOptions, RewardOptions
 
+KINDS = {"strings": Strings, "growing": Growing, "fillings": Fillings}
 SITE = 6
 """Letters of a binding site, at most."""
 
@@ -38,9 +40,8 @@ def load_environment(options: FlowOptions) -> FlowEnvironment:
     env: object
     if options.env == "grid":
         env = HyperGrid(options.axes, options.height)
-    elif options.env in ("strings", "fillings"):
-        kind = Strings if options.env == "strings" else Fillings
-        env = kind(options.length, options.letters)
+    elif options.env in KINDS:
+        env = KINDS[options.env](options.length, options.letters)
     else:
         env = own(options.env)
     if not isinstance(env, FlowEnvironment):
@@ -64,6 +65,10 @@ def load_reward(options: RewardOptions, flow: FlowOptions) -> LogReward:
             word_bits=word_bits,
             sharpness=options.sharpness,
         ),
+        "rna": lambda: binding_rna(
+            torch.randint(1, 5, (flow.length,), generator=generator), sharpness=options.sharpness
+        ),
+        "qed": lambda: drug_likeness(sharpness=options.sharpness),
         "site": lambda: binding_site(
             torch.randn(min(SITE, flow.length), 4, generator=generator),
             sharpness=options.sharpness,

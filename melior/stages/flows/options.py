@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from melior.options import in_range, one_of
 
-ENVIRONMENTS = ("grid", "strings", "fillings")
+ENVIRONMENTS = ("grid", "strings", "growing", "fillings")
 REWARDS = {
     "corners": ("grid",),
     "sparse": ("grid",),
     "cosine": ("grid",),
     "modes": ("strings", "fillings"),
     "site": ("strings", "fillings"),
+    "rna": ("strings", "growing", "fillings"),
+    "qed": ("growing",),
 }
 """Name, and the environments whose objects it can be asked of."""
+LETTERS = {"site": 4, "rna": 4, "qed": 12}
+"""How many a reward reads; of `qed` one to a fragment."""
+EXTRAS = {"rna": ("RNA", "rna"), "qed": ("rdkit", "molecules")}
+"""Package that a reward needs, and the extra that brings it."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,9 @@ class FlowOptions:
     """What is built, step by step."""
 
     env: str = "grid"
-    """`grid`: a cell, axis by axis; `strings`: letters from the left; `fillings`: letters at places
-    in any order; or one of your own: `FILE.py:NAME`, where NAME is an environment."""
+    """`grid`: a cell, axis by axis; `strings`: letters from the left; `growing`: the same, but they
+    may stop early; `fillings`: letters at places in any order; or one of your own: `FILE.py:NAME`,
+    where NAME is an environment."""
     axes: int = 2
     """Of a grid."""
     height: int = 8
@@ -49,15 +57,16 @@ class RewardOptions:
     """What is worth building."""
 
     reward: str
-    """Of a grid `corners`, `sparse` or `cosine`; of strings `modes` (bits near one of some strings)
-    or `site` (DNA that a factor binds to); or your own: `FILE.py:NAME`, a function from objects,
-    a row each, to their log-rewards."""
+    """Of a grid `corners`, `sparse` or `cosine`; of strings `modes` (bits near one of some
+    strings), `site` (DNA that a factor binds to), `rna` (RNA that binds to another; needs the extra
+    `rna`) or `qed` (growing strings of fragments as molecules; needs the extra `molecules`); or
+    your own: `FILE.py:NAME`, a function from objects, a row each, to their log-rewards."""
     reward_seed: int = 0
-    """Draws the modes, or the site."""
+    """Draws the modes, the site, or the RNA that is bound."""
     n_modes: int = 4
     """Of `modes`."""
     sharpness: float = 3.0
-    """Of `modes` and `site`: how much a difference counts in the log-reward."""
+    """Of `modes`, `site`, `rna` and `qed`: how much a difference counts in the log-reward."""
     mode_share: float = 0.9
     """Objects worth at least this share of the best one count as modes."""
 
@@ -80,8 +89,17 @@ class RewardOptions:
             raise ValueError(f"reward {self.reward} is for {' and '.join(known)}; found {flow.env}")
         if self.reward == "sparse" and flow.axes != 2:
             raise ValueError(f"reward sparse is for a grid of 2 axes; found {flow.axes}")
-        if self.reward == "site" and flow.env in ENVIRONMENTS and flow.letters != 4:
-            raise ValueError(f"reward site is for DNA: letters must be 4; found {flow.letters}")
+        wanted = LETTERS.get(self.reward, flow.letters)
+        if flow.env in ENVIRONMENTS and flow.letters != wanted:
+            raise ValueError(
+                f"reward {self.reward}: letters must be {wanted}; found {flow.letters}"
+            )
+        package, extra = EXTRAS.get(self.reward, ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"reward {self.reward} needs the extra {extra!r}; found {package} not installed;"
+                f" pip install 'melior[{extra}]'"
+            )
         bits = flow.length * (flow.letters.bit_length() - 1)
         if self.reward == "modes" and (flow.letters & flow.letters - 1 or bits % 8):
             raise ValueError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from melior.data.flow import FlowEnvironment, Trajectories, joined
 from melior.losses.flow import Paths, squared, sum_of_steps
 from melior.losses.flow_outcomes import FAILURE, converted, log_success
-from melior.models.flow import FlowModel, along, towards
+from melior.models.flow import FlowModel, along, policy_of, towards
 from melior.records import Metrics
 from melior.sampling.flow import sample
 from melior.stages.flows.explore import Explorer
@@ -66,10 +66,9 @@ def attempt(
     exploration: float = 0.0,
 ) -> Trajectories:
     """Try to build each of the outcomes."""
-    read = towards(model, env, outcomes)
     return sample(
         env,
-        lambda states, rows: read(states, rows).log_forward,
+        policy_of(model, env, outcomes),
         len(outcomes),
         generator=generator,
         exploration=exploration,

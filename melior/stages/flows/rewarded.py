@@ -15,7 +15,7 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.flow import FlowEnvironment, Trajectories
-from melior.models.flow import FlowModel, start_flow_model, unconditioned
+from melior.models.flow import FlowModel, policy_of, start_flow_model
 from melior.models.flow_saved import ONE_REWARD, save_flows
 from melior.options import OptimConfig
 from melior.records import Metrics
@@ -97,7 +97,7 @@ def learn_reward(plan: Rewarded) -> Path:
             env, seed=plan.loop.seed, width=plan.width, depth=plan.depth,
             learns_backward=plan.learns_backward,
         )  # fmt: skip
-        before = judged(task, _policy(env, model), seed=plan.loop.seed)
+        before = judged(task, policy_of(model, env), seed=plan.loop.seed)
         _learn(plan, run, task, model)
         nothing = env.start.new_zeros(0, len(env.start))
         save_flows(run.folder / "model", model, nothing, kind=ONE_REWARD, about=_about(plan))
@@ -107,7 +107,7 @@ def learn_reward(plan: Rewarded) -> Path:
 
 def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
     """Return how well a policy samples the reward."""
-    return judged_by(task.env, policy, task.log_reward, task.modes, task.truth, seed=seed)
+    return judged_by(task.env, policy, task.log_reward, task.modes, truth=task.truth, seed=seed)
 
 
 def _task(plan: Rewarded, env: FlowEnvironment) -> Task:
@@ -132,11 +132,6 @@ def _refuse_what_cannot_stop(env: FlowEnvironment, seed: int) -> None:
         )
 
 
-def _policy(env: FlowEnvironment, model: FlowModel) -> Policy:
-    read = unconditioned(model, env)
-    return lambda states, rows: read(states, rows).log_forward
-
-
 def _learn(plan: Rewarded, run: Run, task: Task, model: FlowModel) -> None:
     loop, generator, finds = plan.loop, ops.generator(plan.loop.seed), Finds(task.modes)
     batches = rollouts(
@@ -155,7 +150,7 @@ def _learn(plan: Rewarded, run: Run, task: Task, model: FlowModel) -> None:
         run, counted, batches,
         {"step": step, "draws": Generators({"draws": generator}), "finds": finds},
         config=plan.config, loop=loop,
-        judge=lambda: judged(task, _policy(task.env, model), seed=loop.seed),
+        judge=lambda: judged(task, policy_of(model, task.env), seed=loop.seed),
     )  # fmt: skip
 
 
@@ -163,7 +158,7 @@ def _verdict(
     plan: Rewarded, run: Run, task: Task, model: FlowModel, before: Metrics
 ) -> dict[str, Any]:
     """Return the run's `evaluation.json`, with the rivals at as many looks at the reward."""
-    after = judged(task, _policy(task.env, model), seed=plan.loop.seed)
+    after = judged(task, policy_of(model, task.env), seed=plan.loop.seed)
     found = {"flows, untrained": before, "flows": after}
     task.curves["flows"] = _curve(run, plan.loop.batch_size)
     found |= {name: _RIVALS[name](plan, task) for name in plan.rivals}
@@ -178,7 +173,7 @@ def _verdict(
         }
     ]
     if task.truth:
-        drawn, states = task.truth.built(_policy(task.env, model)), task.truth.graph.states
+        drawn, states = task.truth.built(policy_of(model, task.env)), task.truth.graph.states
         pictures += [
             over_plane("What the reward asks for", states, task.truth.wanted),
             over_plane("What is drawn", states, drawn),

@@ -19,7 +19,7 @@ from melior.losses.flow import (
     sub_trajectory_weights,
     trajectory_balance,
 )
-from melior.models.flow import FlowModel, along, unconditioned
+from melior.models.flow import FlowModel, along, policy_of, unconditioned
 from melior.records import Metrics
 from melior.rewards.flow import LogReward
 from melior.sampling.flow import sample
@@ -74,16 +74,9 @@ def rollouts(
     generator: torch.Generator,
 ) -> Iterator[list[Trajectories]]:
     """Yield batches without end, each sampled from the network as it is when asked for."""
-    read = unconditioned(model, env)
+    policy = policy_of(model, env)
     while True:
-        found = sample(
-            env,
-            lambda states, rows: read(states, rows).log_forward,
-            batch_size,
-            generator=generator,
-            exploration=exploration,
-        )
-        yield [found]
+        yield [sample(env, policy, batch_size, generator=generator, exploration=exploration)]
 
 
 def balanced(

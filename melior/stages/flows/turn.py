@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from melior import ops
 from melior.data.flow import FlowEnvironment, KnowsReach, rows_of
+from melior.envs.flow import Strings
 from melior.losses.flow_outcomes import converted
 from melior.models.flow import FlowModel
-from melior.models.flow_outcomes import Predictor
+from melior.models.flow_outcomes import Predictor, Speller
 from melior.models.flow_saved import Saved, load_flows, read_about
 from melior.options import OptimConfig
 from melior.records import Metrics
 from melior.rewards.flow import LogReward
 from melior.sampling.flow import Policy
-from melior.stages.flows.finetune import Edges, amortise, edges, predicted
+from melior.stages.flows.finetune import amortise, edges, predicted
 from melior.stages.flows.judge import (
     DRAWN,
     TOP,
@@ -38,14 +39,16 @@ from melior.stages.flows.named import load_environment, load_reward
 from melior.stages.flows.options import FlowOptions, RewardOptions
 from melior.stages.flows.pictures import against, over_plane
 from melior.stages.flows.pretrain import outcome_tables
+from melior.stages.flows.spelled import amortise_spelled, spelled_edges
 from melior.training.checkpoint import Generators
 from melior.training.loop import descend
 from melior.training.options import StepOptions
 from melior.training.run import Run, write_json
 from melior.training.steps import opened, take_steps
+from melior.types import Objective
 
-CELLS = 256
-"""Pairs of a state and an outcome are read so many states at a time."""
+PAIRS = 2**18
+"""Of a state and an outcome, read at a time."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class Turning:
     paper: str
     model: str
     reward: RewardOptions
+    most_outcomes: int
+    """That a sum goes over; of more, some stand for all."""
+    is_spelled: bool
+    """The predictor writes outcomes letter by letter, where it else lists them."""
     exploration: float
     width: int
     optim: OptimConfig
@@ -75,6 +82,30 @@ class Task:
     of_objects: LogReward
     modes: Int[Tensor, "m d"]
     truth: Truth | None
+    left_out: int
+    """Outcomes that others stand for."""
+
+
+@runtime_checkable
+class Built(Protocol):
+    """A batch that says what its trajectories built."""
+
+    @property
+    def objects(self) -> Int[Tensor, "m d"]:
+        """Return it."""
+
+
+B = TypeVar("B", bound=Built)
+
+
+@dataclass(frozen=True)
+class Amortiser(Generic[B]):
+    """A predictor, what it draws by, and how it learns; outcomes are listed or spelled."""
+
+    network: nn.Module
+    policy: Policy
+    batches: Callable[[torch.Generator], Iterator[list[B]]]
+    objective: Objective[B]
 
 
 def turn_flows(plan: Turning) -> Path:
@@ -83,16 +114,23 @@ def turn_flows(plan: Turning) -> Path:
     about = read_about(folder)
     flow = FlowOptions(**about["env"])
     plan.reward.check(flow)
+    if plan.is_spelled and flow.env != "strings":
+        raise ValueError(f"--spelled is for strings, which have one length; found {flow.env}")
     env = load_environment(flow)
     saved = load_flows(folder, env, width=int(about["width"]), depth=int(about["depth"]))
     task = _task(plan, env, saved, load_reward(plan.reward, flow))
     with opened(plan.recipe, plan.paper, plan.config, plan.loop) as run:
         exam = Exam.of(env, task.truth.graph if task.truth else None, seed=plan.loop.seed + 1)
         warn_of_calibration(run, exam.metrics(task.model))
-        predictor = _start(plan, task)
-        before = judged(task, predicted(env, predictor), seed=plan.loop.seed)
-        _learn(plan, run, task, predictor)
-        write_json(run.folder / "evaluation.json", _verdict(plan, task, predictor, before))
+        if task.left_out:
+            run.note(
+                f"{len(task.outcomes)} outcomes, drawn evenly, stand for all that were seen and"
+                f" are worth something; {task.left_out} are left out (--most-outcomes)"
+            )
+        way = amortiser(plan, task)
+        before = judged(task, way.policy, seed=plan.loop.seed)
+        _learn(plan, run, task, way)
+        write_json(run.folder / "evaluation.json", _verdict(plan, task, way.policy, before))
     return run.folder
 
 
@@ -125,7 +163,7 @@ def exact(task: Task, *, is_masked: bool = False) -> Policy:
     """Return the policy that is the sum over outcomes, with nothing trained."""
 
     def policy(states: Tensor, _: Tensor) -> Tensor:
-        parts = states.split(CELLS)
+        parts = states.split(max(1, PAIRS // len(task.outcomes)))
         return torch.cat([_summed(task, part, is_masked=is_masked) for part in parts])
 
     return policy
@@ -133,7 +171,7 @@ def exact(task: Task, *, is_masked: bool = False) -> Policy:
 
 def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
     """Return how well a policy samples the reward."""
-    return judged_by(task.env, policy, task.of_objects, task.modes, task.truth, seed=seed)
+    return judged_by(task.env, policy, task.of_objects, task.modes, truth=task.truth, seed=seed)
 
 
 def _task(plan: Turning, env: FlowEnvironment, saved: Saved, log_reward: LogReward) -> Task:
@@ -142,7 +180,10 @@ def _task(plan: Turning, env: FlowEnvironment, saved: Saved, log_reward: LogRewa
     outcomes, worth = worth_something(saved.outcomes, log_reward(saved.outcomes))
     known = graph.states[graph.can_stop] if graph else outcomes
     modes = modes_of(known, log_reward, plan.reward.mode_share)
-    return Task(env, saved.model, outcomes, worth, log_reward, modes, truth)
+    order = torch.randperm(len(outcomes), generator=ops.generator(plan.loop.seed + 7))
+    kept = order[: plan.most_outcomes].sort().values
+    left_out = len(outcomes) - len(kept)
+    return Task(env, saved.model, outcomes[kept], worth[kept], log_reward, modes, truth, left_out)
 
 
 def _summed(task: Task, states: Tensor, *, is_masked: bool) -> Tensor:
@@ -155,42 +196,63 @@ def _summed(task: Task, states: Tensor, *, is_masked: bool) -> Tensor:
     return converted(log_flow, log_forward, task.log_reward)[1]
 
 
-def _start(plan: Turning, task: Task) -> Predictor:
-    env = task.env
-    n_features = env.features(env.start[None]).shape[-1]
+def amortiser(plan: Turning, task: Task) -> Amortiser[Any]:
+    """Return a fresh predictor with the way in which it learns."""
     with torch.random.fork_rng():
         torch.manual_seed(plan.loop.seed)
-        return Predictor(n_features, env.n_actions, len(task.outcomes), width=plan.width)
+        return _spelled(plan, task) if plan.is_spelled else _listed(plan, task)
 
 
-def _learn(plan: Turning, run: Run, task: Task, predictor: Predictor) -> None:
+def _listed(plan: Turning, task: Task) -> Amortiser[Any]:
+    env = task.env
+    n_features = env.features(env.start[None]).shape[-1]
+    network = Predictor(n_features, env.n_actions, len(task.outcomes), width=plan.width)
+    return Amortiser(
+        network,
+        predicted(env, network),
+        lambda generator: edges(
+            env, network, task.outcomes,
+            batch_size=plan.loop.batch_size, exploration=plan.exploration, generator=generator,
+        ),
+        lambda batch: amortise(env, task.model, network, task.outcomes, task.log_reward, batch),
+    )  # fmt: skip
+
+
+def _spelled(plan: Turning, task: Task) -> Amortiser[Any]:
+    env = task.env
+    assert isinstance(env, Strings)
+    network = Speller(env.length, env.n_letters, width=plan.width)
+    return Amortiser(
+        network,
+        predicted(env, network),
+        lambda generator: spelled_edges(
+            env, network,
+            batch_size=plan.loop.batch_size, exploration=plan.exploration, generator=generator,
+        ),
+        lambda batch: amortise_spelled(env, task.model, network, task.of_objects, batch),
+    )  # fmt: skip
+
+
+def _learn(plan: Turning, run: Run, task: Task, way: Amortiser[B]) -> None:
     """Train the predictor, or go on with it."""
     loop, generator, finds = plan.loop, ops.generator(plan.loop.seed), Finds(task.modes)
-    batches = edges(
-        task.env, predictor, task.outcomes,
-        batch_size=loop.batch_size, exploration=plan.exploration, generator=generator,
-    )  # fmt: skip
     step = descend(
-        lambda batch: amortise(
-            task.env, task.model, predictor, task.outcomes, task.log_reward, batch
-        ),
-        dict(predictor.named_parameters()),
-        plan.optim,
+        way.objective, dict(way.network.named_parameters()), plan.optim,
         total_steps=max(1, loop.steps),
-    )
+    )  # fmt: skip
 
-    def counted(batch: Sequence[Edges]) -> Metrics:
+    def counted(batch: Sequence[B]) -> Metrics:
         return step(batch) | finds([part.objects for part in batch])
 
     take_steps(
-        run, counted, batches,
+        run, counted, way.batches(generator),
         {"step": step, "draws": Generators({"draws": generator}), "finds": finds},
         config=plan.config, loop=loop,
-        judge=lambda: judged(task, predicted(task.env, predictor), seed=loop.seed),
+        judge=lambda: judged(task, way.policy, seed=loop.seed),
     )  # fmt: skip
 
 
-def _verdict(plan: Turning, task: Task, predictor: Predictor, before: Metrics) -> dict[str, Any]:
+def _verdict(plan: Turning, task: Task, learned: Policy, before: Metrics) -> dict[str, Any]:
     """Return the run's `evaluation.json`: each way to sample the reward, side by side."""
     seed, ways = plan.loop.seed, {"sum over outcomes": exact(task)}
     if isinstance(task.env, KnowsReach):
@@ -198,7 +260,6 @@ def _verdict(plan: Turning, task: Task, predictor: Predictor, before: Metrics) -
     found = {name: judged(task, policy, seed=seed) for name, policy in ways.items()}
     found["predictor, untrained"] = before
     if plan.loop.steps:
-        learned = predicted(task.env, predictor)
         ways["predictor"] = learned
         found["predictor"] = judged(task, learned, seed=seed)
     facts: dict[str, Any] = {

@@ -26,6 +26,10 @@ Target = Callable[[Int[Tensor, "n d"]], Float[Tensor, " n"]]
 """From complete rows to their log-density, up to a constant."""
 Baseline = Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]]
 """`standardised`, as released, or `centred`."""
+Pull = Callable[
+    [MarginalModel, ConditionalModel, Target, "Chains"], tuple[Float[Tensor, ""], Metrics]
+]
+"""`energy` with a baseline, or `squared_energy`."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,7 @@ def energy(
         baseline: from differences to advantages.
         alpha: weight of consistency; the paper's is 4.
     """
-    wanted = target(batch.tokens)
-    if not wanted.isfinite().all():
-        row = int((~wanted.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"target: finite log-densities are needed; found {float(wanted[row])} of"
-            f" {batch.tokens[row].tolist()}; give what cannot be a floor, such as -1e4"
-        )
+    wanted = _finite(target, batch.tokens)
     found = marginals(batch.tokens)
     difference = (found - wanted).detach()
     pull = towards_energy(found, baseline(difference)).mean()
@@ -142,3 +140,37 @@ def energy(
         "inconsistency": residual.item(),
         "spread": difference.double().std(unbiased=False).item(),
     }
+
+
+def squared_energy(
+    marginals: MarginalModel,
+    conditionals: ConditionalModel,
+    target: Target,
+    batch: Chains,
+    *,
+    alpha: float = 4.0,
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Return the loss of a batch of rows from anywhere: marginals of whole rows are the target's.
+
+    The other objective of the authors' code, there called FM: `(f(x) - log target(x))^2` in the
+    place of REINFORCE. It needs no anchor, as the value of nothing becomes `log Z`.
+    """
+    difference = marginals(batch.tokens) - _finite(target, batch.tokens)
+    residual = inconsistency(marginals, conditionals, batch).square().mean()
+    loss = difference.square().mean() + alpha * batch.tokens.shape[1] * residual
+    return loss, {
+        "loss": loss.item(),
+        "inconsistency": residual.item(),
+        "spread": difference.detach().double().std(unbiased=False).item(),
+    }
+
+
+def _finite(target: Target, tokens: Int[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    wanted = target(tokens)
+    if not wanted.isfinite().all():
+        row = int((~wanted.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"target: finite log-densities are needed; found {float(wanted[row])} of"
+            f" {tokens[row].tolist()}; give what cannot be a floor, such as -1e4"
+        )
+    return wanted

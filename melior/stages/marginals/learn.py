@@ -17,7 +17,7 @@ from melior.evaluation.compare import compare
 from melior.models.marginal_saved import Marginals, save_marginals, start_marginals
 from melior.options import OptimConfig
 from melior.records import Metrics
-from melior.stages.marginals.energy import Baseline, Chains, Walkers, energy
+from melior.stages.marginals.energy import Chains, Pull, Walkers
 from melior.stages.marginals.judge import Exam, errors, metrics, verdict
 from melior.stages.marginals.likelihood import Shuffled, distil, likelihood, with_chains
 from melior.stages.marginals.options import MarginalOptions, NetworkOptions
@@ -43,8 +43,8 @@ class MarginalPlan:
     paper: str
     source: MarginalOptions
     network: NetworkOptions
-    baseline: Baseline
-    alpha: float
+    pull: Pull
+    """From an energy and chains to a loss."""
     block: int
     steps_per_epoch: int
     """Of chains, after which they are drawn anew."""
@@ -85,10 +85,7 @@ def _from_energy(plan: MarginalPlan, run: Run, world: World, found: Marginals, e
     assert world.log_target is not None
     generator = ops.generator(plan.loop.seed)
     walkers = _walkers(plan, found, generator)
-    objective = partial(
-        energy, found.marginals, found.conditionals, world.log_target,
-        baseline=plan.baseline, alpha=plan.alpha,
-    )  # fmt: skip
+    objective = partial(plan.pull, found.marginals, found.conditionals, world.log_target)
     step = descend(
         objective, dict(found.both.named_parameters()), plan.optim,
         total_steps=max(1, plan.loop.steps),

@@ -13,7 +13,7 @@ from melior.evaluation.marginal import exact_log_marginals
 from melior.losses.marginal import centred, standardised
 from melior.models.marginal import ConditionalModel, MarginalModel
 from melior.options import OptimConfig
-from melior.stages.marginals.energy import Walkers, energy, inconsistency
+from melior.stages.marginals.energy import Chains, Walkers, energy, inconsistency, squared_energy
 from melior.training.loop import descend, fit
 
 LENGTH = 3
@@ -138,3 +138,38 @@ def test_chains_go_on_from_a_state():
     for one, other in zip(*(list(itertools.islice(w, 4)) for w in (first, second)), strict=True):
         assert torch.equal(one[0].tokens, other[0].tokens)
         assert torch.equal(one[0].order, other[0].order)
+
+
+class Listed:
+    """Log-marginals of the target up to a constant, and its conditionals, by listing."""
+
+    def __init__(self, constant):
+        self.constant = constant
+
+    def __call__(self, tokens):
+        found = exact_log_marginals(ROWS, target(ROWS), tokens)
+        return found + target(ROWS).double().logsumexp(0) + self.constant
+
+
+def test_squared_energy_is_zero_only_at_the_target_itself(monkeypatch):
+    """All that is said of the networks is their values, so that lists of them do."""
+    said, given = Listed(0.0), Listed(0.0)
+
+    def conditionals(tokens):
+        each = torch.eye(LENGTH, dtype=torch.bool)[None, :, None]
+        values = torch.arange(1, 3)[None, None, :, None]
+        asked = torch.where(each, values, tokens[:, None, None])
+        return given(asked.flatten(0, 2)).view(len(tokens), LENGTH, 2)
+
+    order = torch.arange(LENGTH).expand(8, -1)
+    plain = squared_energy.__wrapped__ if hasattr(squared_energy, "__wrapped__") else squared_energy
+    monkeypatch.setattr(
+        "melior.stages.marginals.energy.inconsistency",
+        getattr(inconsistency, "__wrapped__", inconsistency),
+    )
+    for known in range(LENGTH):
+        batch = Chains(ROWS, order, torch.full((8,), known))
+        loss, metrics = plain(said, conditionals, target, batch)
+        assert loss.item() < 1e-9 and metrics["inconsistency"] < 1e-12
+        off, _ = plain(Listed(0.5), conditionals, target, batch)
+        assert off.item() == pytest.approx(0.25, rel=1e-5)
