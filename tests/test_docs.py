@@ -34,6 +34,7 @@ FOREIGN = {
     "--rdzv-endpoint",
     "--head",
     "--address",
+    "--markdown",
 }
 """Options of melior as a whole, and of other programs."""
 

@@ -74,6 +74,7 @@ def run(config: Config) -> None:
     loop = config.loop
     check_folder(Path(loop.out), resume=loop.resume, overwrite=loop.overwrite)
     check_installed(loop.report_to)
+    config.source.check_there()
     from melior.report.terminal import present
     from melior.stages.marginals.learn import MarginalPlan, learn_marginals
 

@@ -13,7 +13,9 @@ from melior.claims import (
     gpm,
     gpo,
     madpo,
+    mam,
     morec,
+    ocgfn,
     reward_augmented,
     rlhf_workflow,
     scir,
@@ -51,6 +53,8 @@ ALL = (
     rlhf_workflow.CLAIM,
     scir.CLAIM,
     morec.CLAIM,
+    ocgfn.CLAIM,
+    mam.CLAIM,
 )
 
 

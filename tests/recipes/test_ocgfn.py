@@ -170,7 +170,7 @@ def test_a_wrong_reward_gets_its_sentence(name, sentence, place, tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("pretrain", "--env", "gird"), "env must be one of grid, strings, fillings"),
+        (("pretrain", "--env", "gird"), "env must be one of grid, strings, growing, fillings"),
         (("pretrain", "--env", "no.py:x"), "a file is needed; found none at no.py"),
         (("pretrain", "--height", "1"), "height must be at least 2"),
         (("pretrain", "--epsilon", "0"), "epsilon must be above 0"),

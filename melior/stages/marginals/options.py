@@ -39,8 +39,6 @@ class MarginalOptions:
             raise ValueError(f"mam learns a --target or --data; found {found}")
         if self.target:
             check_name("target", self.target, TARGETS)
-        elif not Path(self.data).is_file():
-            raise FileNotFoundError(f"data: a file is needed; found none at {self.data}")
         in_range("side", self.side, 3)
         in_range("coupling", self.coupling)
         in_range("field", self.field)
@@ -48,6 +46,15 @@ class MarginalOptions:
         in_range("values", self.values, 2)
         if self.target not in ("", "ising") and not self.length:
             raise ValueError("length must be given for a target of one's own; found 0")
+
+    def check_there(self) -> None:
+        """Check that the file of rows exists.
+
+        Raises:
+            FileNotFoundError: it does not.
+        """
+        if self.data and not Path(self.data).is_file():
+            raise FileNotFoundError(f"data: a file is needed; found none at {self.data}")
 
 
 @dataclass(frozen=True)
