@@ -69,6 +69,5 @@ def describe_machine(found: dict[str, Any]) -> str:
 
 def describe_versions(found: dict[str, Message]) -> str:
     ours = {"melior": importlib.metadata.version("melior"), **found["melior"]}
-    both = [ours, *(found[one] for one in ("trl",) if one in found)]
-    sides = (", ".join(f"{k} {v}" for k, v in side.items()) for side in both)
-    return "; ".join(sides)
+    others = [own for side, own in found.items() if side != "melior"]
+    return "; ".join(", ".join(f"{k} {v}" for k, v in side.items()) for side in (ours, *others))

@@ -28,10 +28,16 @@ from melior.options import (
     Sampling,
     WorkerOptions,
 )
+from melior.stages.control.options import LogOptions, NetworkOptions, TrainOptions
+from melior.stages.flows.options import FlowOptions, RewardOptions
+from melior.stages.marginals.options import MarginalOptions
+from melior.training.options import StepOptions
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 SHARED = (ModelOptions, DataOptions, LoopOptions, OptimConfig, Sampling, GoalOptions,
-          JudgeOptions, EnsembleOptions, WorkerOptions, ChosenLikelihood)  # fmt: skip
+          JudgeOptions, EnsembleOptions, WorkerOptions, ChosenLikelihood, LogOptions,
+          TrainOptions, NetworkOptions, StepOptions, FlowOptions, RewardOptions,
+          MarginalOptions)  # fmt: skip
 POSITIONAL = get_args(Positional[str])[1]
 HEAD = """# Commands
 

@@ -21,6 +21,9 @@ CLAIMS = (
     "gpo",
     "rlhf-workflow",
     "scir",
+    "morec",
+    "ocgfn",
+    "mam",
 )
 
 
@@ -30,7 +33,7 @@ class Config:
 
     name: tyro.conf.Positional[str]
     """`simpo`, `tpo`, `madpo`, `reward-augmented`, `armorm`, `gpm`, `gpo`,
-    `rlhf-workflow` or `scir`."""
+    `rlhf-workflow`, `scir`, `morec`, `ocgfn` or `mam`."""
     seeds: int = 5
     """How many worlds are drawn; each rule is judged over all of them."""
     first_seed: int = 100

@@ -100,7 +100,7 @@ def line_chart(
     svg = tag(
         "svg",
         [_band(band, x) for band in bands],
-        _grid(x, y, write, steps_are_whole=True),
+        grid(x, y, write, steps_are_whole=True),
         drawn,
         tag("g", class_="cursor"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -143,7 +143,7 @@ def histogram(title: str, groups: Sequence[tuple[str, int, list[float]]], unit: 
     medians = "; ".join(f"{name}: median {figure(median(v))} of {len(v)}" for name, _, v in groups)
     svg = tag(
         "svg",
-        _grid(x, y, _percent),
+        grid(x, y, _percent),
         shapes,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -182,7 +182,7 @@ def plane(
     said = "; ".join(f"{o.name} at {figure(o.mean[0])}, {write(o.mean[1])}" for o in clouds)
     svg = tag(
         "svg",
-        _grid(across, up, write),
+        grid(across, up, write),
         line,
         drawn,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -309,9 +309,10 @@ def _band(band: Band, x: Scale) -> Html:
     return tag("g", tag("title", band.name), shape)
 
 
-def _grid(
+def grid(
     x: Scale, y: Scale, write: Callable[[float], str], *, steps_are_whole: bool = False
 ) -> Html:
+    """Draw lines and numbers at round values of both axes."""
     parts = []
     for value in ticks(y.low, y.high):
         place = y(value)

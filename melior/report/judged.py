@@ -77,7 +77,7 @@ def _comparison(
     unit, kind = str(row.get("unit") or ""), words.of_comparison(row).kind
     before, after, low, high = (number(row.get(k)) for k in ("before", "after", "low", "high"))
     difference = number(row.get("difference")) or 0.0
-    said = f"{words.change(difference, unit)} ({words.interval(low, high, unit)})"
+    said = f"{words.change(difference, unit)} ({words.ends_of(row)})"
     levels = None
     if before is not None and after is not None:
         ends = f"{words.amount(before, unit)} → {words.amount(after, unit)}"

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, variance
 
-from melior.report import health, judged, samples, sections, words
+from melior.report import control, drawn, health, judged, samples, sections, words
 from melior.report.load import Run, mapping, mappings, read_runs
 from melior.report.markup import Child, Html, chip, join, tag
 
@@ -54,6 +54,8 @@ def page(runs: Sequence[Run]) -> Html:
     title = ", ".join(run.label for run in runs)
     parts = {
         "Before and after": judged.section(runs),
+        "World": control.section(runs),
+        "Pictures": drawn.section(runs),
         "Health": health.section(runs),
         "What differs": sections.config_differences(runs),
         "Training": sections.curves(runs),

@@ -13,6 +13,8 @@ from melior.report.load import Run, mapping, mappings, number, numbers, spoken
 from melior.report.markup import Child, Html, chip, hue, join, table, tag
 
 PANELS: list[tuple[str, dict[str, str]]] = [
+    ("Normalised score in the task", {"score": ""}),
+    ("Return in the task", {"return": ""}),
     ("Loss", {"loss": ""}),
     ("Pairs ranked right", {"rewards/accuracies": ""}),
     ("Reward margin", {"rewards/margins": ""}),
@@ -21,11 +23,18 @@ PANELS: list[tuple[str, dict[str, str]]] = [
     ("Margin of the reward model", {"margin": ""}),
     ("Rewards of a batch", {"min_reward": "least", "mean_reward": "mean", "max_reward": "most"}),
     ("Log-probability", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
+    ("Success at what is asked for", {"success": ""}),
+    ("Total variation from the reward", {"total_variation": ""}),
+    ("Modes built so far", {"modes": ""}),
     ("Reward", {"reward": ""}),
     ("KL to the start", {"kl": ""}),
     ("Entropy", {"entropy": ""}),
     ("Answer length", {"completions/mean_length": ""}),
     ("Answer length in training", {"lengths/chosen": "chosen", "lengths/rejected": "rejected"}),
+    ("Held to be worth", {"policy/critic/value": "critics"}),
+    ("Length of roll-outs", {"imagined/length": ""}),
+    ("Share of roll-outs rejected", {"imagined/rejected": ""}),
+    ("Real and generated told apart", {"reward/discriminator/accuracy": ""}),
     ("Gradient norm", {"grad_norm": ""}),
     ("Learning rate", {"learning_rate": ""}),
 ]

@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from melior.records import Facts
 from melior.report import words
 from melior.report.load import Run, mapping, mappings, number, read_runs
 from melior.report.page import worth_a_look, write_report
@@ -50,6 +51,16 @@ def essentials(runs: Sequence[Run]) -> Group:
     return Group(*parts[:-1])
 
 
+def print_facts(title: str, facts: Facts) -> None:
+    """Print numbers by their names."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for key, value in facts.items():
+        table.add_row(Text(words.name(key)), words.figure(number(value)))
+    console = Console(highlight=False)
+    console.print(Text(title, style="bold"))
+    console.print(table)
+
+
 def sparkline(values: Sequence[float], width: int = 24) -> str:
     """Draw values as a row of blocks, each the mean of its stretch."""
     n = min(width, len(values))
@@ -70,7 +81,7 @@ def _comparisons(run: Run) -> Table | None:
     for row in run.comparisons:
         unit = str(row.get("unit") or "")
         difference = number(row.get("difference")) or 0.0
-        ends = words.interval(number(row.get("low")), number(row.get("high")), unit)
+        ends = words.ends_of(row)
         table.add_row(
             Text(words.name(str(row.get("name")))),
             words.amount(number(row.get("before")), unit),

@@ -123,7 +123,8 @@ def count(n: float, thing: str) -> str:
 def of_comparison(row: Facts) -> Verdict:
     """Say what one comparison shows.
 
-    A gain is shown where the interval leaves out 0 and the test, if there is one, agrees.
+    A gain is shown where the interval leaves out 0 and the test, if there is one, agrees; a number
+    that `is_exact` has no interval, and shows whatever difference there is.
     """
     difference, unit = number(row.get("difference")) or 0.0, str(row.get("unit") or "")
     low, high, p = (number(row.get(key)) for key in ("low", "high", "p_value"))
@@ -131,18 +132,30 @@ def of_comparison(row: Facts) -> Verdict:
     n, is_up_good = number(row.get("n")), row.get("higher_is_better", True)
     size, detail = f", n = {figure(n)}" if n is not None else "", _detail(row, confidence)
     is_shown = low is not None and high is not None and (low > 0 or high < 0)
+    if row.get("is_exact") and difference:
+        low = high = difference
+        is_shown = True
     if not is_shown or (p is not None and p > 1 - confidence):
-        found = f"{change(difference, unit)} ({interval(low, high, unit)}){size}"
+        found = f"{change(difference, unit)} ({ends_of(row)}){size}"
         word = "No change shown" if is_up_good is None else "No gain shown"
         return Verdict("none", f"{word}: {found}", detail)
-    if difference < 0 and low is not None and high is not None:
-        low, high = -high, -low
-    by = f"by {change(abs(difference), unit, signed=False)} ({interval(low, high, unit)}){size}"
+    ends = ends_of(row)
+    if difference < 0 and low is not None and high is not None and not row.get("is_exact"):
+        ends = interval(-high, -low, unit)
+    by = f"by {change(abs(difference), unit, signed=False)} ({ends}){size}"
     if is_up_good is None:
         return Verdict("changed", f"{'Up' if difference > 0 else 'Down'} {by}", detail)
     is_better = (difference > 0) == bool(is_up_good)
     kind = "better" if is_better else "worse"
     return Verdict(kind, f"{kind.capitalize()} {by}", detail)
+
+
+def ends_of(row: Facts) -> str:
+    """Write where the difference of a comparison lies."""
+    if row.get("is_exact"):
+        return "exact"
+    low, high = number(row.get("low")), number(row.get("high"))
+    return interval(low, high, str(row.get("unit") or ""))
 
 
 def of_run(run: Run) -> Verdict:

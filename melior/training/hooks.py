@@ -96,16 +96,22 @@ class Progress:
     """Rate, time left and the numbers that matter: a live line, or plain lines to a file."""
 
     def __init__(
-        self, total: int, *, start: int = 0, console: Console | None = None, pause: float = 10.0
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        what: str = "step",
+        console: Console | None = None,
+        pause: float = 10.0,
     ) -> None:
         self._console = console or _console()
-        self._total = total
+        self._total, self._what = total, what
         self._pause = pause
         self._times = deque([(start, time.monotonic())], maxlen=21)
         self._said = -float("inf")
         self._task = TaskID(0)
         self._bar = Bar(
-            TextColumn("step"),
+            TextColumn(what, markup=False),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[numbers]}"),
@@ -139,7 +145,7 @@ class Progress:
         is_due = now - self._said >= self._pause or step >= self._total
         if not self._console.is_terminal and is_due:
             self._said = now
-            line = f"step {step}/{self._total}  {numbers}"
+            line = f"{self._what} {step}/{self._total}  {numbers}"
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _numbers(self, step: int, metrics: Metrics) -> str:

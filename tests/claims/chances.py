@@ -11,7 +11,8 @@ def fits(counts, probabilities, *, false_alarm: float = 1e-4) -> bool:
 
     The quantile is Wilson and Hilferty's (1931), which is off by less than 1 % here.
     """
-    counts, expected = np.asarray(counts, float), np.asarray(probabilities) * np.sum(counts)
+    counts, probabilities = np.asarray(counts, float), np.asarray(probabilities, float)
+    expected = probabilities * np.sum(counts)
     assert abs(np.sum(probabilities) - 1) < 1e-9
     assert (counts[expected == 0] == 0).all()
     rare = expected < 5

@@ -13,6 +13,9 @@ from melior.claims import (
     gpm,
     gpo,
     madpo,
+    mam,
+    morec,
+    ocgfn,
     reward_augmented,
     rlhf_workflow,
     scir,
@@ -49,7 +52,13 @@ ALL = (
     gpo.CLAIM,
     rlhf_workflow.CLAIM,
     scir.CLAIM,
+    morec.CLAIM,
+    ocgfn.CLAIM,
+    mam.CLAIM,
 )
+
+TIMED = ("speed",)
+"""Quantities that are read off a clock, and so differ from one run to the next."""
 
 
 def made_up(seeds, steps) -> dict:
@@ -184,7 +193,9 @@ def test_every_claim_runs_small_and_a_seed_does_not_depend_on_its_neighbours(cla
         for name, values in quantities.items():
             assert values.shape == (1,)
             assert np.isfinite(values).all(), (arm, name)
-            assert both.measured[arm][name][1] == pytest.approx(values[0], rel=1e-9, abs=1e-9), arm
+            if name not in TIMED:
+                again = both.measured[arm][name][1]
+                assert again == pytest.approx(values[0], rel=1e-9, abs=1e-9), (arm, name)
     text = write_page(both, tmp_path).read_text("utf-8")
     for finding in both.findings:
         assert finding.rule.sentence in text

@@ -1,0 +1,185 @@
+"""MOREC: offline reinforcement learning in a learned world that knows how real it is.
+
+Luo, Xu, Cao, Yu 2023, arXiv 2310.05422: dynamics are fitted to a log, discriminators of all
+iterations of an adversary averaged to a reward of dynamics, and roll-outs of the policy filtered by
+it. The policy learns by MOPO or by MOBILE, with or without the filter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from melior.options import in_range
+from melior.stages.control.options import (
+    ImagineOptions,
+    LogOptions,
+    NetworkOptions,
+    TrainOptions,
+    WorldOptions,
+)
+
+if TYPE_CHECKING:
+    from melior.envs.control import Termination
+    from melior.models.control_policies import Critics, GaussianPolicy
+    from melior.stages.control.imagination import Imagination
+    from melior.stages.control.inputs import Inputs
+    from melior.stages.control.learn import Student
+    from melior.stages.control.learners import SoftActorCritic
+    from melior.stages.control.phases import Phases
+    from melior.stages.control.replay import MixedBatches
+    from melior.stages.control.world import World
+
+PAPER = "Luo, Xu, Cao, Yu 2023, arXiv 2310.05422"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Learn to act from logged transitions, in a world that is learned from them."""
+
+    log: LogOptions
+    train: TrainOptions
+    world: WorldOptions = WorldOptions()
+    imagine: ImagineOptions = ImagineOptions()
+    network: NetworkOptions = NetworkOptions()
+    base: Literal["mopo", "mobile"] = "mopo"
+    """Who is pessimistic: MOPO lowers rewards where the ensemble is unsure, MOBILE targets where
+    its members disagree on what follows is worth."""
+    filter: Literal["softmax", "best", "none"] = "softmax"
+    """How one of the candidates is chosen by the dynamics reward; `none` takes any, and is MOPO or
+    MOBILE as they were. Tuned per task by the authors, as the penalty is."""
+    penalty: float = 0.5
+    """Weight of the pessimism; the authors: 0.1 to 20, per task."""
+    discount: float = 0.99
+    actor_rate: float = 1e-4
+    critic_rate: float = 3e-4
+    entropy_in_target: bool = True
+    """Without it what follows is worth its value alone; MOBILE's release leaves it out in some
+    tasks."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        in_range("penalty", self.penalty, 0)
+        in_range("discount", self.discount, 0, 1)
+        in_range("actor_rate", self.actor_rate, 0, above=True)
+        in_range("critic_rate", self.critic_rate, 0, above=True)
+
+    @classmethod
+    def tiny(cls, dataset: str, out: str) -> Config:
+        """Return a config that runs in seconds."""
+        return cls(
+            LogOptions(dataset),
+            TrainOptions(out, steps=60, batch_size=32, eval_steps=30, eval_episodes=2,
+                         save_steps=20),
+            WorldOptions(members=3, elites=2, dynamics_hidden=16, dynamics_layers=2, max_epochs=10,
+                         reward_steps=40, reward_hidden=16, snapshot_every=4),
+            ImagineOptions(horizon=5, starts=20, every=30),
+            NetworkOptions(hidden=16),
+        )  # fmt: skip
+
+
+def run(config: Config) -> None:
+    """Learn the world, learn to act in it, judge in the real task, save and report."""
+    from melior.envs.control import named_function
+    from melior.report.terminal import present
+    from melior.stages.control.inputs import read_inputs, rule_of
+    from melior.stages.control.learn import ControlPlan, learn
+
+    inputs = read_inputs(config.log, config.train)
+    is_over = rule_of(config.log, inputs)
+    if config.imagine.true_reward:
+        named_function(config.imagine.true_reward, "true_reward")  # a wrong one is said at once
+    plan = ControlPlan("morec", PAPER, config.log, config.train, config)
+    present([learn(plan, inputs, lambda phases: _student(config, inputs, is_over, phases))])
+
+
+def _student(
+    config: Config, inputs: Inputs, is_over: Termination, phases: Phases
+) -> tuple[Student, World]:
+    """Learn the world, and put together who learns to act in it."""
+    from melior.models.control_policies import Critics, GaussianPolicy
+    from melior.stages.control.learn import Student, policy_options, standardise
+    from melior.stages.control.world import learn_world
+    from melior.training.checkpoint import Generators
+
+    _note_escape(config, inputs, phases)
+    world, seed = learn_world(phases, inputs, config.world), config.train.seed
+    shape = policy_options(inputs, config.network)
+    policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed + 1)
+    standardise(inputs, (policy.scale, critics.scale))
+    learner = _learner(config, policy, critics, world)
+    imagine, batches = _batches(config, inputs, is_over, world=world, policy=policy)
+    student = Student(
+        policy, learner, batches,
+        {"batches": batches, "imagination": Generators(imagine.generators)},
+        lambda: dict(batches.metrics), _facts(config, phases),
+    )  # fmt: skip
+    return student, world
+
+
+def _learner(
+    config: Config, policy: GaussianPolicy, critics: Critics, world: World
+) -> SoftActorCritic:
+    """Return soft actor-critic; MOBILE's doubts what the elites disagree on."""
+    from melior.stages.control.learners import (
+        ActorCriticOptions,
+        SoftActorCritic,
+        inconsistent,
+        no_doubt,
+    )
+
+    options = ActorCriticOptions(
+        config.discount, actor_rate=config.actor_rate, critic_rate=config.critic_rate,
+        entropy_in_target=config.entropy_in_target,
+    )  # fmt: skip
+    is_mobile = config.base == "mobile"
+    doubt = inconsistent(world.dynamics, weight=config.penalty) if is_mobile else no_doubt
+    return SoftActorCritic(
+        policy, critics, options, total_steps=config.train.steps, seed=config.train.seed,
+        doubt=doubt,
+    )  # fmt: skip
+
+
+def _batches(
+    config: Config,
+    inputs: Inputs,
+    is_over: Termination,
+    *,
+    world: World,
+    policy: GaussianPolicy,
+) -> tuple[Imagination, MixedBatches]:
+    """Return how the policy is rolled out, and batches of that and of the log."""
+    from melior.stages.control.imagination import described, imagination
+    from melior.stages.control.replay import MixedBatches, Mixture, logged_rows
+
+    train, options = config.train, config.imagine
+    imagine = imagination(
+        world, policy, inputs.logged, transition_filter=config.filter, is_over=is_over,
+        penalty=config.penalty if config.base == "mopo" else 0.0, options=options, seed=train.seed,
+    )  # fmt: skip
+    n_real = round(options.real_share * train.batch_size)
+    mixture = Mixture(train.batch_size, n_real, options.every, options.keep)
+    batches = MixedBatches(
+        logged_rows(inputs.logged), imagine, mixture, total=train.steps, seed=train.seed,
+        describe=lambda found: described(found, world.dynamics.elites),
+    )  # fmt: skip
+    return imagine, batches
+
+
+def _facts(config: Config, phases: Phases) -> dict[str, str]:
+    """Say what rewards imagined steps have: once in the run's record, and in its report."""
+    named = config.imagine.true_reward
+    if named:
+        phases.run.note(f"the true reward is used, {named}, and not one learned from the log")
+    return {"reward of imagined steps": f"the true one, {named}" if named else "learned"}
+
+
+def _note_escape(config: Config, inputs: Inputs, phases: Phases) -> None:
+    """Say that a terminal is a way out where rewards are below 0, and rejected steps are such."""
+    mean = float(inputs.logged.rewards.mean())
+    if config.filter != "none" and config.imagine.on_reject == "terminal" and mean < 0:
+        phases.run.note(
+            f"a rejected step ends the task, which is worth 0 and more than the log's rewards, "
+            f"{mean:.3g} on average: the policy may seek what is rejected; take --on-reject "
+            "truncate where rewards are below 0"
+        )

@@ -1,0 +1,73 @@
+"""Charts without time: numbers as cells of the plane, and what was found against what is so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from melior.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Point,
+    Scale,
+    grid,
+    padded,
+)
+from melior.report.markup import Html, join, tag
+from melior.report.words import figure
+
+
+def heat_map(title: str, cells: Sequence[Sequence[float]]) -> Html:
+    """Draw rows of numbers as cells, the darker the more; the greatest is said beside the title."""
+    high = max(max(own) for own in cells)
+    width, height = (RIGHT - LEFT) / len(cells[0]), (BOTTOM - TOP) / len(cells)
+    size = min(width, height)
+    drawn = [
+        tag(
+            "rect",
+            tag("title", f"{place}, {across}: {figure(value)}"),
+            x=LEFT + across * size,
+            y=TOP + place * size,
+            width=size,
+            height=size,
+            fill_opacity=round(max(0.0, value) / high, 3) if high > 0 else 0.0,
+        )
+        for place, own in enumerate(cells)
+        for across, value in enumerate(own)
+    ]
+    said = f"{len(cells)} by {len(cells[0])} cells, the greatest {figure(high)}"
+    frame = tag("rect", x=LEFT, y=TOP, width=size * len(cells[0]), height=size * len(cells),
+                class_="frame")  # fmt: skip
+    svg = tag(
+        "svg",
+        tag("g", frame, drawn, class_="cells hue0"),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=f"{title}: {said}.",
+    )
+    ends = tag("span", join(["darkest ", tag("b", figure(high))]), class_="ends")
+    return tag("figure", tag("figcaption", tag("b", title), ends), svg, class_="chart still")
+
+
+def against(title: str, points: Sequence[Point], names: tuple[str, str]) -> Html:
+    """Draw what was found, upwards, over what is so; both agree on the dotted line."""
+    values = [value for point in points for value in point]
+    ends = padded(min(values), max(values))
+    x, y = Scale(*ends, LEFT, RIGHT), Scale(*ends, BOTTOM, TOP)
+    line = tag("line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=TOP, class_="level")
+    dots = [tag("circle", cx=x(a), cy=y(b), r=2.6) for a, b in points]
+    apart = sum(abs(a - b) for a, b in points) / len(points)
+    svg = tag(
+        "svg",
+        grid(x, y, figure),
+        line,
+        tag("g", dots, class_="cloud hue0"),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=f"{title}: {names[1]} over {names[0]}, on average {figure(apart)} apart.",
+    )
+    ways = tag("span", f"{names[1]} over {names[0]}", class_="ends")
+    return tag("figure", tag("figcaption", tag("b", title), ways), svg, class_="chart still")

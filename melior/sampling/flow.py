@@ -1,0 +1,153 @@
+"""Trajectories of flows: forward by a policy, and backward from what was built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from melior.data.flow import NO_ACTION, FlowEnvironment, Trajectories
+from melior.options import in_range
+
+Policy = Callable[[Int[Tensor, "n d"], Int[Tensor, " n"]], Float[Tensor, "n a"]]
+"""From states, and the numbers of their trajectories, to log-probabilities of actions."""
+
+
+@torch.no_grad()
+def sample(
+    env: FlowEnvironment,
+    policy: Policy,
+    n: int,
+    *,
+    generator: torch.Generator,
+    exploration: float = 0.0,
+    temperature: float = 1.0,
+) -> Trajectories:
+    """Build `n` objects.
+
+    Args:
+        env: the environment.
+        policy: of all actions, the stop being the last.
+        n: how many.
+        generator: of the draws.
+        exploration: the share of actions that are drawn evenly from those allowed.
+        temperature: above 1 the policy is flatter.
+
+    Raises:
+        ValueError: a trajectory is longer than the environment says.
+    """
+    starts = env.start.to(generator.device).expand(n, -1)
+    return sample_on(
+        env, policy, starts, generator=generator, exploration=exploration, temperature=temperature
+    )
+
+
+@torch.no_grad()
+def sample_on(
+    env: FlowEnvironment,
+    policy: Policy,
+    states: Int[Tensor, "n d"],
+    *,
+    generator: torch.Generator,
+    exploration: float = 0.0,
+    temperature: float = 1.0,
+) -> Trajectories:
+    """Go on from states to objects; otherwise as `sample`."""
+    in_range("exploration", exploration, 0, 1)
+    in_range("temperature", temperature, 0, above=True)
+    n = len(states)
+    going = torch.arange(n, device=states.device)
+    visited: list[Tensor] = []
+    taken: list[Tensor] = []
+    while len(going):
+        if len(taken) == env.longest:
+            raise ValueError(
+                f"environment: trajectories must stop within {env.longest} actions, as 'longest'"
+                f" says; found one that goes on at {states[going[0]].tolist()}"
+            )
+        here = states[going]
+        log_probs = (policy(here, going) / temperature).log_softmax(-1)
+        chosen = drawn(_mixed(log_probs, env.allowed(here), exploration), generator=generator)
+        visited.append(states)
+        taken.append(chosen.new_full((n,), NO_ACTION).index_copy(0, going, chosen))
+        goes_on = chosen != env.n_actions
+        going = going[goes_on]
+        states = states.index_copy(0, going, env.step(here[goes_on], chosen[goes_on]))
+    return Trajectories(torch.stack(visited, 1), torch.stack(taken, 1))
+
+
+@torch.no_grad()
+def sample_back(
+    env: FlowEnvironment,
+    objects: Int[Tensor, "n d"],
+    policy: Policy,
+    *,
+    generator: torch.Generator,
+) -> Trajectories:
+    """Take objects apart, and return how each would have been built.
+
+    Args:
+        env: the environment.
+        objects: what was built.
+        policy: of the undoing of each action.
+        generator: of the draws.
+    """
+    n = len(objects)
+    states, going = objects, torch.arange(n, device=objects.device)
+    visited, taken = [objects], [torch.full((n,), env.n_actions, device=objects.device)]
+    while len(going := going[env.undoable(states[going]).any(-1)]):
+        if len(taken) == env.longest:
+            raise ValueError(
+                f"environment: objects must be taken apart within {env.longest - 1} steps, as"
+                f" 'longest' says; found one that goes on at {states[going[0]].tolist()}"
+            )
+        here = states[going]
+        log_probs = policy(here, going).masked_fill(~env.undoable(here), -torch.inf)
+        chosen = drawn(log_probs, generator=generator)
+        states = states.index_copy(0, going, env.undo(here, chosen))
+        visited.append(states)
+        taken.append(chosen.new_full((n,), NO_ACTION).index_copy(0, going, chosen))
+    return _turned(torch.stack(visited, 1), torch.stack(taken, 1))
+
+
+def evenly(mask: Callable[[Tensor], Bool[Tensor, "n a"]]) -> Policy:
+    """Return the policy that draws evenly: of `env.allowed` a way on, of `env.undoable` back."""
+
+    def policy(states: Tensor, _: Tensor) -> Tensor:
+        return _even(mask(states))
+
+    return policy
+
+
+def drawn(log_probs: Float[Tensor, "n a"], *, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """Draw one of each row's entries; -inf is never drawn.
+
+    The least of exponential waiting times, each at the rate of its probability, is the one drawn.
+    """
+    waiting = torch.empty_like(log_probs).exponential_(generator=generator)
+    return (log_probs - waiting.log()).argmax(-1)
+
+
+def _mixed(log_probs: Tensor, allowed: Tensor, exploration: float) -> Tensor:
+    own = log_probs.masked_fill(~allowed, -torch.inf)
+    if not exploration:
+        return own
+    share = log_probs.new_tensor(exploration)
+    return torch.logaddexp(own + (-share).log1p(), _even(allowed).to(own) + share.log())
+
+
+def _even(mask: Bool[Tensor, "n a"]) -> Tensor:
+    share = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    return share.log()
+
+
+def _turned(states: Tensor, actions: Tensor) -> Trajectories:
+    """Bring what was noted from the end, the stop first, into the order of building."""
+    steps = torch.arange(actions.shape[1], device=actions.device)
+    last = (actions != NO_ACTION).sum(-1, keepdim=True) - 1
+    place = last - steps
+    taken = actions.gather(1, place.clamp(min=0)).where(place >= 0, NO_ACTION)
+    where = place.clamp(min=0)[..., None].expand(states.shape)
+    return Trajectories(states.gather(1, where), taken)

@@ -1,0 +1,1 @@
+"""Learning to act from logs and from a modelled world."""

@@ -1,0 +1,220 @@
+"""What came of a run: returns in the real task, and how far the learned world can be followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from melior import ops
+from melior.data.control import Transitions
+from melior.envs.control import Act, collect, returns
+from melior.evaluation.compare import Interval
+from melior.evaluation.control import gain, normalised
+from melior.models.control_policies import Policy
+from melior.sampling.control import Candidates, Filter, best, candidates, evenly
+from melior.stages.control.inputs import Inputs
+from melior.stages.control.options import TrainOptions
+from melior.stages.control.world import World
+from melior.training.run import read_rows, write_json
+
+LAST = 10
+"""Judgements whose mean is a run's score: never its best, never its last alone."""
+EPISODES, SEED = 20, 2_000_000
+"""Episodes of the final judgement, and the seed of the first: others than those of the curve."""
+HORIZON, WINDOWS = 50, 64
+"""How far the learned world is followed, and from how many starts."""
+AROUND, PLACES, REACH = 32, 17, 4.0
+"""Of the picture of the reward: logged rows, places to each side, deviations of a change."""
+Follow = Callable[[Tensor, Tensor, Candidates], Float[Tensor, "n d"]]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of episodes."""
+
+    actions: Float[Tensor, "n t a"]
+    observations: Float[Tensor, "n t+1 d"]
+    """The one before each action, and the last."""
+
+
+def write_verdict(
+    folder: Path,
+    inputs: Inputs,
+    policy: Policy,
+    world: World | None,
+    *,
+    train: TrainOptions,
+    facts: Mapping[str, str],
+) -> None:
+    """Write `evaluation.json`: returns against the log's, and the world's errors."""
+    found: dict[str, Any] = {
+        "title": f"Before: the episodes of the log. After: the policy, in {EPISODES} new ones",
+        "comparisons": [],
+        "tables": [],
+        "facts": dict(facts),
+    }
+    if train.eval_episodes:
+        lived = returns(inputs.task, policy.act, episodes=EPISODES, seed=SEED)
+        found["comparisons"] = _comparisons(inputs, lived)
+        found["tables"] = [_scores(folder, inputs)]
+    if world is not None:
+        found["world"] = world_facts(world, inputs, policy.act if train.eval_episodes else None)
+    write_json(folder / "evaluation.json", found)
+
+
+def world_facts(world: World, inputs: Inputs, act: Act | None) -> dict[str, Any]:
+    """Return how far the world can be followed, by the log and by a policy, and its reward."""
+    ways = {"the log's own actions": inputs.logged}
+    if act is not None:
+        ways["the policy's actions"] = collect(
+            inputs.task, act, steps=8 * HORIZON * 4, copies=8, seed=SEED
+        )
+    errors = {
+        name: found
+        for name, logged in ways.items()
+        if (found := errors_over_horizon(world, logged, inputs.logged))
+    }
+    return {"errors": errors, "reward": reward_around(world, inputs.logged)}
+
+
+@torch.no_grad()
+def errors_over_horizon(
+    world: World, lived: Transitions, scale: Transitions
+) -> dict[str, list[float]]:
+    """Return how far off the world is after each step, as it is followed with real actions.
+
+    The median, over starts, of the distance in deviations of the log's observations; by how what
+    follows is taken from the candidates. Empty where no episode is long enough.
+    """
+    windows = _windows(lived)
+    if windows is None:
+        return {}
+    unit = torch.from_numpy(scale.observations).std(0, correction=0)
+    unit = torch.where(unit > 0, unit, 1.0)
+    found: dict[str, list[float]] = {}
+    for name, follow in _ways(world).items():
+        generator = ops.generator(0)
+        state = windows.observations[:, 0]
+        found[name] = []
+        for depth in range(windows.actions.shape[1]):
+            actions = windows.actions[:, depth]
+            drawn = candidates(
+                world.dynamics, state, actions, draws=2, bound=torch.inf, generator=generator
+            )
+            state = follow(state, actions, drawn)
+            off = ((state - windows.observations[:, depth + 1]) / unit).norm(dim=-1)
+            found[name].append(float(off.median()))
+    return found
+
+
+@torch.no_grad()
+def reward_around(world: World, logged: Transitions) -> dict[str, Any]:
+    """Return the dynamics reward where what followed is moved along the first two numbers.
+
+    The mean over logged rows; moved by so many deviations of the logged changes. A row of the
+    result is a place along the second number, and a place in it one along the first.
+    """
+    width = logged.observations.shape[1]
+    if width < 2:
+        return {}
+    places = torch.randperm(len(logged), generator=ops.generator(0))[:AROUND].numpy()
+    rows = logged.rows(places)
+    seen, acted, followed = map(
+        torch.from_numpy, (rows.observations, rows.actions, rows.next_observations)
+    )
+    unit = torch.from_numpy(logged.next_observations - logged.observations).std(0, correction=0)
+    reach = torch.linspace(-REACH, REACH, PLACES)
+    table = []
+    for up in reach:
+        moved = followed[:, None, :].repeat(1, PLACES, 1)
+        moved[:, :, 0] += reach * unit[0]
+        moved[:, :, 1] += up * unit[1]
+        many = (seen.repeat_interleave(PLACES, 0), acted.repeat_interleave(PLACES, 0))
+        rewards = world.reward(*many, moved.flatten(0, 1)).view(-1, PLACES)
+        table.append(rewards.mean(0).tolist())
+    return {"places": reach.tolist(), "rewards": table}
+
+
+def _comparisons(inputs: Inputs, lived: Float[np.ndarray, " n"]) -> list[dict[str, Any]]:
+    logged = inputs.logged.whole_returns()
+    rows = [_comparison("return", logged, lived)]
+    if inputs.reference:
+        scores = (normalised(own, inputs.reference) for own in (logged, lived))
+        rows.insert(0, _comparison("normalised score", *scores))
+    return rows
+
+
+def _comparison(
+    name: str, before: Float[np.ndarray, " n"], after: Float[np.ndarray, " m"]
+) -> dict[str, Any]:
+    found: Interval = gain(before, after)
+    return {
+        "name": name, "unit": "", "before": float(before.mean()), "after": float(after.mean()),
+        "difference": found.estimate, "low": found.low, "high": found.high,
+        "confidence": found.confidence, "higher_is_better": True,
+    }  # fmt: skip
+
+
+def _scores(folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """Return the mean of the last judgements, which is what a run is reported by."""
+    judged = [row for row in read_rows(folder) if "eval_return" in row][-LAST:]
+    names = {"eval_return": "return", "eval_score": "normalised score"}
+    rows = [
+        [said, fmean(float(row[key]) for row in judged)]
+        for key, said in names.items()
+        if judged and key in judged[-1]
+    ]
+    return {
+        "title": f"Mean of the last {len(judged)} judgements",
+        "columns": ["", "mean"],
+        "rows": rows,
+        "note": f"Task {inputs.task}; references {_reference(inputs)}.",
+    }
+
+
+def _reference(inputs: Inputs) -> str:
+    if inputs.reference is None:
+        return "not known"
+    return ", ".join(f"{name} {value:.5g}" for name, value in asdict(inputs.reference).items())
+
+
+def _windows(lived: Transitions) -> Windows | None:
+    """Return stretches of whole episodes, evenly spread; half the horizon must fit."""
+    lengths = [rows.stop - rows.start for rows in lived.episodes()]
+    length = min(HORIZON, max(lengths))
+    starts = [
+        place
+        for rows in lived.episodes()
+        for place in range(rows.start, rows.stop - length + 1, max(1, length // 2))
+    ]
+    if length < 2:
+        return None
+    spread = np.linspace(0, len(starts) - 1, min(WINDOWS, len(starts))).round().astype(int)
+    rows = np.array(starts)[spread][:, None] + np.arange(length)
+    first = lived.observations[rows[:, :1]]
+    observations = np.concatenate([first, lived.next_observations[rows]], axis=1)
+    return Windows(torch.from_numpy(lived.actions[rows]), torch.from_numpy(observations))
+
+
+def _ways(world: World) -> Mapping[str, Follow]:
+    """Return how what follows may be taken from the candidates."""
+
+    def mean(seen: Tensor, acted: Tensor, drawn: Candidates) -> Tensor:
+        return drawn.prediction.next_observations[world.dynamics.elites].mean(0)
+
+    def picked(transition_filter: Filter) -> Follow:
+        return lambda seen, acted, drawn: transition_filter(seen, acted, drawn).next_observations
+
+    return {
+        "any candidate": picked(evenly(generator=ops.generator(1))),
+        "best by the dynamics reward": picked(Filter(world.reward, best, -torch.inf)),
+        "the elites' mean": mean,
+    }

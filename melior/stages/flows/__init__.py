@@ -1,0 +1,1 @@
+"""Flows: learned towards outcomes without a task, and turned to any reward."""

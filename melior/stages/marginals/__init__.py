@@ -1,0 +1,1 @@
+"""Marginals: learned from a target's density, or from rows."""

@@ -1,0 +1,224 @@
+"""How right marginals are: against the truth where rows can be listed, else against several orders.
+
+Of text and images the paper's reference is an ensemble of orders of the conditionals; here it is
+taken only where nothing better is known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from melior import ops
+from melior.correlation import pearson, spearman
+from melior.data.marginal import UNKNOWN, drawn_counts, drawn_orders, revealed
+from melior.evaluation.marginal import (
+    chained_log_joint,
+    divergence,
+    exact_log_marginals,
+    separated,
+)
+from melior.losses.marginal import ensemble
+from melior.models.marginal_saved import Marginals
+from melior.records import Metrics
+from melior.sampling.marginal import any_order, log_likelihood
+from melior.stages.flows.pictures import against
+from melior.stages.marginals.energy import Chains, inconsistency
+from melior.stages.marginals.world import World
+
+DRAWN, REPEATS, CHUNK = 1000, 10, 8192
+SEPARATIONS = (1.0, 5.0)
+"""Nats between values that are correlated, besides the correlation of all."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Parts of rows, and what is known of their log-probabilities."""
+
+    world: World
+    queries: Int[Tensor, "n d"]
+    order: Int[Tensor, "orders n d"]
+    """In each, what a query knows comes first."""
+    rows: Int[Tensor, "m d"]
+    """Complete ones, of which the queries are parts."""
+    seed: int
+    exact: Float[Tensor, " n"] | None
+    """Where the rows can be listed."""
+
+    @classmethod
+    def of(
+        cls, found: Marginals, world: World, *, n_queries: int, n_orders: int, seed: int
+    ) -> Exam:
+        """Draw queries: of the truth where it is listed, of held-out rows, or of the model."""
+        generator = ops.generator(seed)
+        if world.held_out is not None:
+            picked = torch.randint(len(world.held_out), (n_queries,), generator=generator)
+            rows = world.held_out[picked]
+        elif world.listed is not None:
+            chances = world.listed.log_joint.exp()
+            picked = chances.multinomial(n_queries, replacement=True, generator=generator)
+            rows = world.listed.rows[picked]
+        else:
+            rows = any_order(found.conditionals, n_queries, found.length, generator=generator)
+        shape, most = rows.shape, max(1, found.length - 1)
+        sizes = torch.randint(1, most + 1, (n_queries,), generator=generator)
+        queries = revealed(rows, drawn_orders(*shape, generator=generator), sizes)
+        orders = torch.stack(
+            [
+                known_first(queries, drawn_orders(*shape, generator=generator))
+                for _ in range(n_orders)
+            ]
+        )
+        exact = None
+        if world.listed is not None:
+            exact = exact_log_marginals(world.listed.rows, world.listed.log_joint, queries)
+        return cls(world, queries, orders, rows, seed, exact)
+
+
+def known_first(queries: Int[Tensor, "n d"], order: Int[Tensor, "n d"]) -> Int[Tensor, "n d"]:
+    """Return the order in which a query's known positions come before the others."""
+    return (order + queries.shape[1] * (queries == UNKNOWN)).argsort(-1).argsort(-1)
+
+
+@torch.no_grad()
+def metrics(found: Marginals, exam: Exam) -> Metrics:
+    """Return how far one reading is from what is known, and how far steps are from agreeing."""
+    said, wanted = found.marginals.normalised(exam.queries).double(), reference(found, exam)
+    generator = ops.generator(exam.seed + 1)
+    n, length = exam.rows.shape
+    steps = Chains(
+        exam.rows,
+        drawn_orders(n, length, generator=generator),
+        drawn_counts(n, length, generator=generator),
+    )
+    apart = inconsistency(found.marginals, found.conditionals, steps)
+    return {
+        "marginal_error": float((said - wanted).abs().mean()),
+        "pearson": float(pearson(said[:, None], wanted)),
+        "spearman": float(spearman(said[:, None], wanted)),
+        "self_consistency_error": float(apart.abs().double().mean()),
+        **_of_what_is_drawn(found, exam.world),
+    }
+
+
+@torch.no_grad()
+def errors(found: Marginals, exam: Exam) -> Float[Tensor, " n"]:
+    """Return how far each query's log-marginal at one reading is from what is known, in nats."""
+    return (found.marginals.normalised(exam.queries).double() - reference(found, exam)).abs()
+
+
+def reference(found: Marginals, exam: Exam) -> Float[Tensor, " n"]:
+    """Return the exact log-marginals, or those of several orders together."""
+    if exam.exact is not None:
+        return exam.exact
+    return ensemble(
+        torch.stack([log_likelihood(found.conditionals, exam.queries, own) for own in exam.order])
+    )
+
+
+@torch.no_grad()
+def verdict(found: Marginals, exam: Exam) -> dict[str, Any]:
+    """Return all there is to say, as in a run's `evaluation.json`."""
+    said, wanted = found.marginals.normalised(exam.queries).double(), reference(found, exam)
+    name = "exact" if exam.exact is not None else f"{len(exam.order)} orders"
+    facts: dict[str, Any] = metrics(found, exam)
+    for least in SEPARATIONS:
+        kept = separated(wanted, least)
+        if len(kept) > 2:
+            facts[f"pearson of {len(kept)} values {least:g} nats apart"] = float(
+                pearson(said[kept, None], wanted[kept])
+            )
+    facts |= _likelihood(found, exam) | _total(found, exam) | timed(found, exam)
+    return {
+        "title": f"{len(exam.queries)} parts of rows, held against {name}",
+        "comparisons": [],
+        "facts": {key.replace("_", " "): value for key, value in facts.items()},
+        "pictures": [against("Log-marginals", (name, "one reading"), wanted, said)],
+    }
+
+
+def timed(found: Marginals, exam: Exam) -> dict[str, float]:
+    """Return the time of a query at one reading, and along an order, which stops where it may.
+
+    All queries at once and turn by turn; the least time of each.
+    """
+    ways: tuple[Callable[[], object], ...] = (
+        lambda: found.marginals.normalised(exam.queries),
+        lambda: log_likelihood(found.conditionals, exam.queries, exam.order[0]),
+    )
+    rounds = [[_seconds(act) for act in ways] for _ in range(REPEATS)]
+    at_once, along = (min(own) / len(exam.queries) for own in zip(*rounds, strict=True))
+    return {
+        "seconds a query at one reading": at_once,
+        "seconds a query along one order": along,
+        "times faster than one order": along / at_once,
+    }
+
+
+def _of_what_is_drawn(found: Marginals, world: World) -> Metrics:
+    """Return the exact divergence of the conditionals, drawn from left to right, if it is known."""
+    if world.listed is None:
+        return {}
+    order = torch.arange(found.length)
+    drawn = chained_log_joint(found.conditionals, order, found.n_values)
+    joint = world.listed.log_joint
+    parts = world.listed.rows.split(CHUNK)
+    said = torch.cat([found.marginals.normalised(part) for part in parts]).double()
+    return {
+        "kl": divergence(drawn, joint),
+        "total_variation": float((said.exp() - joint.exp()).abs().sum()) / 2,
+    }
+
+
+def _likelihood(found: Marginals, exam: Exam) -> dict[str, float]:
+    """Return what held-out rows cost, or how far what is drawn is from an energy."""
+    world, generator = exam.world, ops.generator(exam.seed + 2)
+    if world.held_out is not None:
+        n, length = world.held_out.shape
+        orders = [drawn_orders(n, length, generator=generator) for _ in range(len(exam.order))]
+        log_p = torch.stack(
+            [log_likelihood(found.conditionals, world.held_out, own) for own in orders]
+        )
+        nats = -float(ensemble(log_p).mean())
+        return {
+            f"negative log-likelihood, {len(orders)} orders": nats,
+            "bits a position": nats / length / float(torch.tensor(2.0).log()),
+        }
+    assert world.log_target is not None
+    rows = any_order(found.conditionals, DRAWN, found.length, generator=generator)
+    order = drawn_orders(*rows.shape, generator=generator)
+    gap = log_likelihood(found.conditionals, rows, order) - world.log_target(rows).double()
+    spread = float(gap.std()) / len(gap) ** 0.5
+    facts = {"KL of what is drawn, less log Z": float(gap.mean()), "its standard error": spread}
+    if world.log_z is not None:
+        facts["KL of what is drawn, by samples"] = float(gap.mean()) + world.log_z
+    return facts
+
+
+def _total(found: Marginals, exam: Exam) -> dict[str, float]:
+    """Return what the marginals of all complete rows add up to: listed, or by importance."""
+    if exam.world.listed is not None:
+        parts = exam.world.listed.rows.split(CHUNK)
+        said = torch.cat([found.marginals.normalised(part) for part in parts]).double()
+        return {"sum over all rows": float(said.exp().sum())}
+    generator = ops.generator(exam.seed + 3)
+    rows = any_order(found.conditionals, DRAWN, found.length, generator=generator)
+    order = drawn_orders(*rows.shape, generator=generator)
+    said = found.marginals.normalised(rows).double()
+    weight = (said - log_likelihood(found.conditionals, rows, order)).exp()
+    return {
+        "sum over all rows, by importance": float(weight.mean()),
+        "rows that this rests on": float(weight.sum().square() / weight.square().sum()),
+    }
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began

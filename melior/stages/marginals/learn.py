@@ -1,0 +1,146 @@
+"""From an energy, or from rows, to marginals: learn, judge, save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from melior import ops
+from melior.evaluation.compare import compare
+from melior.models.marginal_saved import Marginals, save_marginals, start_marginals
+from melior.options import OptimConfig
+from melior.records import Metrics
+from melior.stages.marginals.energy import Chains, Pull, Walkers
+from melior.stages.marginals.judge import Exam, errors, metrics, verdict
+from melior.stages.marginals.likelihood import Shuffled, distil, likelihood, with_chains
+from melior.stages.marginals.options import MarginalOptions, NetworkOptions
+from melior.stages.marginals.world import World, load_world
+from melior.training.checkpoint import Generators, Stateful
+from melior.training.loop import Step, descend
+from melior.training.options import StepOptions
+from melior.training.run import Run, write_json
+from melior.training.steps import opened, take_steps
+from melior.types import Objective
+
+QUERIES, ORDERS = 200, 5
+OFF = 0.15
+"""How far from 1 the sum over all rows may be without a warning."""
+SCALED = ("sum over all rows", "sum over all rows, by importance")
+
+
+@dataclass(frozen=True)
+class MarginalPlan:
+    """All that learning marginals needs to know, as values."""
+
+    recipe: str
+    paper: str
+    source: MarginalOptions
+    network: NetworkOptions
+    pull: Pull
+    """From an energy and chains to a loss."""
+    block: int
+    steps_per_epoch: int
+    """Of chains, after which they are drawn anew."""
+    likelihood_share: float
+    """Of the steps, that the conditionals take before the marginals, where rows are given."""
+    validation_share: float
+    optim: OptimConfig
+    loop: StepOptions
+    config: object
+
+
+def learn_marginals(plan: MarginalPlan) -> Path:
+    """Learn and judge; return the run's folder."""
+    loop = plan.loop
+    world = load_world(plan.source, seed=loop.seed, validation_share=plan.validation_share)
+    about = {
+        "length": world.length, "n_values": world.n_values, "alphabet": world.alphabet,
+        "width": plan.network.width, "blocks": plan.network.blocks,
+    }  # fmt: skip
+    with opened(plan.recipe, plan.paper, plan.config, loop) as run:
+        found = start_marginals(about, seed=loop.seed)
+        exam = Exam.of(found, world, n_queries=QUERIES, n_orders=ORDERS, seed=loop.seed + 1)
+        before = errors(found, exam)
+        (_from_energy if world.rows is None else _from_rows)(plan, run, world, found, exam)
+        save_marginals(run.folder / "model", found)
+        said = verdict(found, exam)
+        _warn(run, said["facts"])
+        better = compare(
+            before, errors(found, exam), name="error of log-marginals at one reading", unit="nats",
+            higher_is_better=False, generator=ops.generator(loop.seed + 2),
+        )  # fmt: skip
+        said["comparisons"] = [better.to_json()]
+        write_json(run.folder / "evaluation.json", said)
+    return run.folder
+
+
+def _from_energy(plan: MarginalPlan, run: Run, world: World, found: Marginals, exam: Exam) -> None:
+    assert world.log_target is not None
+    generator = ops.generator(plan.loop.seed)
+    walkers = _walkers(plan, found, generator)
+    objective = partial(plan.pull, found.marginals, found.conditionals, world.log_target)
+    step = descend(
+        objective, dict(found.both.named_parameters()), plan.optim,
+        total_steps=max(1, plan.loop.steps),
+    )  # fmt: skip
+    parts: Mapping[str, Stateful] = {
+        "step": step, "chains": walkers, "draws": Generators({"draws": generator})
+    }  # fmt: skip
+    take_steps(
+        run, step, iter(walkers), parts,
+        config=plan.config, loop=plan.loop, judge=lambda: metrics(found, exam),
+    )  # fmt: skip
+
+
+def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals, exam: Exam) -> None:
+    """Take the first stage's steps on the conditionals, and the others on the marginals."""
+    assert world.rows is not None
+    loop, generator = plan.loop, ops.generator(plan.loop.seed)
+    n_first = round(plan.likelihood_share * loop.steps)
+    rows = Shuffled(world.rows, loop.batch_size, generator)
+    walkers = _walkers(plan, found, generator)
+
+    def step_of(part: nn.Module, objective: Objective[Chains], n: int) -> Step[Chains]:
+        return descend(objective, dict(part.named_parameters()), plan.optim, total_steps=max(1, n))
+
+    first = step_of(found.conditionals, partial(likelihood, found.conditionals), n_first)
+    objective = partial(distil, found.marginals, found.conditionals)
+    second = step_of(found.marginals, objective, loop.steps - n_first)
+
+    def take(batch: Sequence[Chains]) -> Metrics:
+        return first(batch) if first.steps < n_first else second(batch)
+
+    def batches() -> Iterator[list[Chains]]:
+        yield from islice(rows, max(0, n_first - first.steps))
+        yield from with_chains(rows, walkers)
+
+    parts: dict[str, Stateful] = {
+        "first": first, "second": second, "rows": rows, "chains": walkers,
+        "draws": Generators({"draws": generator}),
+    }  # fmt: skip
+    take_steps(
+        run, take, batches(), parts,
+        config=plan.config, loop=loop, judge=lambda: metrics(found, exam),
+    )  # fmt: skip
+
+
+def _walkers(plan: MarginalPlan, found: Marginals, generator: torch.Generator) -> Walkers:
+    block = min(plan.block, found.length)
+    return Walkers(found.conditionals, plan.loop.batch_size, block, plan.steps_per_epoch, generator)
+
+
+def _warn(run: Run, facts: Mapping[str, Any]) -> None:
+    """Say where marginals do not add up."""
+    total = next((facts[name] for name in SCALED if name in facts), 1.0)
+    if abs(total - 1) > OFF:
+        run.note(
+            f"the marginals of all complete rows ought to add up to 1 and add up to {total:.3g};"
+            " train longer, or weigh consistency more (--alpha)"
+        )

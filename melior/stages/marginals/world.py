@@ -1,0 +1,147 @@
+"""From options to what marginals are learned of: a target or rows, and the truth if it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from melior import ops
+from melior.data.marginal import all_rows
+from melior.data.marginal_files import read_rows
+from melior.models.marginal_saved import Marginals
+from melior.rewards.marginal import Ising
+from melior.stages.flows.named import own
+from melior.stages.marginals.energy import Target
+from melior.stages.marginals.options import MarginalOptions
+
+FEW = 2**16
+"""Rows that are listed to judge by, at most."""
+MOST_HELD_OUT = 1000
+
+
+@dataclass(frozen=True)
+class Listed:
+    """All rows, and their exact log-probabilities."""
+
+    rows: Int[Tensor, "rows d"]
+    log_joint: Float[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
+class World:
+    """What is learned, and what is known of it."""
+
+    length: int
+    n_values: int
+    alphabet: str = ""
+    log_target: Target | None = None
+    log_z: float | None = None
+    listed: Listed | None = None
+    rows: Int[Tensor, "rows d"] | None = None
+    """To learn from."""
+    held_out: Int[Tensor, "m d"] | None = None
+
+
+def load_world(options: MarginalOptions, *, seed: int, validation_share: float) -> World:
+    """Return what the options say, checked on what comes first.
+
+    Raises:
+        ValueError: a target is not finite, or is worth the same as nothing everywhere; rows are
+            too few.
+    """
+    if options.data:
+        return _of_rows(options, seed=seed, share=validation_share)
+    if options.target == "ising":
+        ising = Ising(options.side, options.coupling, options.field)
+        length, n_values = ising.length, 2
+        log_target: Target = ising.log_target
+        log_z: float | None = ising.log_z() if options.side <= 12 else None
+    else:
+        length, n_values, log_z = options.length, options.values, None
+        log_target = _shaped(options.target)
+    listed = None
+    if n_values**length <= FEW:
+        rows = all_rows(length, n_values)
+        listed = Listed(rows, _checked(options.target, rows, log_target(rows)).log_softmax(0))
+    else:
+        rows = torch.randint(1, n_values + 1, (64, length), generator=ops.generator(seed))
+        _checked(options.target, rows, log_target(rows))
+    return World(length, n_values, log_target=log_target, log_z=log_z, listed=listed)
+
+
+def load_examined(options: MarginalOptions, found: Marginals) -> World:
+    """Return what a network is held against: its target, or rows of which it saw none.
+
+    Raises:
+        ValueError: the network is of other rows.
+    """
+    if not options.data:
+        world = load_world(options, seed=0, validation_share=0.0)
+        if (world.length, world.n_values) != (found.length, found.n_values):
+            raise ValueError(
+                f"target {options.target}: rows of {found.length} positions and {found.n_values}"
+                f" values are needed, as the network's; found {world.length} and {world.n_values}"
+            )
+        return world
+    alphabet = str(found.about.get("alphabet", ""))
+    rows, _ = read_rows(Path(options.data), length=found.length, alphabet=alphabet)
+    if rows.shape[1] != found.length or int(rows.max()) > found.n_values:
+        raise ValueError(
+            f"{options.data}: rows of {found.length} values up to {found.n_values} are needed, as"
+            f" the network's; found {rows.shape[1]} values up to {int(rows.max())}"
+        )
+    return World(found.length, found.n_values, alphabet, held_out=rows)
+
+
+def _checked(name: str, rows: Tensor, found: Tensor) -> Float[Tensor, " n"]:
+    """Return log-densities in float64, once they can be learned from."""
+    if not found.isfinite().all():
+        row = int((~found.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"target {name}: finite log-densities are needed; found {float(found[row])} of"
+            f" {rows[row].tolist()}; give what cannot be a floor, such as -1e4"
+        )
+    return found.double()
+
+
+def _of_rows(options: MarginalOptions, *, seed: int, share: float) -> World:
+    rows, alphabet = read_rows(Path(options.data), length=options.length)
+    n_values = len(alphabet) or int(rows.max())
+    order = torch.randperm(len(rows), generator=ops.generator(seed))
+    n_apart = min(MOST_HELD_OUT, round(share * len(rows)))
+    if n_apart < 1 or n_apart == len(rows):
+        raise ValueError(
+            f"{options.data}: some rows are held out and others learned from; found {len(rows)}"
+            f" rows, of which a share of {share:g} is held out"
+        )
+    return World(
+        rows.shape[1],
+        n_values,
+        alphabet,
+        rows=rows[order[n_apart:]],
+        held_out=rows[order[:n_apart]],
+    )
+
+
+def _shaped(name: str) -> Target:
+    function = own(name)
+    if not callable(function):
+        raise ValueError(f"{name}: a function of rows is needed; found {function!r}")
+    asked: Callable[[Tensor], object] = function
+
+    def log_target(rows: Int[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        found = asked(rows)
+        if not isinstance(found, Tensor) or found.shape != (len(rows),):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"{name}: a tensor of one log-density a row is needed, {len(rows)} here; found"
+                f" {shape}"
+            )
+        return found.to(torch.get_default_dtype())
+
+    return log_target

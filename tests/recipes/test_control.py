@@ -1,0 +1,150 @@
+"""MOREC and the methods of a log alone: resumed to the same bits, refused what is wrong, better."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from melior import ops
+from melior.claims.morec_world import STABILISING, lived
+from melior.data.control_files import About, Logged, write_logged
+from melior.models.control_policies import load_policy
+from melior.recipes import cloning, cql, morec, td3_bc
+
+METHODS = (morec, cloning, td3_bc, cql)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    place = tmp_path_factory.mktemp("control") / "mass.npz"
+    write_logged(place, Logged(lived(STABILISING, 400, generator=ops.generator(0)), About()))
+    return place
+
+
+def config_of(method, dataset, out, **train):
+    """A tiny config that never acts in a task, which need not be installed."""
+    config = method.Config.tiny(str(dataset), str(out))
+    log = replace(config.log, termination="melior.envs.control:never_over")
+    return replace(config, log=log, train=replace(config.train, eval_episodes=0, **train))
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    names = [*run.glob("model/*/model.safetensors"), *run.glob("evaluation.json")]
+    return {str(name.relative_to(run)): name.read_bytes() for name in names}
+
+
+def rows_of(run: Path) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """Runs that nothing has interrupted, with all their checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    for method in METHODS:
+        out = folder / method.__name__.rpartition(".")[2]
+        method.run(config_of(method, dataset, out, save_steps=10, save_total_limit=1000))
+    return folder
+
+
+CUTS = [
+    (morec, "dynamics", 10), (morec, "reward", 10), (morec, "reward", 40), (morec, "policy", 10),
+    (morec, "policy", 30), (morec, "policy", 40), (cloning, "policy", 30), (td3_bc, "policy", 30),
+    (cql, "policy", 40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "phase", "step"), CUTS)
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(
+    method, phase, step, dataset, whole, tmp_path
+):
+    name = method.__name__.rpartition(".")[2]
+    run = tmp_path / name
+    shutil.copytree(whole / name, run)
+    order = ["dynamics", "reward", "policy"]
+    for place in run.glob("checkpoints/*/step-*"):
+        number, own = int(place.name.removeprefix("step-")), order.index(place.parent.name)
+        if own > order.index(phase) or (own == order.index(phase) and number > step):
+            shutil.rmtree(place)
+    shutil.rmtree(run / "model")
+    (run / "evaluation.json").unlink()
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 100000, "time": 0.0, "policy/lo')  # half a line of a lost future
+    method.run(config_of(method, dataset, run, save_steps=10, save_total_limit=1000, resume=True))
+    assert files_of(run) == files_of(whole / name)
+    assert rows_of(run) == rows_of(whole / name)
+
+
+@pytest.mark.parametrize("options", [{"filter": "best"}, {"filter": "none"}, {"base": "mobile"}])
+def test_each_base_and_filter_runs_in_a_world_that_was_learned_before(
+    options, dataset, whole, tmp_path
+):
+    config = config_of(morec, dataset, tmp_path / "run")
+    config = replace(config, world=replace(config.world, world=str(whole / "morec")), **options)
+    morec.run(config)
+    assert load_policy(tmp_path / "run" / "model" / "policy").options.observations == 2
+    again = replace(config, train=replace(config.train, out=str(tmp_path / "again")))
+    morec.run(again)
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "again")
+
+
+def test_a_world_of_other_data_is_refused(whole, tmp_path):
+    other = tmp_path / "other.npz"
+    write_logged(other, Logged(lived(STABILISING, 400, generator=ops.generator(1)), About()))
+    config = config_of(morec, other, tmp_path / "run")
+    config = replace(config, world=replace(config.world, world=str(whole / "morec")))
+    with pytest.raises(ValueError, match="world: dynamics of the same data are needed; found"):
+        morec.run(config)
+    config = replace(config, world=replace(config.world, world=str(tmp_path)))
+    with pytest.raises(ValueError, match="world: the folder of a finished run"):
+        morec.run(replace(config, train=replace(config.train, overwrite=True)))
+
+
+def test_resuming_with_other_data_or_options_is_refused(dataset, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole / "cloning", run)
+    config = config_of(cloning, dataset, run, save_steps=10, save_total_limit=1000, resume=True)
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.001, is now 0\.1"):
+        cloning.run(replace(config, learning_rate=0.1))
+    other = tmp_path / "mass.npz"
+    write_logged(other, Logged(lived(STABILISING, 400, generator=ops.generator(1)), About()))
+    wrong = replace(config, log=replace(config.log, dataset=str(other)))
+    with pytest.raises(ValueError, match=r"dataset was .* is now"):
+        cloning.run(wrong)
+    shutil.copy(other, dataset.with_name("kept.npz"))
+    before = dataset.read_bytes()
+    dataset.write_bytes(other.read_bytes())
+    try:
+        with pytest.raises(ValueError, match="found that data was"):
+            cloning.run(config)
+    finally:
+        dataset.write_bytes(before)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cloning_does_what_was_done_far_better_than_doing_the_mean(seed, dataset, tmp_path):
+    config = config_of(cloning, dataset, tmp_path / "run", seed=seed)
+    cloning.run(replace(config, train=replace(config.train, steps=400)))
+    policy = load_policy(tmp_path / "run" / "model" / "policy")
+    fresh = lived(STABILISING, 400, generator=ops.generator(99))
+    with torch.no_grad():
+        found = policy.act(torch.from_numpy(fresh.observations)).numpy()
+    error, spread = np.square(found - fresh.actions).mean(), fresh.actions.var()
+    assert error < 0.6 * spread  # the controller's own noise is 0.09 of about 0.35
+
+
+def test_the_record_says_what_was_learned_from(whole):
+    said = json.loads((whole / "morec" / "data.json").read_text("utf-8"))["train"]
+    assert said["rows"] == 400
+    assert said["findings"] == []
+    world = json.loads((whole / "morec" / "evaluation.json").read_text("utf-8"))["world"]
+    assert len(world["errors"]["the log's own actions"]["any candidate"]) == STABILISING.length
+    assert np.shape(world["reward"]["rewards"]) == (17, 17)
+    page = (whole / "morec" / "report.html").read_text("utf-8")
+    assert "Dynamics reward around what followed" in page
+    assert "Error of the world, by the log&#x27;s own actions" in page

@@ -1,0 +1,85 @@
+"""`melior gfn`: every balance runs, rivals stand beside it, wrong inputs get their sentences."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from melior import cli
+from melior.recipes.gfn import Config, run
+
+SMALL = ("--height", "3", "--width", "16", "--batch-size", "8", "--save-steps", "3",
+         "--eval-steps", "4")  # fmt: skip
+
+
+def test_the_environment_of_the_page_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "flows.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) < 40
+    (tmp_path / "leaps.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    cli.main(["gfn", "--env", "leaps.py:leaps", "--reward", "leaps.py:even_places", *SMALL[2:],
+              "--steps", "2", "--out", "a"])  # fmt: skip
+    found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert found["facts"]["modes"] == 11
+
+
+def said(capsys, *words):
+    """What a command that must fail says."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(map(str, words)))
+    assert end.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_stands_beside_its_rivals(tmp_path):
+    run(Config.tiny(str(tmp_path / "a")))
+    found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    (table,) = found["tables"]
+    assert [row[0] for row in table["rows"]] == ["flows, untrained", "flows", "mcmc", "dqn"]
+    curves = next(one for one in found["pictures"] if one["kind"] == "lines")["lines"]
+    assert set(curves) == {"flows", "mcmc", "dqn"}
+    for points in curves.values():
+        assert points[-1][0] == 8 * 8  # as many looks at the reward
+        assert all(a[1] <= b[1] for a, b in itertools.pairwise(points))
+    assert "Modes built" in (tmp_path / "a" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("env", ["strings", "fillings"])
+def test_strings_are_judged_by_what_is_complete(env, tmp_path):
+    """DNA of 3 letters, all of which are listed."""
+    cli.main(["gfn", "--env", env, "--length", "3", "--reward", "site", *SMALL[2:], "--steps", "2",
+              "--out", str(tmp_path / "a")])  # fmt: skip
+    found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert found["comparisons"][0]["is_exact"]
+
+
+@pytest.mark.parametrize("objective", ["tb", "db", "subtb", "fl-db", "fm"])
+def test_every_balance_runs_to_the_same_bits(objective, tmp_path):
+    for name in ("one", "other"):
+        cli.main(["gfn", "--reward", "corners", *SMALL, "--steps", "3", "--objective", objective,
+                  "--out", str(tmp_path / name)])  # fmt: skip
+    one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--env", "strings", "--reward", "corners"), "reward corners is for grid; found strings"),
+        (("--env", "strings", "--reward", "site", "--letters", "3"), "letters must be 4; found 3"),
+        (("--env", "strings", "--reward", "modes", "--length", "3"), "a multiple of 8; found 3"),
+        (("--reward", "sparse", "--axes", "3"), "a grid of 2 axes; found 3"),
+        (
+            ("--env", "strings", "--reward", "site", "--objective", "fl-db", "--length", "2"),
+            "objective fl-db asks for the reward of every state",
+        ),
+        (("--reward", "corners", "--objective", "xyz"), "xyz"),
+    ],
+    ids=str,
+)
+def test_wrong_options_get_their_sentences(words, sentence, tmp_path, capsys):
+    assert sentence in said(capsys, "gfn", *words, "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,136 @@
+"""`melior mam`: from an energy or from rows to marginals, and what a wrong input is told."""
+
+import json
+
+import numpy as np
+import pytest
+
+from melior import cli
+from melior.recipes.mam import Config, run
+
+SMALL = ("--width", "16", "--blocks", "1", "--batch-size", "16", "--save-steps", "3",
+         "--eval-steps", "4")  # fmt: skip
+OWN = """
+import torch
+
+up = lambda rows: (rows == 2).sum(-1).float()
+never = lambda rows: torch.full((len(rows),), -torch.inf)
+strange = lambda rows: torch.full((len(rows),), torch.nan)
+flat = lambda rows: rows.float()
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with targets of one's own, rows, and a network that learned a little."""
+    folder = tmp_path_factory.mktemp("mam")
+    (folder / "own.py").write_text(OWN)
+    lines = [f"{'ab' * (i % 3 + 1)}{'c' * (i % 2)}" for i in range(60)]
+    (folder / "rows.txt").write_text("\n".join(lines) + "\n")
+    np.save(folder / "rows.npy", np.arange(240).reshape(60, 4) % 3)
+    np.save(folder / "zeros.npy", np.zeros((9, 4), dtype=int))
+    np.save(folder / "reals.npy", np.ones((9, 4)))
+    (folder / "alone.txt").write_text("aaa\naaa\n")
+    (folder / "empty.txt").write_text("\n")
+    run(Config.tiny(str(folder / "a")))
+    return folder
+
+
+def said(capsys, *words):
+    """What a command that must fail says."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(map(str, words)))
+    assert end.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_an_energy_leaves_a_whole_run(place):
+    found = json.loads((place / "a" / "evaluation.json").read_text())
+    facts = found["facts"]
+    assert {"kl", "total variation", "pearson", "spearman", "self consistency error",
+            "sum over all rows", "times faster than one order"} <= facts.keys()  # fmt: skip
+    assert found["title"].endswith("held against exact")
+    assert [one["kind"] for one in found["pictures"]] == ["against"]
+    assert "Log-marginals" in (place / "a" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("file", ["rows.txt", "rows.npy"])
+def test_rows_are_learned_in_two_stages(file, place, tmp_path):
+    cli.main(["mam", "--data", str(place / file), *SMALL, "--steps", "10", "--out",
+              str(tmp_path / "b")])  # fmt: skip
+    found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    assert "bits a position" in found["facts"]
+    rows = [json.loads(x) for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
+    about = json.loads((tmp_path / "b" / "model" / "config.json").read_text())
+    assert about["alphabet"] == ("\nabc" if file == "rows.txt" else "")
+
+
+@pytest.mark.parametrize("pull", ["centred", "squared"])
+def test_every_pull_runs_to_the_same_bits(pull, tmp_path):
+    for name in ("one", "other"):
+        cli.main(["mam", "--target", "ising", "--side", "3", *SMALL, "--steps", "3", "--pull", pull,
+                  "--out", str(tmp_path / name)])  # fmt: skip
+    one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
+    cli.main(["mam", "--target", f"{place / 'own.py'}:up", "--length", "4", *SMALL, "--steps", "4",
+              "--out", str(tmp_path / "c")])  # fmt: skip
+    facts = json.loads((tmp_path / "c" / "evaluation.json").read_text())["facts"]
+    assert facts["kl"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "mam learns a --target or --data; found neither"),
+        (("--target", "ising", "--data", "D/rows.txt"), "found both"),
+        (("--target", "isnig"), "target must be one of ising, FILE.py:NAME"),
+        (("--target", "D/own.py:up"), "length must be given for a target of one's own"),
+        (("--target", "D/own.py:never", "--length", "3"), "found -inf of [1, 1, 1]; give what"),
+        (("--target", "D/own.py:strange", "--length", "3"), "found nan of [1, 1, 1]"),
+        (("--target", "D/own.py:flat", "--length", "3"), "one log-density a row is needed"),
+        (("--target", "D/own.py:number", "--length", "3"), "a function of rows is needed; found 3"),
+        (("--target", "ising", "--side", "2"), "side must be at least 3"),
+        (("--target", "ising", "--values", "1"), "values must be at least 2"),
+        (("--data", "D/none.txt"), "a file is needed; found none at"),
+        (("--data", "D/empty.txt"), "a row a line is needed; found none"),
+        (("--data", "D/alone.txt"), "at least two values are needed, or there is nothing"),
+        (("--data", "D/zeros.npy"), "at least two values are needed, or there is nothing"),
+        (("--data", "D/reals.npy"), "rows and columns of integers from 0 are needed"),
+    ],
+    ids=str,
+)
+def test_wrong_options_get_their_sentences(words, sentence, place, tmp_path, capsys):
+    words = [word.replace("D/", f"{place}/") for word in words]
+    assert sentence in said(capsys, "mam", *words, "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
+    words = ("--model", place / "a" / "model", "--target", "ising", "--side", "3")
+    cli.main(["evaluate", "marginal", *map(str, words), "--out", str(tmp_path / "e.json")])
+    assert "Self consistency error" in capsys.readouterr().out
+    found = json.loads((tmp_path / "e.json").read_text())["facts"]
+    whole = json.loads((place / "a" / "evaluation.json").read_text())["facts"]
+    for name in ("kl", "total variation", "sum over all rows"):  # of all rows, not of queries
+        assert found[name] == pytest.approx(whole[name])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--target", "ising"), "rows of 9 positions and 2 values are needed, as the network's"),
+        (("--data", "D/rows.txt"), "rows of 9 values up to 2 are needed"),
+        (("--model", "D", "--target", "ising"), "a folder of `melior mam` is needed"),
+    ],
+    ids=str,
+)
+def test_evaluating_something_else_gets_its_sentence(words, sentence, place, capsys):
+    words = [word.replace("D", str(place)) for word in words]
+    model = [] if "--model" in words else ["--model", place / "a" / "model"]
+    assert sentence in said(capsys, "evaluate", "marginal", *model, *words)

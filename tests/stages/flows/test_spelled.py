@@ -1,0 +1,154 @@
+"""Outcomes spelled letter by letter: shares that sum to 1, no loss of exact sums, and a target."""
+
+import itertools
+from functools import partial
+
+import pytest
+import torch
+
+from melior import ops
+from melior.data.marginal import all_rows
+from melior.envs.flow import Strings
+from melior.models.flow import start_flow_model, towards
+from melior.models.flow_outcomes import Speller
+from melior.stages.flows.spelled import (
+    SpelledEdges,
+    amortise_spelled,
+    log_spelled,
+    spelled,
+    spelled_edges,
+)
+from tests.claims.chances import fits
+
+ENV = Strings(3, 2)
+WHOLE = all_rows(3, 2)
+BEGUN = torch.tensor([[0, 0, 0], [2, 0, 0], [1, 2, 0], [2, 1, 2]])
+
+
+def speller(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Speller(3, 2, width=16)
+
+
+def log_reward(objects):
+    return (objects * torch.tensor([0.3, -0.8, 0.5])).sum(-1)
+
+
+def completions(begun):
+    """All strings that begin so."""
+    return WHOLE[((begun == WHOLE) | (begun == 0)).all(-1)]
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_shares_of_all_that_begin_so_sum_to_one(row):
+    whole = completions(BEGUN[row])
+    found = log_spelled(speller(), BEGUN[row].expand(len(whole), -1), whole)
+    assert found.exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("exploration", [0.0, 0.4])
+def test_letters_are_drawn_by_their_shares(exploration):
+    predictor, begun, n = speller(1), BEGUN[1], 4000
+    found = spelled(
+        predictor, begun.expand(n, -1), exploration=exploration, generator=ops.generator(0)
+    )
+    assert (found[:, 0] == 2).all()
+    chances = []
+    for whole in completions(begun):
+        p = 1.0
+        for place in (1, 2):
+            written = torch.where(torch.arange(3) < place, whole, 0)[None]
+            own = predictor.following(begun[None], written)[0, place].double().softmax(-1)
+            p *= (1 - exploration) * own[whole[place] - 1].item() + exploration / 2
+        chances.append(p)
+    rows = (found[:, 1] - 1) * 2 + found[:, 2] - 1
+    assert fits(torch.bincount(rows, minlength=4), torch.tensor(chances, dtype=torch.float64))
+
+
+def all_edges():
+    """Every edge with every outcome that it may serve."""
+    rows = []
+    for length in range(4):
+        for letters in itertools.product((1, 2), repeat=length):
+            state = torch.tensor([*letters, *[0] * (3 - length)])
+            actions = [2] if length == 3 else [0, 1]
+            for action in actions:
+                after = state.clone()
+                if action < 2:
+                    after[length] = action + 1
+                rows += [(state, action, after, whole) for whole in completions(after)]
+    state, action, after, whole = zip(*rows, strict=True)
+    stacked = torch.stack
+    return SpelledEdges(stacked(state), torch.tensor(action), stacked(after), stacked(whole), WHOLE)
+
+
+class Exact(Speller):
+    """Sums and shares of a network's flows, by listing."""
+
+    def __init__(self, model):
+        super().__init__(3, 2, width=1)
+        self.batch = all_edges()
+        read = towards(model, ENV, self.batch.outcomes)
+        flows = read(self.batch.states, torch.arange(len(self.batch.states)))
+        taken = flows.log_forward.gather(-1, self.batch.actions[:, None])[:, 0]
+        self.weight = (log_reward(self.batch.outcomes) + flows.log_flow + taken).detach()
+
+    def log_sum(self, features):
+        states = torch.stack([self._state(row) for row in features])
+        return torch.stack(
+            [
+                torch.stack([self._of(state, action).logsumexp(0) for action in range(3)])
+                for state in states
+            ]
+        )
+
+    def following(self, begun, written):
+        n, d = begun.shape
+        logits = torch.zeros(n, d, 2)
+        for row, place, letter in itertools.product(range(n), range(d), range(2)):
+            own = (self.batch.after == begun[row]).all(-1)
+            own &= (self.batch.outcomes[:, :place] == written[row, :place]).all(-1)
+            own &= self.batch.outcomes[:, place] == letter + 1
+            logits[row, place, letter] = self.weight[own].logsumexp(0)
+        return logits
+
+    def _of(self, state, action):
+        own = (self.batch.states == state).all(-1) & (self.batch.actions == action)
+        return self.weight[own]
+
+    def _state(self, features):
+        letters = features.view(3, 2)
+        return torch.where(letters.sum(-1) > 0, letters.argmax(-1) + 1, 0)
+
+
+def test_exact_sums_and_shares_have_no_loss():
+    model = start_flow_model(ENV, seed=3, is_conditioned=True, width=8)
+    exact = Exact(model)
+    loss, _ = amortise_spelled(ENV, model, exact, log_reward, exact.batch)
+    assert loss.item() < 1e-10
+
+
+def test_edges_lead_where_their_actions_do_and_serve_what_begins_so():
+    batches = spelled_edges(
+        ENV, speller(), batch_size=16, exploration=0.2, generator=ops.generator(0)
+    )
+    [batch] = next(batches)
+    assert len(batch.states) == 16 * 4 and (batch.outcomes > 0).all()
+    goes_on = batch.actions < 2
+    step = ENV.step(batch.states[goes_on], batch.actions[goes_on])
+    assert torch.equal(batch.after[goes_on], step)
+    assert torch.equal(batch.after[~goes_on], batch.states[~goes_on])
+    assert ENV.reachable(batch.after, batch.outcomes).all()
+
+
+def test_only_the_predictor_learns():
+    model = start_flow_model(ENV, seed=3, is_conditioned=True, width=8)
+    predictor = speller()
+    [batch] = next(
+        spelled_edges(ENV, predictor, batch_size=4, exploration=0.0, generator=ops.generator(0))
+    )
+    loss, _ = partial(amortise_spelled, ENV, model, predictor, log_reward)(batch)
+    loss.backward()
+    assert all(value.grad is None for value in model.parameters())
+    assert all(value.grad.abs().sum() > 0 for value in predictor.parameters())
