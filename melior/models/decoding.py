@@ -133,6 +133,8 @@ class Shared:
         self.table = torch.zeros(len(counts) * width, dtype=torch.long, device=device)
         self.table[self.cell] = torch.arange(n, device=device)
         self.table = self.table.view(len(counts), width)
+        # One prompt's answers, or as many to each in their order, lie so already.
+        self.is_table = bool((counts == width).all() and (self.cell[1:] > self.cell[:-1]).all())
 
     def append(self, layer: _Layer, key: Tensor, value: Tensor) -> None:
         """Add a token to each row of a layer."""
@@ -152,10 +154,11 @@ class Shared:
         cap: float | None,
     ) -> Float[Tensor, "n g r e2"]:
         """Attend to each row's prompt and own tokens; r queries share a head's keys."""
-        own_keys, own_values = layer.keys[:, :, : self.end], layer.values[:, :, : self.end]
         r, split = query.shape[2], layer.prompt_keys.shape[2]
         left = self._to_rows(self._to_table(query) @ layer.prompt_keys.transpose(-1, -2), r)
-        scores = torch.cat([left, query @ own_keys.transpose(-1, -2)], -1)
+        # The whole buffer, room included: a product with a part of it would copy that part first.
+        right = (query @ layer.keys.transpose(-1, -2))[..., : self.end]
+        scores = torch.cat([left, right], -1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
         if cap is not None:
             scores = torch.tanh(scores / cap) * cap
@@ -166,7 +169,7 @@ class Shared:
             scores = scores.masked_fill_(hidden[:, None, None], -torch.inf)
         share = scores.softmax(-1).to(query.dtype)
         seen = self._to_rows(self._to_table(share[..., :split]) @ layer.prompt_values, r)
-        return seen + share[..., split:] @ own_values
+        return seen + share[..., split:] @ layer.values[:, :, : self.end]
 
     def _hidden(self, split: int, window: int | None) -> Bool[Tensor, "n t"] | None:
         """Say which places a row's last token does not see; None where it sees all."""
@@ -179,10 +182,13 @@ class Shared:
         return hidden if bool(hidden.any()) else None
 
     def _to_table(self, rows: Float[Tensor, "n g r x"]) -> Float[Tensor, "p g mr x"]:
-        return rows[self.table].transpose(1, 2).flatten(2, 3)
+        p, m = self.table.shape
+        table = rows.view(p, m, *rows.shape[1:]) if self.is_table else rows[self.table]
+        return table.transpose(1, 2).flatten(2, 3)
 
     def _to_rows(self, table: Float[Tensor, "p g mr x"], r: int) -> Float[Tensor, "n g r x"]:
-        return table.unflatten(2, (-1, r)).transpose(1, 2).flatten(0, 1)[self.cell]
+        rows = table.unflatten(2, (-1, r)).transpose(1, 2).flatten(0, 1)
+        return rows if self.is_table else rows[self.cell]
 
 
 class _Layer:

@@ -343,17 +343,21 @@ def _sample(
     logits: Float[Tensor, "n v"], sampling: Sampling, rows: Sequence[_Row]
 ) -> Int[Tensor, " n"]:
     """Draw each row's next token by inverting its cumulative distribution."""
-    total = logits.logsumexp(-1, keepdim=True)
-    if not total.isfinite().all():
+    model_log_probs = logits.log_softmax(-1)
+    if not model_log_probs.amax(-1).isfinite().all():
         raise ValueError(
             "the model's probabilities must be finite; found nan or infinity: its weights are"
             " damaged, or training made them so"
         )
-    chosen_from = next_token_log_probs(logits, sampling)
+    is_own = (sampling.temperature, sampling.top_k, sampling.top_p) == (1, 0, 1)
+    chosen_from = model_log_probs if is_own else next_token_log_probs(logits, sampling)
     noise = [0.0 if row.is_done else row.noise[len(row.tokens)] for row in rows]
     tokens = _inverse(chosen_from.exp(), torch.tensor(noise, device=logits.device))[:, None]
-    own = logits.gather(-1, tokens) - total
-    drawn = (tokens.tolist(), own.tolist(), chosen_from.gather(-1, tokens).tolist())
+    drawn = (
+        tokens.tolist(),
+        model_log_probs.gather(-1, tokens).tolist(),
+        chosen_from.gather(-1, tokens).tolist(),
+    )
     for row, (token,), (log_prob,), (sampling_log_prob,) in zip(rows, *drawn, strict=True):
         if not row.is_done:
             row.tokens.append(token)
@@ -367,7 +371,8 @@ def _inverse(weights: Float[Tensor, "n v"], noise: Float[Tensor, " n"]) -> Int[T
 
     Summing up the whole vocabulary in one go takes as long as a third of a small model.
     """
-    blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    missing = -weights.shape[-1] % BLOCK
+    blocks = (F.pad(weights, (0, missing)) if missing else weights).unflatten(-1, (-1, BLOCK))
     sums = blocks.sum(-1)
     block, rest = _passed(sums, noise * sums.sum(-1))
     inside = blocks[torch.arange(len(blocks), device=blocks.device), block]
