@@ -42,8 +42,8 @@ class Worker:
     """
 
     def __init__(self, request: Message) -> None:
-        options = ModelOptions(model=request["model"], dtype=request["dtype"], device="cpu")
-        self.learner = LEARNERS[request["algorithm"]](options, **request["options"])
+        self.request = request
+        self.learner = self.loaded(request["dtype"])
         self.start = self.learner.start
         self.batches = [prepared(batch) for batch in request["batches"]]
         self.references = [TokenValues.zeros(pairs) for pairs in self.batches]
@@ -56,6 +56,11 @@ class Worker:
             total_steps=len(self.batches),
             masters=self.learner.model.masters,
         )
+
+    def loaded(self, dtype: str) -> Learner:
+        """Return the model that was asked for, and what learns from it."""
+        options = ModelOptions(model=self.request["model"], dtype=dtype, device="cpu")
+        return LEARNERS[self.request["algorithm"]](options, **self.request["options"])
 
     def step(self, index: int) -> Message:
         """Take one optimizer step; the reference is computed within it, unless it is known."""
@@ -81,6 +86,14 @@ class Worker:
     def margin(self, index: int) -> Message:
         """Return the mean log-odds, relative to the start, of a batch's chosen answers."""
         return {"margin": self.metrics(index)["rewards/margins"]}
+
+    def read_masters(self) -> Message:
+        """Compute in float32 from here on: the masters that were learned, as a run saves them."""
+        exact, learned = self.loaded("fp32"), self.update.state()
+        for name, parameter in exact.model.trainable().items():
+            parameter.data.copy_(learned[f"weight/{name}"])
+        self.learner, self.start = exact, exact.start
+        return {}
 
     def gradient(self, index: int, path: str) -> Message:
         """Write the gradient of a batch's loss to a file."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from melior.data import foreign, layouts
 from melior.data.formats import Fields
-from melior.data.layouts import GAPS, Row, ratings, turns
+from melior.data.rows import GAPS, Row, ratings, turns
 from melior.data.sources import parse_source, read_records
 from melior.records import Candidate, Facts, Group
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,20 +20,12 @@ from melior.data.template import (
     MARK,
     PlainText,
     Template,
-    Tokens,
     Writer,
-    check_template,
     pattern,
 )
+from melior.data.tokenizer import chosen_template, known_tokens, notes, start_tokens
 from melior.data.words import words
 from melior.records import Turns
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + END + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -72,8 +63,8 @@ class ChatFormat:
     ) -> None:
         self.tokenizer = copy.copy(tokenizer)
         given = frozenset(int(token) for token in stop_token_ids)
-        tokens = _known_tokens(self.tokenizer, given)
-        name, source, note = _chosen(self.tokenizer, template, tokens.end)
+        tokens = known_tokens(self.tokenizer, given)
+        name, source, note = chosen_template(self.tokenizer, template, tokens.end)
         if template != "auto":
             self.tokenizer.chat_template = source
         self.writer: Writer = (
@@ -87,7 +78,7 @@ class ChatFormat:
         """Tokens at which generation stops."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         self._words = words(backend) if backend is not None else None
-        start = _start_tokens(self.tokenizer)
+        start = start_tokens(self.tokenizer)
         self._start = start if source is None else []
         newline, shifted, alone = self._call(["\n", "\na", "a"])
         self._newline = newline if shifted[len(newline) :] != alone else []
@@ -95,9 +86,7 @@ class ChatFormat:
         """Answers so far that alone have other tokens than in one piece with their prompt."""
         self.n_control_texts = 0
         """Conversations so far that held the text of a control token, which stayed text."""
-        own = _notes(
-            self.tokenizer, start, has_template=source is not None, probe=self.writer.probe
-        )
+        own = notes(self.tokenizer, start, has_template=source is not None, probe=self.writer.probe)
         self.notes: tuple[str, ...] = (*filter(None, [note]), *self.writer.notes, *own)
         """What was decided where tokenizer and template leave something open."""
 
@@ -347,64 +336,3 @@ def _check_text(turns: Turns) -> None:
                 "contents need to be text; found half of a character (a lone surrogate)"
                 f" after {turn.content[max(0, error.start - 20) : error.start]!r}"
             ) from error
-
-
-def _known_tokens(tokenizer: PreTrainedTokenizerBase, given: frozenset[int]) -> Tokens:
-    added = tokenizer.added_tokens_decoder
-    special = {token.content for token in added.values() if token.special}
-    stops = {added[index].content for index in given if index in added}
-    end = tokenizer.eos_token or min(stops, default=tokenizer.pad_token or "")
-    return Tokens(
-        added=frozenset(token.content for token in added.values()),
-        special=frozenset(special | set(tokenizer.all_special_tokens)),
-        stops=frozenset(stops | {end} - {""}),
-        end=end,
-    )
-
-
-def _chosen(
-    tokenizer: PreTrainedTokenizerBase, template: str, end: str
-) -> tuple[str, str | None, str]:
-    """Return the template's name, its text or None for plain text, and a note."""
-    if template == "auto":
-        own = tokenizer.chat_template
-        if isinstance(own, dict) and "default" not in own:
-            raise ValueError(
-                f"tokenizer: has chat templates named {', '.join(own)}, and none is the default;"
-                " save one of them in a file and give --chat-template FILE"
-            )
-        own = own["default"] if isinstance(own, dict) else own
-        note = "" if own else "the tokenizer has no chat template: prompts are plain text"
-        return "tokenizer", own or None, note
-    if template == "plain":
-        return "plain", None, ""
-    if template == "chatml":
-        words = ("<|im_start|>", "<|im_end|>")
-        unknown = [word for word in words if word not in tokenizer.get_added_vocab()]
-        end = end if words[1] in unknown else words[1]
-        note = f"the tokenizer has no token {' or '.join(unknown)}: " if unknown else ""
-        note += "ChatML's marks are ordinary text" if words[0] in unknown else ""
-        return "chatml", CHATML.replace("END", repr(end)), note
-    check_template(template)
-    file = Path(template)
-    return file.name, file.read_text(encoding="utf-8"), ""
-
-
-def _start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that the tokenizer by itself puts before a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    starts = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]
-    return whole[: starts[0]] if starts else []
-
-
-def _notes(
-    tokenizer: PreTrainedTokenizerBase, start: list[int], *, has_template: bool, probe: str
-) -> Iterable[str]:
-    begin = tokenizer.decode(start)
-    if has_template and start and begin not in probe:
-        yield f"the chat template writes no {begin!r}, so there is none, as at inference"
-    if tokenizer.eos_token is None:
-        yield "the tokenizer has no end-of-sequence token"
-    if tokenizer.pad_token is None:
-        yield "the tokenizer has no padding token: an end token fills up rows, masked by length"

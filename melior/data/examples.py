@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal, TypeVar
 
-from melior.data import layouts
 from melior.data.files import as_group, as_pair, read_any, read_groups, read_pairs, weight_of
+from melior.data.rows import number
 from melior.data.steps import step_starts
 from melior.records import Candidate, Group, Pair, Turns, is_cut_off
 
@@ -118,7 +118,7 @@ def of_comparison(record: Pair | Group, draw: random.Random) -> Example:
 def _share(record: Pair | Group) -> float:
     """Return in what share raters preferred the chosen answer: 1 where they were not counted."""
     where = f"{record.origin}: 'chosen_share'"
-    share = layouts.number(record.facts.get("chosen_share"), where)
+    share = number(record.facts.get("chosen_share"), where)
     if share is not None and not 0 <= share <= 1:
         raise ValueError(f"{where} must be at least 0 and at most 1; found {share:g}")
     return 1.0 if share is None else share

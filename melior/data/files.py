@@ -19,7 +19,8 @@ from typing import IO, Any
 
 from melior.data import foreign, layouts
 from melior.data.formats import Fields, need
-from melior.data.layouts import Layout, Row
+from melior.data.layouts import Layout
+from melior.data.rows import Row, number
 from melior.data.sources import Source, content_hash, near, parse_source, read_records
 from melior.options import one_of
 from melior.records import CUT_OFF, Candidate, Facts, Group, Pair, Turns, is_cut_off
@@ -172,7 +173,7 @@ def _without(facts: Facts, *names: str) -> dict[str, Any]:
 
 def weight_of(group: Group) -> float:
     """Return how much a group counts in the loss, which is one of its facts; 1 where it is not."""
-    weight = layouts.number(group.facts.get("weight"), f"{group.origin}: 'weight'")
+    weight = number(group.facts.get("weight"), f"{group.origin}: 'weight'")
     if weight is not None and weight < 0:  # would train against the scores
         raise ValueError(f"{group.origin}: 'weight' must be at least 0; found {weight:g}")
     return 1.0 if weight is None else weight

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from melior.data.formats import Fields
-from melior.data.layouts import Layout, Row, number, one, pair, ratings, split_conversations
+from melior.data.layouts import Layout, one, pair, split_conversations
+from melior.data.rows import Row, number, ratings
 from melior.data.steps import marked_steps
 from melior.records import Candidate, Group, Pair, Turn, Turns
 

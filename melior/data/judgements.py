@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from melior.data.files import written_whole
-from melior.data.layouts import Row, number
+from melior.data.rows import Row, number
 from melior.data.sources import read_records
 from melior.records import Facts
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from melior.data.files import cut_off
 from melior.data.goals import OVERALL, GoalFormat, Ratings
-from melior.data.layouts import number, ratings
+from melior.data.rows import number, ratings
 from melior.records import CUT_OFF, Facts, Group, Pair
 
 STEMS: Final = (

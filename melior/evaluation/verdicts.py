@@ -12,7 +12,7 @@ import numpy as np
 
 from melior.data import judgements
 from melior.data.judgements import Annotation, ArenaJudgement, BenchPair
-from melior.data.layouts import Row
+from melior.data.rows import Row
 from melior.data.sources import near, read_records
 from melior.evaluation.length_control import Gamed, Judged
 

@@ -12,15 +12,10 @@ from melior.models.generation import Completion
 from melior.records import Facts
 from melior.stages.judge import held_out_answers
 from melior.stages.method import Method
+from melior.training.final_symptoms import answer_lengths, over_budget, repeated_rows
 from melior.training.health import Finding, Health
 from melior.training.run import Run, read_rows
-from melior.training.symptoms import (
-    Setting,
-    answer_lengths,
-    detectors,
-    over_budget,
-    repeated_rows,
-)
+from melior.training.symptoms import Setting, detectors
 
 FEW = 64
 """Rows that show whether a loss begins at one number."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from melior.training import symptoms
+from melior.training import final_symptoms, symptoms
+from melior.training.final_symptoms import answer_lengths, over_budget, repeated_rows
 from melior.training.health import Health, change, curve, since
 from melior.training.run import Run, read_rows
 from melior.training.symptoms import Setting, detectors
@@ -194,11 +195,11 @@ def test_one_length_for_all_answers_is_no_link():
 
 
 def test_a_budget_of_kl_is_a_warning_only_where_the_estimate_is_sure():
-    assert symptoms.over_budget(4.0, 0.1, 5.0) is None
-    assert symptoms.over_budget(99.0, 0.1, 0.0) is None
-    assert symptoms.over_budget(6.0, 0.4, 5.0).level == "warning"
-    assert symptoms.over_budget(6.0, 0.6, 5.0).level == "note"
-    assert symptoms.over_budget(6.0, None, 5.0).level == "note"
+    assert over_budget(4.0, 0.1, 5.0) is None
+    assert over_budget(99.0, 0.1, 0.0) is None
+    assert over_budget(6.0, 0.4, 5.0).level == "warning"
+    assert over_budget(6.0, 0.6, 5.0).level == "note"
+    assert over_budget(6.0, None, 5.0).level == "note"
 
 
 def test_only_options_that_the_run_has_are_advised():
@@ -219,19 +220,19 @@ def test_rewards_that_differ_by_length_from_the_start_do_not_explode():
 
 def test_answers_that_leave_the_datas_length_are_found():
     before, data = [40, 44, 38, 42, 39, 41, 45, 40], [35, 45, 40]
-    grown = symptoms.answer_lengths(before, [2 * n for n in before], data)
+    grown = answer_lengths(before, [2 * n for n in before], data)
     assert "grew from 41.1 to 82.2 tokens" in grown.text and "have 40" in grown.text
-    assert "shrank" in symptoms.answer_lengths(before, [n // 3 for n in before], data).text
-    assert symptoms.answer_lengths(before, [2 * n for n in before], [90, 100]) is None
-    assert symptoms.answer_lengths(before, [n + 3 for n in before], data) is None
-    assert symptoms.answer_lengths([], [], data) is None
+    assert "shrank" in answer_lengths(before, [n // 3 for n in before], data).text
+    assert answer_lengths(before, [2 * n for n in before], [90, 100]) is None
+    assert answer_lengths(before, [n + 3 for n in before], data) is None
+    assert answer_lengths([], [], data) is None
     scattered = [10, 160, 12, 200, 9, 150, 8, 300]
-    assert symptoms.answer_lengths(before, scattered, data) is None
+    assert answer_lengths(before, scattered, data) is None
 
 
 def test_rows_that_repeat_are_found_from_a_tenth_on():
-    assert symptoms.repeated_rows(0.09, 1) is None
-    assert "30% of the rows" in symptoms.repeated_rows(0.3, 2).text
+    assert repeated_rows(0.09, 1) is None
+    assert "30% of the rows" in repeated_rows(0.3, 2).text
 
 
 @pytest.mark.parametrize("steps", [20, 21, 40, 400])
@@ -327,6 +328,7 @@ def test_a_real_run_at_a_rate_far_too_high_is_found_out_early():
 def test_the_page_names_every_symptom():
     text = (Path(__file__).parents[2] / "docs" / "health.md").read_text(encoding="utf-8")
     rules = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE))
-    source = Path(symptoms.__file__).read_text(encoding="utf-8")
+    rooms = (symptoms, final_symptoms)
+    source = "".join(Path(room.__file__).read_text(encoding="utf-8") for room in rooms)
     assert rules >= set(re.findall(r'^        "([a-z]+(?:-[a-z]+)*)", ', source, re.MULTILINE))
     assert {"displacement", "kl-budget", "repeated-rows", "wrong-start"} <= rules
