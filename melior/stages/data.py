@@ -18,7 +18,7 @@ from melior.data.split import split_by_prompt
 from melior.options import DataOptions, LoopOptions
 from melior.records import Turns
 from melior.stages.encoding import CHUNK, Encode, answer_by_answer, as_it_was_said
-from melior.stages.reading import Asked, read
+from melior.stages.reading import Asked, Reading
 from melior.training.checkpoint import refuse_changes
 from melior.training.jobs import n_unasked
 from melior.training.run import write_json
@@ -146,7 +146,7 @@ def prepare(
     )  # fmt: skip
     sha256 = content_hash(asked.sources)
     several = n_unasked() if processes is None else processes
-    groups, findings, record = read(chat, asked, sha256, on_progress, processes=several)
+    groups, findings, record = Reading(chat, asked, sha256, on_progress, several).found()
     short = (group.origin for group in groups if group.answers[0].n_prompt <= longest_prompt)
     first = set(islice(short, 64))
     rows = (one for one in read_examples(data, sources, seed=seed) if one.origin in first)

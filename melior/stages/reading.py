@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -68,68 +68,82 @@ class Asked:
 Found = tuple[list[TokenGroup], list[Finding], dict[str, Any]]
 
 
-def read(
-    chat: ChatFormat,
-    asked: Asked,
-    sha256: str,
-    on_progress: Callable[[int], None],
-    *,
-    processes: int,
-) -> Found:
-    """Return what rows give, from the cache where it is known; what takes a moment is not kept."""
-    if asked.encode not in KNOWN:
-        return _found(chat, asked, sha256, on_progress, processes=1)
-    fresh: list[Found] = []
+@dataclass(frozen=True)
+class Reading:
+    """One pass over rows.
 
-    def compute() -> dict[str, Tensor]:
-        met = chat.n_boundary_merges, chat.n_control_texts
-        fresh.append(_found(chat, asked, sha256, on_progress, processes=processes))
-        groups, _, record = fresh[0]
-        about = {
-            "record": record,
-            "merges": chat.n_boundary_merges - met[0],
-            "controls": chat.n_control_texts - met[1],
+    Args:
+        chat: how conversations become tokens; it counts what it meets.
+        asked: what decides which tokens and findings come out.
+        sha256: of the sources' content.
+        on_progress: is told how many rows are done.
+        processes: how many may make tokens.
+    """
+
+    chat: ChatFormat
+    asked: Asked
+    sha256: str
+    on_progress: Callable[[int], None]
+    processes: int
+
+    def found(self) -> Found:
+        """Return what rows give, from the cache where it is known; a moment's work is not kept."""
+        if self.asked.encode not in KNOWN:
+            return replace(self, processes=1).made()
+        fresh: list[Found] = []
+
+        def compute() -> dict[str, Tensor]:
+            met = self.chat.n_boundary_merges, self.chat.n_control_texts
+            fresh.append(self.made())
+            groups, _, record = fresh[0]
+            about = {
+                "record": record,
+                "merges": self.chat.n_boundary_merges - met[0],
+                "controls": self.chat.n_control_texts - met[1],
+            }
+            return packed(groups) | {"about": json_tensor(about)}
+
+        key = self.asked.key(self.chat, self.sha256)
+        tensors, _ = cached("prepared", key, compute, least=LEAST)
+        return fresh[0] if fresh else self._kept(tensors)
+
+    def made(self) -> Found:
+        """Read, check and tokenise, all in one pass."""
+        sources, data, options, seed = (
+            self.asked.sources, self.asked.data, self.asked.options, self.asked.seed
+        )  # fmt: skip
+        apart = read_any(self.asked.held_out, seed=seed) if self.asked.held_out else ()
+        lint = Lint(apart, tolerated=self.asked.tolerated)
+        records = _looked_at(lint, data, read_as(data, sources, seed=seed))
+        examples = as_examples(data, records, seed=seed)
+        examples = with_strangers(examples) if self.asked.has_strangers else examples
+        work = Work.of(self.asked.encode, options, self.asked.opening)
+        groups, lengths = made(
+            self.chat, examples, work, self.on_progress, processes=self.processes
+        )
+        findings = [*_of_interest(lint, data), *_too_long(lengths, options)]
+        _check(sources, groups, lengths, options)
+        record = _record(self.chat, lengths, findings) | {
+            "sources": [
+                _source(source, data, lengths, self.sha256, len(sources)) for source in sources
+            ],
+            "rows_used": len(groups),
+            "sha256": self.sha256,
         }
-        return packed(groups) | {"about": json_tensor(about)}
+        return groups, findings, record
 
-    tensors, _ = cached("prepared", asked.key(chat, sha256), compute, least=LEAST)
-    if fresh:
-        return fresh[0]
-    about = json_of(tensors["about"])
-    chat.n_boundary_merges += about["merges"]
-    chat.n_control_texts += about["controls"]
-    record = about["record"]
-    record["chat"]["notes"] = _notes(chat)
-    findings = [Finding(**one | {"examples": tuple(one["examples"])}) for one in record["findings"]]
-    on_progress(record["rows"])
-    return unpacked(tensors), findings, record
-
-
-def _found(
-    chat: ChatFormat,
-    asked: Asked,
-    sha256: str,
-    on_progress: Callable[[int], None],
-    *,
-    processes: int,
-) -> Found:
-    """Read, check and tokenise, all in one pass."""
-    sources, data, options, seed = asked.sources, asked.data, asked.options, asked.seed
-    apart = read_any(asked.held_out, seed=seed) if asked.held_out else ()
-    lint = Lint(apart, tolerated=asked.tolerated)
-    records = _looked_at(lint, data, read_as(data, sources, seed=seed))
-    examples = as_examples(data, records, seed=seed)
-    examples = with_strangers(examples) if asked.has_strangers else examples
-    work = Work.of(asked.encode, options, asked.opening)
-    groups, lengths = made(chat, examples, work, on_progress, processes=processes)
-    findings = [*_of_interest(lint, data), *_too_long(lengths, options)]
-    _check(sources, groups, lengths, options)
-    record = _record(chat, lengths, findings) | {
-        "sources": [_source(source, data, lengths, sha256, len(sources)) for source in sources],
-        "rows_used": len(groups),
-        "sha256": sha256,
-    }
-    return groups, findings, record
+    def _kept(self, tensors: Mapping[str, Tensor]) -> Found:
+        """Return what another pass left, and count what it met."""
+        about = json_of(tensors["about"])
+        self.chat.n_boundary_merges += about["merges"]
+        self.chat.n_control_texts += about["controls"]
+        record = about["record"]
+        record["chat"]["notes"] = _notes(self.chat)
+        findings = [
+            Finding(**one | {"examples": tuple(one["examples"])}) for one in record["findings"]
+        ]
+        self.on_progress(record["rows"])
+        return unpacked(tensors), findings, record
 
 
 def _record(chat: ChatFormat, lengths: Lengths, findings: Sequence[Finding]) -> dict[str, Any]:
