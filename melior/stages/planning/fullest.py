@@ -15,6 +15,7 @@ from melior.stages.planning.memory import (
     States,
     cache_bytes,
     gathered,
+    overhead,
     states,
     total,
     training,
@@ -62,6 +63,8 @@ def memory(subject: Subject, options: ModelOptions, loop: LoopOptions, portion: 
     parts = training(base, whole.shard(count), held)
     if count > 1:
         parts.append(Part("gathered from others for a moment", gathered(model), "FSDP"))
+    if subject.machine.is_here and subject.machine.is_cpu:
+        parts.append(overhead(held))
     if not subject.machine.is_here:  # weights are read into another memory, and shared out
         return Memory(tuple(parts), 0.0, 0.0)
     itemsize = 2 if options.dtype == "bf16" else 4

@@ -13,6 +13,10 @@ from melior.models.language import core
 from melior.models.rehearsal import Held
 from melior.models.skeleton import ModelConfig, n_layers
 
+KERNELS, BETWEEN = 160 << 20, 0.3
+"""Bytes that oneDNN keeps for the shapes of its products, and what the C library's heap keeps free
+between blocks that come and go, as a share of them: set after the runs of `docs/plan.md`."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -121,6 +125,11 @@ def training(base: int, kept: States, held: Held) -> list[Part]:
         ("what comes and goes", max(0, held.peak - held.kept), ""),
     ]
     return [Part(*part) for part in parts if part[1]]
+
+
+def overhead(held: Held) -> Part:
+    """Return what a step on a processor holds and no tensor does."""
+    return Part("kernels, and the heap's gaps", KERNELS + BETWEEN * held.peak, "as measured")
 
 
 def total(parts: Sequence[Part]) -> float:
