@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melior.data.control import lint_transitions, transitions
-from melior.data.control_files import About, Logged, Reference, read_logged, write_logged
+from melior.data.control_files import (
+    About,
+    Logged,
+    Reference,
+    _range,
+    read_logged,
+    write_logged,
+)
 
 
 def columns(lengths=(3, 4, 2), terminals=(True, False, True), *, seed=0):
@@ -272,7 +279,9 @@ def test_rows_are_rows_of_every_column():
         assert (getattr(chosen, field.name) == whole[[8, 0]]).all()
 
 
-def test_a_set_of_minaris_is_read(tmp_path, monkeypatch):
+@pytest.fixture
+def minari_set(tmp_path, monkeypatch):
+    """Two episodes of Pendulum, whose actions lie between -2 and 2, as Minari keeps them."""
     minari = pytest.importorskip("minari")
     gymnasium = pytest.importorskip("gymnasium")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
@@ -299,16 +308,37 @@ def test_a_set_of_minaris_is_read(tmp_path, monkeypatch):
     with warnings.catch_warnings():  # of authors and reference scores that it would like to know
         warnings.simplefilter("ignore")
         minari.create_dataset_from_buffers("pendulum/test-v0", buffer=list(episodes), env=env)
+    return episodes
+
+
+def test_a_set_of_minaris_is_read(minari_set):
     found = read_logged("minari:pendulum/test-v0")
     columns = vars(found.transitions)
-    for place, episode in enumerate(episodes):
+    for place, episode in enumerate(minari_set):
         rows = slice(5 * place, 5 * place + 5)
         assert (columns["observations"][rows] == episode.observations[:-1]).all()
         assert (columns["next_observations"][rows] == episode.observations[1:]).all()
-        assert (columns["actions"][rows] == episode.actions).all()
         assert np.allclose(columns["rewards"][rows], episode.rewards)
     assert np.flatnonzero(found.transitions.timeouts).tolist() == [4, 9]
     assert not found.transitions.terminals.any()
     assert found.about.task == "Pendulum-v1"
     with pytest.raises(FileNotFoundError, match="there is no such set"):
         read_logged("minari:pendulum/other-v0")
+
+
+def test_actions_of_minaris_are_brought_to_the_range_in_which_policies_act(minari_set):
+    """What a policy does there, the task is given as 2 of it: the log's own action."""
+    found = read_logged("minari:pendulum/test-v0").transitions
+    stretched = -2 + 0.5 * (found.actions + 1) * 4
+    assert np.allclose(stretched, np.concatenate([e.actions for e in minari_set]), atol=1e-6)
+    assert 0.9 < np.abs(found.actions).max() <= 1
+    assert lint_transitions(found) == []
+
+
+@pytest.mark.parametrize("bounds", [(-np.inf, 1.0), (-1.0, np.inf), (0.5, 0.5)])
+def test_actions_without_bounds_are_refused(bounds):
+    gymnasium = pytest.importorskip("gymnasium")
+    low, high = (np.full(2, bound, np.float32) for bound in bounds)
+    for space in (gymnasium.spaces.Box(low, high), gymnasium.spaces.Discrete(3)):
+        with pytest.raises(ValueError, match="f: actions must be vectors within bounds; found"):
+            _range(space, "f")
