@@ -30,4 +30,9 @@ def has_left(observations, actions, next_observations):
     return torch.abs(next_observations[:, 0]) > 2
 
 
-gymnasium.register("Dot-v0", Dot, max_episode_steps=20)
+def closeness(observations, actions, next_observations):
+    return 1 - (next_observations[:, 0] - next_observations[:, 1]).abs()
+
+
+for name in ("Dot-v0", "Spot-v0"):
+    gymnasium.register(name, Dot, max_episode_steps=20)
