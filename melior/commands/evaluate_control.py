@@ -72,9 +72,7 @@ def run(config: Config) -> Path:
     write_json(out / "evaluation.json", _numbers(found, together))
     for line in lines(together):
         print(line)
-    place = write_returns(out / "report.html", together)
-    print(f"\nReport: {place}")
-    return place
+    return write_returns(out / "report.html", together)
 
 
 def _numbers(found: Sequence[Judged], together: Sequence[Method]) -> dict[str, Any]:

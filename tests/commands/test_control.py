@@ -1,7 +1,9 @@
 """`collect control` and `evaluate control`: sets that can be learned from, scores that add up."""
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,9 +14,10 @@ from melior.commands import collect_control, evaluate_control
 from melior.data.control import lint_transitions
 from melior.data.control_files import read_logged
 from melior.recipes import cloning, morec
-from melior.stages.control.collect import KINDS
+from melior.stages.control.collect import EPISODES, FRESH, FRESH_SEED, KINDS, SEED
 
 TASK = "tests.control_task:Dot-v0"
+Dot = pytest.importorskip("tests.control_task").Dot if find_spec("gymnasium") else None
 needs_gymnasium = pytest.mark.skipif(
     find_spec("gymnasium") is None, reason="needs the extra control"
 )
@@ -29,7 +32,8 @@ def sets(tmp_path_factory):
     pytest.importorskip("gymnasium")
     out = tmp_path_factory.mktemp("sets")
     config = collect_control.Config(
-        TASK, str(out), rows=80, steps=160, random_steps=100, judge_every=20, hidden=8, copies=2
+        TASK, str(out), rows=80, steps=200, random_steps=100, judge_every=20, hidden=8, copies=2,
+        learning_rate=1e-2,
     )  # fmt: skip
     collect_control.run(config)
     return out
@@ -57,14 +61,72 @@ def test_five_sets_are_written_that_can_be_learned_from(sets, capsys):
 @needs_gymnasium
 def test_the_same_seed_collects_the_same(sets, tmp_path):
     config = collect_control.Config(
-        TASK, str(tmp_path), rows=80, steps=160, random_steps=100, judge_every=20, hidden=8,
-        copies=2,
+        TASK, str(tmp_path), rows=80, steps=200, random_steps=100, judge_every=20, hidden=8,
+        copies=2, learning_rate=1e-2,
     )  # fmt: skip
     collect_control.run(config)
     for kind in KINDS:
         left, right = (read_logged(place / f"{kind}.npz").transitions for place in (sets, tmp_path))
         for name, column in vars(left).items():
             assert np.array_equal(column, vars(right)[name]), (kind, name)
+
+
+@needs_gymnasium
+@pytest.mark.parametrize("n_left", [0, 1])
+def test_a_killed_collection_goes_on_to_the_same_sets(tmp_path, n_left):
+    def config(name, **changes):
+        return collect_control.Config(
+            TASK, str(tmp_path / name), rows=80, steps=200, random_steps=100, judge_every=15,
+            hidden=8, copies=4, learning_rate=1e-2, **changes,
+        )  # fmt: skip
+
+    def rows(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+
+    collect_control.run(config("whole"))
+    collect_control.run(config("cut"))
+    checkpoints = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))
+    assert [one.name for one in checkpoints] == ["step-000090", "step-000100"]
+    for left in [*checkpoints[n_left:], tmp_path / "cut" / "evaluation.json"]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for kind in KINDS[2:]:
+        (tmp_path / "cut" / f"{kind}.npz").unlink()
+    with pytest.raises(ValueError, match="go on by --resume"):
+        config("cut")
+    collect_control.run(config("cut", resume=True))
+    assert rows("cut") == rows("whole")
+    for name in [*(f"{kind}.npz" for kind in KINDS), "evaluation.json"]:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@needs_gymnasium
+def test_a_task_that_does_not_give_the_same_again_cannot_be_gone_on_with(tmp_path, monkeypatch):
+    config = partial(
+        collect_control.Config, TASK, str(tmp_path / "run"), rows=80, steps=200, random_steps=100,
+        judge_every=20, hidden=8, learning_rate=1e-2,
+    )  # fmt: skip
+    collect_control.run(config())
+    shutil.rmtree(max((tmp_path / "run" / "checkpoints").glob("step-*")))
+    monkeypatch.setattr(Dot, "goes", 0.3)
+    with pytest.raises(ValueError, match="same again for the same actions; found other rewards"):
+        collect_control.run(config(resume=True))
+
+
+@needs_gymnasium
+def test_references_are_of_episodes_that_chose_nobody(sets):
+    found = json.loads((sets / "evaluation.json").read_text("utf-8"))
+    reference = read_logged(sets / "medium.npz").about.reference
+    (returns,) = found["comparisons"]
+    assert (returns["before"], returns["after"]) == (reference.random, reference.expert)
+    lines = (sets / "metrics.jsonl").read_text("utf-8").splitlines()
+    judged = [json.loads(line) for line in lines]
+    best = max(row["eval_return"] for row in judged if "eval_return" in row)
+    assert reference.expert != best
+    assert FRESH_SEED >= SEED + EPISODES and FRESH >= 100
+    page = (sets / "report.html").read_text("utf-8")
+    assert "Returns of whole episodes in each data set" in page
+    assert page.count('<img src="data:image/svg+xml') == 1
 
 
 @needs_gymnasium
