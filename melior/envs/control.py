@@ -98,7 +98,7 @@ def termination(task: str, named: str = "") -> Termination:
     """
     if named:
         return named_function(named, "termination")
-    known = re.sub(r"-v\d+$", "", task.rpartition("/")[2])
+    known = unversioned(task)
     if known not in RULES:
         raise ValueError(
             f"termination is needed of {task or 'a data set that names no task'!r}, as "
@@ -106,6 +106,11 @@ def termination(task: str, named: str = "") -> Termination:
             f"{', '.join(RULES)}"
         )
     return RULES[known]
+
+
+def unversioned(task: str) -> str:
+    """Return a task's name without its folder and version: returns of versions can be compared."""
+    return re.sub(r"-v\d+$", "", task.rpartition("/")[2])
 
 
 def named_function(named: str, option: str) -> Any:
@@ -303,7 +308,10 @@ def _made(gymnasium: Any, task: str) -> Any:
     try:
         return gymnasium.make(task)
     except gymnasium.error.DependencyNotInstalled as error:
-        raise ValueError(f"{task}: {error}; pip install 'melior[control]'") from error
+        said = str(error)
+        if "mujoco" in said.lower():
+            said = "needs MuJoCo, which is not installed; pip install 'melior[mujoco]'"
+        raise ValueError(f"{task}: {said}") from error
     except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"{task}: a task that Gymnasium knows is needed; {error}") from error
 

@@ -167,5 +167,10 @@ def test_tasks_that_are_none_of_ours_are_told(task, sentence):
         control.sizes(task)
 
 
+def test_versions_of_a_task_are_one_task():
+    assert control.unversioned("Hopper-v5") == control.unversioned("any/Hopper-v4") == "Hopper"
+    assert control.unversioned("own:Hopper-v5") != "Hopper"
+
+
 def test_sizes_are_known():
     assert control.sizes(PENDULUM) == (3, 1)

@@ -143,24 +143,25 @@ def reward_around(world: World, logged: Transitions) -> dict[str, Any]:
     return {"places": reach.tolist(), "rewards": table}
 
 
-def _comparisons(inputs: Inputs, lived: Float[np.ndarray, " n"]) -> list[dict[str, Any]]:
-    logged = inputs.logged.whole_returns()
-    rows = [_comparison("return", logged, lived)]
-    if inputs.reference:
-        scores = (normalised(own, inputs.reference) for own in (logged, lived))
-        rows.insert(0, _comparison("normalised score", *scores))
-    return rows
-
-
-def _comparison(
+def comparison(
     name: str, before: Float[np.ndarray, " n"], after: Float[np.ndarray, " m"]
 ) -> dict[str, Any]:
+    """Return what a report draws of two policies' returns."""
     found: Interval = gain(before, after)
     return {
         "name": name, "unit": "", "before": float(before.mean()), "after": float(after.mean()),
         "difference": found.estimate, "low": found.low, "high": found.high,
         "confidence": found.confidence, "higher_is_better": True,
     }  # fmt: skip
+
+
+def _comparisons(inputs: Inputs, lived: Float[np.ndarray, " n"]) -> list[dict[str, Any]]:
+    logged = inputs.logged.whole_returns()
+    rows = [comparison("return", logged, lived)]
+    if inputs.reference:
+        scores = (normalised(own, inputs.reference) for own in (logged, lived))
+        rows.insert(0, comparison("normalised score", *scores))
+    return rows
 
 
 def _scores(folder: Path, inputs: Inputs) -> dict[str, Any]:
