@@ -146,6 +146,9 @@ def lint_transitions(logged: Transitions, *, low: float = -1.0, high: float = 1.
         _finding("error", "timeouts-as-terminals", _taken_for_terminals(logged),
                  "a terminal at the very length at which the longest episodes end, where no row "
                  "is a time-out: give time-outs as 'timeouts', or values stop there"),
+        _finding("error", "timeouts-as-terminals", _both(logged),
+                 "a terminal and a time-out, as every time-out here is: 'terminals' must be true "
+                 "where the task itself is over, not where either is, or values stop there"),
         _finding("error", "reset-as-successor", ends & follows,
                  "the end of an episode whose next observation is the next episode's first: log "
                  "what step() returned before the reset"),
@@ -241,6 +244,15 @@ def _taken_for_terminals(logged: Transitions) -> Rows:
         return none
     none[ends[at_limit]] = True
     return none
+
+
+def _both(logged: Transitions) -> Rows:
+    """Return the time-outs that are terminals too, where they are many and no time-out is none.
+
+    The mark of `done = terminated or truncated`: by itself a task rarely ends just at its limit.
+    """
+    all_both = logged.timeouts.sum() >= 3 and logged.terminals[logged.timeouts].all()
+    return logged.timeouts & all_both
 
 
 def _constant(logged: Transitions) -> list[int]:

@@ -160,6 +160,17 @@ def test_time_outs_taken_for_terminals_are_told():
     assert (found.level, found.examples) == ("error", ("row 5", "row 10", "row 17"))
 
 
+def test_ends_of_either_kind_logged_as_terminals_are_told():
+    """`done = terminated or truncated` beside `truncated`, and no two lengths that tell."""
+    table = columns((5, 4, 2, 5, 3), (False, False, True, False, False))
+    table["terminals"] = table["terminals"] | table["timeouts"]
+    assert codes(table) == ["timeouts-as-terminals"]
+    found = lint_transitions(transitions(table, where="f"))[0]
+    assert (found.level, found.examples) == ("error", ("row 5", "row 9", "row 16", "row 19"))
+    table["terminals"][4] = False  # one time-out is none: the others may have fallen together
+    assert codes(table) == []
+
+
 @pytest.mark.parametrize(
     ("lengths", "ends"),
     [

@@ -21,7 +21,7 @@ class LogOptions:
     what the data set says."""
     termination: str = ""
     """When the task is over, as `module:function` of observations, actions and next observations;
-    needed of tasks that are not known."""
+    it must agree with the log's terminals. `melior morec` needs it of tasks that are not known."""
     allow_lint_errors: bool = False
     """Train although the data check found errors; they stay in the report."""
 
