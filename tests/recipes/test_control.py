@@ -11,10 +11,12 @@ import torch
 
 from melior import ops
 from melior.claims.morec_world import STABILISING, lived
-from melior.data.control_files import About, Logged, write_logged
+from melior.data.control_files import About, Logged, Reference, write_logged
+from melior.envs.control import collect
 from melior.models.control_policies import load_policy
 from melior.recipes import cloning, cql, morec, td3_bc
 
+TASK = "tests.control_task:Dot-v0"
 METHODS = (morec, cloning, td3_bc, cql)
 
 
@@ -78,6 +80,32 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(
     method.run(config_of(method, dataset, run, save_steps=10, save_total_limit=1000, resume=True))
     assert files_of(run) == files_of(whole / name)
     assert rows_of(run) == rows_of(whole / name)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A policy that is judged before it learns, and at its half and end, in a task of our own."""
+    pytest.importorskip("gymnasium")
+    folder = tmp_path_factory.mktemp("judged")
+    drawn = torch.Generator().manual_seed(0)
+    logged = collect(
+        TASK, lambda seen: 2 * torch.rand(len(seen), 1, generator=drawn) - 1,
+        steps=200, copies=2, seed=0,
+    )  # fmt: skip
+    write_logged(folder / "dot.npz", Logged(logged, About(TASK, Reference(0.0, 20.0))))
+    config = cloning.Config.tiny(str(folder / "dot.npz"), str(folder / "run"))
+    cloning.run(config)
+    return config
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_is_judged_once_there(judged, tmp_path):
+    whole, run = Path(judged.train.out), tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints")
+    cloning.run(replace(judged, train=replace(judged.train, out=str(run), resume=True)))
+    assert [row["step"] for row in rows_of(run) if "eval_return" in row] == [0, 30, 60]
+    assert files_of(run) == files_of(whole)
+    assert rows_of(run) == rows_of(whole)
 
 
 @pytest.mark.parametrize("options", [{"filter": "best"}, {"filter": "none"}, {"base": "mobile"}])
