@@ -108,6 +108,15 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_is_judged_once_there
     assert rows_of(run) == rows_of(whole)
 
 
+def test_a_score_is_not_of_the_policy_before_it_learned(judged):
+    run = Path(judged.train.out)
+    before, half, end = (row["eval_return"] for row in rows_of(run) if "eval_return" in row)
+    (table,) = json.loads((run / "evaluation.json").read_text("utf-8"))["tables"]
+    assert table["title"] == "Mean of the last 2 judgements"
+    assert dict(table["rows"])["return"] == pytest.approx((half + end) / 2, rel=1e-12)
+    assert before != half
+
+
 @pytest.mark.parametrize("options", [{"filter": "best"}, {"filter": "none"}, {"base": "mobile"}])
 def test_each_base_and_filter_runs_in_a_world_that_was_learned_before(
     options, dataset, whole, tmp_path

@@ -18,6 +18,7 @@ from melior.data.control import Transitions
 from melior.envs.control import Act, collect, returns
 from melior.evaluation.compare import Interval
 from melior.evaluation.control import gain, normalised
+from melior.models.control import Scale
 from melior.models.control_policies import Policy
 from melior.sampling.control import Candidates, Filter, best, candidates, evenly
 from melior.stages.control.inputs import Inputs
@@ -97,8 +98,9 @@ def errors_over_horizon(
     windows = _windows(lived)
     if windows is None:
         return {}
-    unit = torch.from_numpy(scale.observations).std(0, correction=0)
-    unit = torch.where(unit > 0, unit, 1.0)
+    measure = Scale(scale.observations.shape[1])
+    measure.standardise(torch.from_numpy(scale.observations))
+    unit = torch.where(measure.width > 0, measure.width, 1.0)
     found: dict[str, list[float]] = {}
     for name, follow in _ways(world).items():
         generator = ops.generator(0)
@@ -166,7 +168,8 @@ def _comparisons(inputs: Inputs, lived: Float[np.ndarray, " n"]) -> list[dict[st
 
 def _scores(folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Return the mean of the last judgements, which is what a run is reported by."""
-    judged = [row for row in read_rows(folder) if "eval_return" in row][-LAST:]
+    _, *learned = (row for row in read_rows(folder) if "eval_return" in row)
+    judged = learned[-LAST:]  # and never the first: it was judged before it learned
     names = {"eval_return": "return", "eval_score": "normalised score"}
     rows = [
         [said, fmean(float(row[key]) for row in judged)]
