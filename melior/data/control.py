@@ -36,6 +36,8 @@ _ADVICE: Final[Mapping[str, str]] = {
 }
 _SAME_END = 0.2
 """Share of terminals at the longest length of all from which they are taken for time-outs."""
+_CONSTANT = 1e-6
+"""A range this small beside a number's size, or beside 1, is float32's rounding."""
 _ROUNDING = 1e-5
 """How far beyond the range an action may lie: float32 written as text and read back."""
 
@@ -257,7 +259,8 @@ def _both(logged: Transitions) -> Rows:
 
 def _constant(logged: Transitions) -> list[int]:
     both = np.concatenate([logged.observations[:1], logged.next_observations])
-    return np.flatnonzero((both == both[0]).all(0)).tolist()
+    size = np.maximum(1.0, np.abs(both).max(0))
+    return np.flatnonzero(np.ptp(both, axis=0) <= _CONSTANT * size).tolist()
 
 
 def _finding(level: Level, code: str, rows: Rows, text: str) -> Finding:

@@ -24,6 +24,9 @@ from melior.options import in_range, one_of
 
 Activation = Literal["relu", "silu"]
 _ACTIVATIONS = {"relu": nn.functional.relu, "silu": nn.functional.silu}
+_CONSTANT = 1e-6
+"""A range this small beside a number's size, or beside 1, is float32's rounding; divided by it,
+what is asked for later would blow up."""
 _IN_CACHE = 2**18
 """Numbers of a layer that are computed at once where no gradient is asked for: they stay in a
 core's cache. 40 discriminators of 2048 transitions took half the time that they took at once."""
@@ -76,7 +79,8 @@ class Perceptrons(nn.Module):
 class Scale(nn.Module):
     """An affine map of each dimension that is known from data, and the way back.
 
-    A dimension that never changes is mapped to 0 wherever it is, and back to what it was.
+    A dimension that never changes, but for rounding, is mapped to 0 wherever it is, and back to
+    what it was.
     """
 
     centre: Tensor
@@ -87,14 +91,16 @@ class Scale(nn.Module):
         self.register_buffer("centre", torch.zeros(dimensions))
         self.register_buffer("width", torch.ones(dimensions))
 
-    def standardise(self, data: Float[Tensor, "n d"]) -> None:
-        """Let the data have mean 0 and deviation 1."""
-        self._set(data.mean(0), data.std(0, correction=0), data)
+    def standardise(
+        self, data: Float[Tensor, "n d"], *, of: Float[Tensor, "m d"] | None = None
+    ) -> None:
+        """Let the data have mean 0 and deviation 1; differences are those `of` other numbers."""
+        self._set(data.mean(0), data.std(0, correction=0), data, data if of is None else of)
 
     def fit_into(self, data: Float[Tensor, "n d"], bound: float) -> None:
         """Let the data lie within `-bound` and `bound`, and touch both."""
         low, high = data.amin(0), data.amax(0)
-        self._set((low + high) / 2, (high - low) / (2 * bound), data)
+        self._set((low + high) / 2, (high - low) / (2 * bound), data, data)
 
     def forward(self, values: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Return values in the data's own measure."""
@@ -105,8 +111,9 @@ class Scale(nn.Module):
         """Return values of which `forward` made the scaled ones."""
         return scaled * self.width + self.centre
 
-    def _set(self, centre: Tensor, width: Tensor, data: Tensor) -> None:
-        is_constant = (data == data[0]).all(0)
+    def _set(self, centre: Tensor, width: Tensor, data: Tensor, of: Tensor) -> None:
+        size = of.abs().amax(0).clamp(min=1.0)
+        is_constant = data.amax(0) - data.amin(0) <= _CONSTANT * size
         self.centre.copy_(torch.where(is_constant, data[0], centre))
         self.width.copy_(width.masked_fill(is_constant, 0.0))
 
@@ -172,7 +179,8 @@ class Dynamics(nn.Module):
     ) -> None:
         """Learn from data how inputs and targets are scaled."""
         self.inputs.standardise(torch.cat([observations, actions], dim=-1))
-        self.outputs.standardise(targets)
+        of = torch.cat([observations, targets[:, -1:]], dim=-1)
+        self.outputs.standardise(targets, of=of)
 
     def forward(
         self,
@@ -257,7 +265,7 @@ class Discriminators(nn.Module):
     ) -> None:
         """Learn from data how observations and their changes are scaled."""
         self.observations.fit_into(torch.cat([observations, next_observations]), 0.8)
-        self.changes.standardise(next_observations - observations)
+        self.changes.standardise(next_observations - observations, of=observations)
 
     def inputs(
         self,

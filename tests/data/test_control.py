@@ -206,6 +206,9 @@ def test_a_dimension_that_never_changes_is_told():
     found = lint_transitions(transitions(table, where="f"))
     assert [f.code for f in found] == ["constant-dimensions"]
     assert found[0].text.endswith("never change: 1")
+    for name in ("observations", "next_observations"):
+        table[name][::2, 1] = np.nextafter(np.float32(0.25), np.float32(1))
+    assert "constant-dimensions" in codes(table)
 
 
 def test_actions_outside_the_range_are_told_and_rounding_is_not():
