@@ -27,6 +27,10 @@ Termination = Callable[
     [Float[Tensor, "n d"], Float[Tensor, "n a"], Float[Tensor, "n d"]], Bool[Tensor, " n"]
 ]
 """Which transitions end a task, of observation, action and what followed: known, never learned."""
+Reward = Callable[
+    [Float[Tensor, "n d"], Float[Tensor, "n a"], Float[Tensor, "n d"]], Float[Tensor, " n"]
+]
+"""What a step earns: of observation, action and what followed."""
 Act = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n a"]]
 """An action in [-1, 1] for each observation."""
 Seen = Float[np.ndarray, "n d"]
@@ -123,8 +127,10 @@ def named_function(named: str, option: str) -> Any:
     _look_beside()
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{option} must be 'module:function'; found {named!r}: {error}") from error
+    except Exception as error:  # the user's module runs here, and may fail in any way
+        raise ValueError(
+            f"{option} must be 'module:function'; found {named!r}: {type(error).__name__}: {error}"
+        ) from error
     if not callable(found):
         raise ValueError(f"{option} must be a function; found {found!r} at {named!r}")
     return found
@@ -138,13 +144,9 @@ def check_termination(rule: Termination, logged: Transitions, *, where: str) -> 
     Raises:
         ValueError: it is no rule of these transitions, with the first row that differs.
     """
-    columns = (logged.observations, logged.actions, logged.next_observations)
-    said = rule(*map(torch.from_numpy, columns))
-    if said.dtype != torch.bool or said.shape != (len(logged),):
-        raise ValueError(
-            f"termination must give a bool for each of {len(logged)} transitions; found "
-            f"{said.dtype} of the shape {list(said.shape)}"
-        )
+    said = _said(rule, logged, "termination")
+    if said.dtype != torch.bool:
+        raise ValueError(f"termination must give bools; found {said.dtype}")
     found = said.numpy()
     for wrong, logged_as, says in (
         (logged.terminals & ~found, "a terminal", "it goes on"),
@@ -156,6 +158,39 @@ def check_termination(rule: Termination, logged: Transitions, *, where: str) -> 
                 f"{where}:{first + 1}: termination must agree with 'terminals'; found "
                 f"{logged_as}, and the rule says that {says}, in {int(wrong.sum())} rows"
             )
+
+
+def check_reward(reward: Reward, logged: Transitions) -> float:
+    """Hold a task's own reward against logged transitions; return how far off it is, on average.
+
+    Raises:
+        ValueError: it is no reward of these transitions.
+    """
+    said = _said(reward, logged, "true_reward")
+    if not said.is_floating_point() or not said.isfinite().all():
+        raise ValueError(f"true_reward must give finite floats; found {said.dtype}, {said}")
+    return float((said - torch.from_numpy(logged.rewards)).abs().mean())
+
+
+def _said(
+    function: Callable[[Tensor, Tensor, Tensor], object], logged: Transitions, option: str
+) -> Tensor:
+    """Return what the user's own function says of logged transitions, a number for each.
+
+    Raises:
+        ValueError: it fails, or says something else.
+    """
+    columns = (logged.observations, logged.actions, logged.next_observations)
+    wanted = f"{option} must give a tensor [{len(logged)}] of as many transitions"
+    try:
+        said = function(*map(torch.from_numpy, columns))
+    except Exception as error:  # the user's code, which may fail in any way
+        raise ValueError(f"{wanted}; found {type(error).__name__}: {error}") from error
+    if not isinstance(said, Tensor):
+        raise ValueError(f"{wanted}; found {type(said).__name__}")
+    if said.shape != (len(logged),):
+        raise ValueError(f"{wanted}; found the shape {list(said.shape)}")
+    return said
 
 
 def returns(

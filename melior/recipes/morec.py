@@ -80,21 +80,31 @@ class Config:
 
 def run(config: Config) -> None:
     """Learn the world, learn to act in it, judge in the real task, save and report."""
-    from melior.envs.control import named_function
     from melior.report.terminal import present
     from melior.stages.control.inputs import read_inputs, rule_of
     from melior.stages.control.learn import ControlPlan, learn
 
     inputs = read_inputs(config.log, config.train)
-    is_over = rule_of(config.log, inputs)
-    if config.imagine.true_reward:
-        named_function(config.imagine.true_reward, "true_reward")  # a wrong one is said at once
+    is_over, earned = rule_of(config.log, inputs), _reward_of(config, inputs)
     plan = ControlPlan("morec", PAPER, config.log, config.train, config)
-    present([learn(plan, inputs, lambda phases: _student(config, inputs, is_over, phases))])
+    present([learn(plan, inputs, lambda phases: _student(
+        config, inputs, is_over, phases=phases, earned=earned
+    ))])  # fmt: skip
+
+
+def _reward_of(config: Config, inputs: Inputs) -> str:
+    """Say what rewards imagined steps have, once a true one has been held against the log."""
+    from melior.envs.control import check_reward, named_function
+
+    named = config.imagine.true_reward
+    if not named:
+        return "learned"
+    off = check_reward(named_function(named, "true_reward"), inputs.logged)
+    return f"the true one, {named}, {off:.3g} off the log's on average"
 
 
 def _student(
-    config: Config, inputs: Inputs, is_over: Termination, phases: Phases
+    config: Config, inputs: Inputs, is_over: Termination, *, phases: Phases, earned: str
 ) -> tuple[Student, World]:
     """Learn the world, and put together who learns to act in it."""
     from melior.models.control_policies import Critics, GaussianPolicy
@@ -103,6 +113,8 @@ def _student(
     from melior.training.checkpoint import Generators
 
     _note_escape(config, inputs, phases)
+    if config.imagine.true_reward:
+        phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
     world, seed = learn_world(phases, inputs, config.world), config.train.seed
     shape = policy_options(inputs, config.network)
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed + 1)
@@ -112,7 +124,7 @@ def _student(
     student = Student(
         policy, learner, batches,
         {"batches": batches, "imagination": Generators(imagine.generators)},
-        lambda: dict(batches.metrics), _facts(config, phases),
+        lambda: dict(batches.metrics), {"reward of imagined steps": earned},
     )  # fmt: skip
     return student, world
 
@@ -164,14 +176,6 @@ def _batches(
         describe=lambda found: described(found, world.dynamics.elites),
     )  # fmt: skip
     return imagine, batches
-
-
-def _facts(config: Config, phases: Phases) -> dict[str, str]:
-    """Say what rewards imagined steps have: once in the run's record, and in its report."""
-    named = config.imagine.true_reward
-    if named:
-        phases.run.note(f"the true reward is used, {named}, and not one learned from the log")
-    return {"reward of imagined steps": f"the true one, {named}" if named else "learned"}
 
 
 def _note_escape(config: Config, inputs: Inputs, phases: Phases) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from melior import selection
-from melior.envs.control import Termination
+from melior.envs.control import Reward, Termination
 from melior.models.control import Dynamics, Prediction
 
 OnReject = Literal["terminal", "truncate", "drop"]
@@ -23,10 +23,6 @@ Choice = Callable[[Float[Tensor, "n k"]], Int[Tensor, " n"]]
 """Which candidate goes on, of a score matrix."""
 Draw = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n a"]]
 """An action for each observation."""
-Reward = Callable[
-    [Float[Tensor, "n d"], Float[Tensor, "n a"], Float[Tensor, "n d"]], Float[Tensor, " n"]
-]
-"""What a step earns: of observation, action and what followed."""
 Penalty = Callable[[Prediction], Float[Tensor, " n"]]
 """By how much the learned reward is lowered where the ensemble is unsure."""
 Score = Callable[

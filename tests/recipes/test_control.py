@@ -130,6 +130,32 @@ def test_each_base_and_filter_runs_in_a_world_that_was_learned_before(
     assert files_of(tmp_path / "run") == files_of(tmp_path / "again")
 
 
+def columns_of_rewards(observations, actions, next_observations):
+    """A reward as a user may well write it, `[n 1]`: it must not be spread to `[n n]`."""
+    return -observations.square().sum(-1, keepdim=True)
+
+
+def true_rewards(observations, actions, next_observations):
+    return -observations.square().sum(-1)
+
+
+def test_a_true_reward_is_checked_before_anything_is_learned_and_told_after(dataset, tmp_path):
+    config = config_of(morec, dataset, tmp_path / "run")
+    wrong, right = (
+        replace(config, imagine=replace(config.imagine, true_reward=f"{__name__}:{one.__name__}"))
+        for one in (columns_of_rewards, true_rewards)
+    )
+    with pytest.raises(ValueError, match=r"true_reward must give a tensor \[400\].*\[400, 1\]"):
+        morec.run(wrong)
+    assert not (tmp_path / "run").exists()
+    morec.run(right)
+    said = json.loads((tmp_path / "run" / "evaluation.json").read_text("utf-8"))["facts"]
+    assert said["reward of imagined steps"].startswith("the true one, ")
+    assert said["reward of imagined steps"].endswith("true_rewards, 0 off the log's on average")
+    notes = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["notes"]
+    assert any("and not one learned from the log" in note for note in notes)
+
+
 def test_a_world_of_other_data_is_refused(whole, tmp_path):
     other = tmp_path / "other.npz"
     write_logged(other, Logged(lived(STABILISING, 400, generator=ops.generator(1)), About()))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.control import Transitions
-from melior.envs.control import Termination, named_function
+from melior.envs.control import Reward, Termination, named_function
 from melior.losses.control import aleatoric_penalty
 from melior.models.control import Prediction
 from melior.models.control_policies import GaussianPolicy
@@ -20,7 +20,6 @@ from melior.sampling.control import (
     Filter,
     Imagined,
     Penalty,
-    Reward,
     best,
     evenly,
     imagine,
