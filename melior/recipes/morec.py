@@ -85,11 +85,23 @@ def run(config: Config) -> None:
     from melior.stages.control.learn import ControlPlan, learn
 
     inputs = read_inputs(config.log, config.train)
+    _check_bound(config, inputs)
     is_over, earned = rule_of(config.log, inputs), _reward_of(config, inputs)
     plan = ControlPlan("morec", PAPER, config.log, config.train, config)
     present([learn(plan, inputs, lambda phases: _student(
         config, inputs, is_over, phases=phases, earned=earned
     ))])  # fmt: skip
+
+
+def _check_bound(config: Config, inputs: Inputs) -> None:
+    """Refuse a bound within which the log itself does not lie: the policy would learn elsewhere."""
+    logged, bound = inputs.logged, config.imagine.bound
+    largest = float(max(abs(logged.observations).max(), abs(logged.next_observations).max()))
+    if largest >= bound:
+        raise ValueError(
+            f"{config.log.dataset}: bound must be above the log's observations, {largest:.6g}; "
+            f"found {bound:g}; give --bound {2 * largest:.2g}"
+        )
 
 
 def _reward_of(config: Config, inputs: Inputs) -> str:

@@ -156,6 +156,23 @@ def test_a_true_reward_is_checked_before_anything_is_learned_and_told_after(data
     assert any("and not one learned from the log" in note for note in notes)
 
 
+def test_a_bound_within_the_log_is_refused(tmp_path):
+    """Steps of 300 would be followed by 25, the bound that is meant for D4RL's tasks."""
+    small = lived(STABILISING, 400, generator=ops.generator(0))
+    wide = replace(
+        small,
+        observations=150 * small.observations,
+        next_observations=150 * small.next_observations,
+    )
+    write_logged(tmp_path / "wide.npz", Logged(wide, About()))
+    config = config_of(morec, tmp_path / "wide.npz", tmp_path / "run")
+    largest = max(abs(wide.observations).max(), abs(wide.next_observations).max())
+    said = rf"bound must be above the log's observations, {largest:.6g}; found 25; give --bound"
+    with pytest.raises(ValueError, match=said):
+        morec.run(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_world_of_other_data_is_refused(whole, tmp_path):
     other = tmp_path / "other.npz"
     write_logged(other, Logged(lived(STABILISING, 400, generator=ops.generator(1)), About()))

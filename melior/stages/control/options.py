@@ -130,7 +130,7 @@ class ImagineOptions:
     temperature: float = 0.1
     """Of the choice among candidates."""
     bound: float = 25.0
-    """How far from 0 an imagined observation's numbers may lie."""
+    """How far from 0 an imagined observation's numbers may lie; above those of the log."""
     true_reward: str = ""
     """What a step earns, as `module:function` of observations, actions and next observations, in
     place of the learned reward; the run and its report then say so."""
