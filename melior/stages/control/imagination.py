@@ -115,11 +115,11 @@ def named_filter(
 
 def described(imagined: Imagined, elites: Int[Tensor, " e"]) -> dict[str, float]:
     """Return what became of roll-outs: how long they were, why they ended, and who drew them."""
-    n_starts = max(1, len(imagined.starts.unique()))
+    n_starts = imagined.n_starts
     shares = (imagined.members[:, None] == elites).float().mean(0) if len(imagined) else elites
     return {
         "imagined/length": len(imagined) / n_starts,
-        "imagined/rejected": float(imagined.rejected.float().sum()) / n_starts,
+        "imagined/rejected": imagined.n_rejected / n_starts,
         "imagined/reward": float(imagined.rewards.mean()) if len(imagined) else 0.0,
         "imagined/dynamics_reward": float(imagined.scores.mean()) if len(imagined) else 0.0,
         "imagined/largest_elite": float(shares.max()) if len(imagined) else 0.0,
