@@ -156,6 +156,12 @@ def test_a_true_reward_is_checked_before_anything_is_learned_and_told_after(data
     assert any("and not one learned from the log" in note for note in notes)
 
 
+def test_one_elite_cannot_disagree(dataset, tmp_path):
+    config = config_of(morec, dataset, tmp_path / "run")
+    with pytest.raises(ValueError, match="elites must be at least 2; found 1"):
+        replace(config, base="mobile", world=replace(config.world, elites=1))
+
+
 def test_a_bound_within_the_log_is_refused(tmp_path):
     """Steps of 300 would be followed by 25, the bound that is meant for D4RL's tasks."""
     small = lived(STABILISING, 400, generator=ops.generator(0))
