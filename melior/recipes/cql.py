@@ -66,7 +66,7 @@ def run(config: Config) -> None:
 
     inputs, train = read_inputs(config.log, config.train), config.train
     shape = policy_options(inputs, config.network)
-    policy, critics = GaussianPolicy(shape, seed=train.seed), Critics(shape, seed=train.seed + 1)
+    policy, critics = GaussianPolicy(shape, seed=train.seed), Critics(shape, seed=train.seed)
     standardise(inputs, (policy.scale, critics.scale))
     learner = SoftActorCritic(
         policy, critics, _options(config), total_steps=train.steps, seed=train.seed,

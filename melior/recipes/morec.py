@@ -131,7 +131,7 @@ def _student(
         phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
     world, seed = learn_world(phases, inputs, config.world), config.train.seed
     shape = policy_options(inputs, config.network)
-    policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed + 1)
+    policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     standardise(inputs, (policy.scale, critics.scale))
     learner = _learner(config, policy, critics, world)
     imagine, batches = _batches(config, inputs, is_over, world=world, policy=policy)

@@ -116,7 +116,7 @@ class SoftActorCritic:
         """
         self.policy, self.critics, self.targets = policy, critics, frozen_copy(critics)
         self._doubt, self._caution = doubt, caution
-        self.generator = ops.generator(seed)
+        self.generator = ops.generator(ops.stream(seed, "learner"))
         self._options = options
         self._log_temperature = nn.Parameter(torch.zeros(()))
         self._target_entropy = -float(policy.options.actions)
@@ -288,7 +288,7 @@ class Td3Bc:
     ) -> None:
         self.policy, self.critics = policy, critics
         self._followers = {"policy": frozen_copy(policy), "target": frozen_copy(critics)}
-        self._options, self._generator = options, ops.generator(seed)
+        self._options, self._generator = options, ops.generator(ops.stream(seed, "learner"))
         optim = _adam(options.learning_rate)
         self._steps = {
             "critic": descend(self._critic, _named(critics), optim, total_steps=total_steps),
