@@ -193,16 +193,14 @@ def _said(
     return said
 
 
-def returns(
-    task: str, act: Act, *, episodes: int, seed: int, in_processes: bool = False
-) -> Float[np.ndarray, " e"]:
+def returns(task: str, act: Act, *, episodes: int, seed: int) -> Float[np.ndarray, " e"]:
     """Return the undiscounted returns of whole episodes, all lived side by side.
 
     Episode `i` starts from seed `seed + i`, whatever else is lived beside it.
     """
     in_range("episodes", episodes, 1)
     total, is_done = np.zeros(episodes), np.zeros(episodes, dtype=bool)
-    with _copies(task, episodes, in_processes=in_processes) as copies:
+    with _copies(task, episodes) as copies:
         observations = copies.reset(seed)
         while not is_done.all():
             step = copies.step(_acted(act, observations))
@@ -212,16 +210,14 @@ def returns(
     return total
 
 
-def collect(
-    task: str, act: Act, *, steps: int, copies: int, seed: int, in_processes: bool = False
-) -> Transitions:
+def collect(task: str, act: Act, *, steps: int, copies: int, seed: int) -> Transitions:
     """Log so many steps of a policy, evenly from copies of a task; one copy's after another's.
 
     Where the log of a copy breaks off, its episode ends by a time-out.
     """
     in_range("steps", steps, 1)
     in_range("copies", copies, 1, steps)
-    with lives(task, copies=copies, seed=seed, in_processes=in_processes) as world:
+    with lives(task, copies=copies, seed=seed) as world:
         parts = [world.step(act) for _ in range(-(-steps // copies))]
     return by_life(parts, steps)
 
@@ -266,9 +262,9 @@ class Lives:
 
 
 @contextmanager
-def lives(task: str, *, copies: int, seed: int, in_processes: bool = False) -> Iterator[Lives]:
+def lives(task: str, *, copies: int, seed: int) -> Iterator[Lives]:
     """Give copies of a task to act in, step by step; copy `i` starts from seed `seed + i`."""
-    with _copies(task, copies, in_processes=in_processes) as world:
+    with _copies(task, copies) as world:
         yield Lives(world, seed)
 
 
@@ -278,7 +274,7 @@ def sizes(task: str) -> tuple[int, int]:
     Raises:
         ValueError: it is not known, or is no task of vectors.
     """
-    with _copies(task, 1, in_processes=False) as copies:
+    with _copies(task, 1) as copies:
         return copies.observations, len(copies.low)
 
 
@@ -319,13 +315,12 @@ class _Copies:
 
 
 @contextmanager
-def _copies(task: str, count: int, *, in_processes: bool) -> Iterator[_Copies]:
+def _copies(task: str, count: int) -> Iterator[_Copies]:
     gymnasium = _gymnasium(task)
     _look_beside()
     vector = gymnasium.vector
-    kind = vector.AsyncVectorEnv if in_processes else vector.SyncVectorEnv
     make = functools.partial(_made, gymnasium, task)
-    world = kind([make] * count, autoreset_mode=vector.AutoresetMode.SAME_STEP)
+    world = vector.SyncVectorEnv([make] * count, autoreset_mode=vector.AutoresetMode.SAME_STEP)
     try:
         seen, done = world.single_observation_space, world.single_action_space
         box = gymnasium.spaces.Box
