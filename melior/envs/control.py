@@ -195,9 +195,7 @@ def _said(
     return said
 
 
-def returns(
-    task: str, act: Act, *, episodes: int, seed: int, in_processes: bool = False
-) -> Float[np.ndarray, " e"]:
+def returns(task: str, act: Act, *, episodes: int, seed: int) -> Float[np.ndarray, " e"]:
     """Return the undiscounted returns of whole episodes, all lived side by side.
 
     Episode `i` starts from seed `seed + i`, whatever else is lived beside it.
@@ -207,7 +205,7 @@ def returns(
     """
     in_range("episodes", episodes, 1)
     total, is_done, steps = np.zeros(episodes), np.zeros(episodes, dtype=bool), 0
-    with _copies(task, episodes, in_processes=in_processes) as copies:
+    with _copies(task, episodes) as copies:
         observations = copies.reset(seed)
         while not is_done.all():
             if steps == _ENDLESS:
@@ -223,16 +221,14 @@ def returns(
     return total
 
 
-def collect(
-    task: str, act: Act, *, steps: int, copies: int, seed: int, in_processes: bool = False
-) -> Transitions:
+def collect(task: str, act: Act, *, steps: int, copies: int, seed: int) -> Transitions:
     """Log so many steps of a policy, evenly from copies of a task; one copy's after another's.
 
     Where the log of a copy breaks off, its episode ends by a time-out.
     """
     in_range("steps", steps, 1)
     in_range("copies", copies, 1, steps)
-    with lives(task, copies=copies, seed=seed, in_processes=in_processes) as world:
+    with lives(task, copies=copies, seed=seed) as world:
         parts = [world.step(act) for _ in range(-(-steps // copies))]
     return by_life(parts, steps)
 
@@ -277,9 +273,9 @@ class Lives:
 
 
 @contextmanager
-def lives(task: str, *, copies: int, seed: int, in_processes: bool = False) -> Iterator[Lives]:
+def lives(task: str, *, copies: int, seed: int) -> Iterator[Lives]:
     """Give copies of a task to act in, step by step; copy `i` starts from seed `seed + i`."""
-    with _copies(task, copies, in_processes=in_processes) as world:
+    with _copies(task, copies) as world:
         yield Lives(world, seed)
 
 
@@ -289,7 +285,7 @@ def sizes(task: str) -> tuple[int, int]:
     Raises:
         ValueError: it is not known, or is no task of vectors.
     """
-    with _copies(task, 1, in_processes=False) as copies:
+    with _copies(task, 1) as copies:
         return copies.observations, len(copies.low)
 
 
@@ -330,13 +326,12 @@ class _Copies:
 
 
 @contextmanager
-def _copies(task: str, count: int, *, in_processes: bool) -> Iterator[_Copies]:
+def _copies(task: str, count: int) -> Iterator[_Copies]:
     gymnasium = _gymnasium(task)
     _look_beside()
     vector = gymnasium.vector
-    kind = vector.AsyncVectorEnv if in_processes else vector.SyncVectorEnv
     make = functools.partial(_made, gymnasium, task)
-    world = kind([make] * count, autoreset_mode=vector.AutoresetMode.SAME_STEP)
+    world = vector.SyncVectorEnv([make] * count, autoreset_mode=vector.AutoresetMode.SAME_STEP)
     try:
         seen, done = world.single_observation_space, world.single_action_space
         box = gymnasium.spaces.Box

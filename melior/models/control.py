@@ -27,9 +27,10 @@ _ACTIVATIONS = {"relu": nn.functional.relu, "silu": nn.functional.silu}
 _CONSTANT = 1e-6
 """A range this small beside a number's size, or beside 1, is float32's rounding; divided by it,
 what is asked for later would blow up."""
-_IN_CACHE = 2**18
-"""Numbers of a layer that are computed at once where no gradient is asked for: they stay in a
-core's cache. 40 discriminators of 2048 transitions took half the time that they took at once."""
+_FEW, _IN_CACHE = 64, 512
+"""Rows up to which one product for all members is the fastest on a CPU, where a call costs more
+than its numbers; and of more, how many go through a member at once: they stay in a core's cache
+from layer to layer. `benchmarks/control_imagination.py` takes both ways' time."""
 
 
 class Perceptrons(nn.Module):
@@ -61,11 +62,23 @@ class Perceptrons(nn.Module):
         """Return what each member makes of inputs that all share, or of its own."""
         members = self.weights[0].shape[0]
         own = inputs.expand(members, *inputs.shape[-2:])
-        if torch.is_grad_enabled() or own.device.type != "cpu":
+        if torch.is_grad_enabled() or own.device.type != "cpu" or own.shape[1] <= _FEW:
             return self._through(own)
-        widest = max(weight.shape[-1] for weight in self.weights)
-        rows = max(1, _IN_CACHE // (members * widest))
-        return torch.cat([self._through(part) for part in own.split(rows, dim=1)], dim=1)
+        weights = zip(*(weight.unbind() for weight in self.weights), strict=True)
+        biases = zip(*(bias.unbind() for bias in self.biases), strict=True)
+        each = zip(own, weights, biases, strict=True)
+        return torch.stack([self._alone(*member) for member in each])
+
+    def _alone(
+        self, inputs: Float[Tensor, "n d"], weights: Sequence[Tensor], biases: Sequence[Tensor]
+    ) -> Float[Tensor, "n o"]:
+        """Return what one member makes of its inputs, some rows after others; no gradients."""
+        act, parts = _ACTIVATIONS[self.activation], []
+        for hidden in inputs.split(_IN_CACHE):
+            for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+                hidden = act(torch.addmm(bias, hidden, weight), inplace=True)
+            parts.append(torch.addmm(biases[-1], hidden, weights[-1]))
+        return torch.cat(parts)
 
     def _through(self, hidden: Float[Tensor, "m n d"]) -> Float[Tensor, "m n o"]:
         last = len(self.weights) - 1

@@ -64,13 +64,6 @@ def test_returns_are_those_of_episodes_lived_alone():
     assert found.tolist() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_processes_live_the_same():
-    plain = control.returns(PENDULUM, leaning, episodes=2, seed=4)
-    assert (
-        plain == control.returns(PENDULUM, leaning, episodes=2, seed=4, in_processes=True)
-    ).all()
-
-
 @pytest.mark.parametrize(
     "task", ["Hopper-v5", "Walker2d-v5", "InvertedPendulum-v5", "HalfCheetah-v5"]
 )

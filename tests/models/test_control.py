@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from melior import ops
 from melior.models.control import (
     DiscriminatorOptions,
     Discriminators,
@@ -247,3 +248,17 @@ def test_a_target_follows_by_a_share_of_the_way():
 def test_options_out_of_range_are_told(options):
     with pytest.raises(ValueError, match="must be at least 1"):
         DynamicsOptions(3, 1, **options)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 64, 65, 1100])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_members_that_go_one_after_another_say_the_same(rows, activation):
+    members = Perceptrons(3, [4, 8, 8, 2], seed=0, activation=activation)
+    shared = torch.randn(rows, 4, generator=ops.generator(1))
+    own = torch.randn(3, rows, 4, generator=ops.generator(2))
+    for inputs in (shared, own):
+        together = members(inputs).detach()
+        before = inputs.clone()
+        with torch.no_grad():
+            assert torch.allclose(members(inputs), together, atol=1e-6)
+        assert torch.equal(inputs, before)
