@@ -1,12 +1,12 @@
-"""Imagined transitions a second, members side by side against one after another.
+"""Imagined transitions a second: members side by side against a plain loop over them.
 
     python benchmarks/control_imagination.py --markdown docs/control.md
 
-The same weights twice: as melior holds them, one tensor for all members of the ensemble and one for
-all discriminators, and as a plain list of perceptrons that are called in a loop, as released code
-does. Both draw the same candidates, score them and choose the best. First the numbers: what follows
-must agree before anything is timed. Then both take turns, whoever goes first changes, and CPU and
-wall seconds are counted. Steps of the task itself follow: copies in this process, and in others.
+The same weights twice: as melior holds them, and as plain perceptrons, each called once for all
+rows, as one would write it. Both draw the same candidates, score them and choose the best. First
+the numbers: what follows must agree before anything is timed. Then both take turns, whoever goes
+first changes, and CPU and wall seconds are counted. Beside them stands how fast the products alone
+could be: of a square matrix, whose rate is the most that this machine gives.
 """
 
 from __future__ import annotations
@@ -40,14 +40,12 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def main() -> None:
     asked = _arguments()
     torch.set_num_threads(asked.threads)
-    lines = ["| task | rows | members side by side | one after another | faster, CPU | wall |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| task | rows | melior | a plain loop | faster, CPU | wall | products alone |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
     for task, shape in SHAPES.items():
         for rows in asked.rows:
             lines.append(_compared(task, shape, rows, asked))
     lines += ["", _about(asked)]
-    if asked.task:
-        lines += ["", *_lived(asked)]
     page = "\n".join(lines)
     print(page)
     if asked.markdown:
@@ -72,12 +70,33 @@ def _compared(task: str, shape: tuple[int, int], rows: int, asked: argparse.Name
                 if index:  # the first warms up
                     spent[name].append(took)
     cpu, wall = ({n: [one[i] for one in own] for n, own in spent.items()} for i in (0, 1))
-    each = [f"{rows / statistics.median(cpu[name]):,.0f} a CPU s" for name in spent]
+    each = [f"{rows / statistics.median(cpu[name]):,.0f}" for name in spent]
     ratios = [b / a for a, b in zip(cpu["together"], cpu["alone"], strict=True)]
     middle = statistics.median(cpu["alone"]) / statistics.median(cpu["together"])
     on_wall = statistics.median(wall["alone"]) / statistics.median(wall["together"])
     said = f"**{middle:.2f}x** ({min(ratios):.2f} to {max(ratios):.2f})"
-    return f"| {task} | {rows} | {' | '.join(each)} | {said} | {on_wall:.2f}x |"
+    most = f"{_most() / _operations(dynamics, reward):,.0f}"
+    return f"| {task} | {rows} | {' | '.join(each)} | {said} | {on_wall:.2f}x | {most} |"
+
+
+def _operations(dynamics: Dynamics, reward: DynamicsReward) -> int:
+    """Return the multiplications and additions of a transition: all members, 10 candidates."""
+    numbers = [
+        sum(weight.numel() for weight in own.weights)
+        for own in (dynamics.members, reward.discriminators.members)
+    ]
+    return 2 * (numbers[0] + 2 * len(dynamics.elites) * numbers[1])
+
+
+def _most() -> float:
+    """Return the operations a CPU second of products of square matrices."""
+    square = torch.randn(1024, 1024)
+    rates = []
+    for _ in range(5):
+        began = time.process_time()
+        square @ square
+        rates.append(2 * 1024**3 / (time.process_time() - began))
+    return max(rates)
 
 
 def batched(dynamics: Dynamics, reward: DynamicsReward) -> Step:
@@ -92,7 +111,7 @@ def batched(dynamics: Dynamics, reward: DynamicsReward) -> Step:
 
 
 def looped(dynamics: Dynamics, reward: DynamicsReward) -> Step:
-    """Return the same step, member by member and candidate by candidate."""
+    """Return the same step in loops over members and over judges, each called once for all rows."""
     members, judges = _apart(dynamics.members), _apart(reward.discriminators.members)
     low, high = dynamics.log_variance_low, dynamics.log_variance_high
     ends = list(zip(reward.real.tolist(), reward.generated.tolist(), strict=True))
@@ -107,9 +126,12 @@ def looped(dynamics: Dynamics, reward: DynamicsReward) -> Step:
         return seen + whole[:, :-1], deviations[:, :-1]
 
     def score(seen: Tensor, acted: Tensor, following: Tensor) -> Tensor:
-        shares = torch.zeros(len(seen))
+        shares, inputs = (
+            torch.zeros(len(seen)),
+            reward.discriminators.inputs(seen, acted, following),
+        )
         for judge, (real, generated) in zip(judges, ends, strict=True):
-            logits = judge(reward.discriminators.inputs(seen, acted, following))[:, 0]
+            logits = judge(inputs)[:, 0]
             place = (logits.clamp(generated, real) - generated) / (real - generated)
             shares += (2 * place - 1).sigmoid()
         return -torch.log1p(-(shares / len(judges)).clamp(max=1 - 1e-6))
@@ -119,14 +141,14 @@ def looped(dynamics: Dynamics, reward: DynamicsReward) -> Step:
         places = dynamics.elites.repeat_interleave(2).tolist()
         noise = torch.empty(len(places), len(seen), seen.shape[1] + 1)
         noise.normal_(generator=ops.generator(1))
-        drawn, scores = [], []
+        drawn = []
         for member, own in zip(places, noise, strict=True):
             mean, deviations = predictions[member]
-            following = (mean + deviations * own[:, :-1]).clamp(-25, 25)
-            drawn.append(following)
-            scores.append(score(seen, acted, following))
-        chosen = torch.stack(scores).argmax(0)
-        return torch.stack(drawn)[chosen, torch.arange(len(seen))]
+            drawn.append((mean + deviations * own[:, :-1]).clamp(-25, 25))
+        k = len(drawn)
+        following = torch.cat(drawn)
+        scores = score(seen.repeat(k, 1), acted.repeat(k, 1), following).view(k, -1)
+        return torch.stack(drawn)[scores.argmax(0), torch.arange(len(seen))]
 
     return step
 
@@ -164,32 +186,11 @@ def _timed(step: Step, seen: Tensor, acted: Tensor) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def _lived(asked: argparse.Namespace) -> list[str]:
-    """Time steps of the task: copies one behind the other, and each in a process of its own."""
-    from melior.envs.control import lives, sizes
-
-    width = sizes(asked.task)[1]
-    rates: dict[str, float] = {}
-    for name, in_processes in (("in this process", False), ("in processes", True)):
-        with lives(asked.task, copies=asked.copies, seed=0, in_processes=in_processes) as world:
-            act = _still(width)
-            world.step(act)
-            began = time.perf_counter()
-            for _ in range(asked.env_steps):
-                world.step(act)
-            rates[name] = asked.copies * asked.env_steps / (time.perf_counter() - began)
-    said = "; ".join(f"{name} {rate:,.0f} steps a second" for name, rate in rates.items())
-    return [f"{asked.copies} copies of {asked.task}: {said}."]
-
-
-def _still(width: int) -> Callable[[Tensor], Tensor]:
-    return lambda seen: torch.zeros(len(seen), width)
-
-
 def _about(asked: argparse.Namespace) -> str:
     return (
         f"7 dynamics of 4 layers of 200, 10 candidates a row, {asked.discriminators} discriminators"
-        f" of 2 layers of 128; {asked.threads} thread(s), torch {torch.__version__}, medians of "
+        f" of 2 layers of 128, transitions a CPU second; {asked.threads} thread(s), torch "
+        f"{torch.__version__}, medians of "
         f"{asked.rounds} rounds by turns, with the least and most of a round. "
         f"`python {' '.join(sys.argv)}`."
     )
@@ -210,9 +211,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--discriminators", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--task", default="", help="of Gymnasium, whose steps are timed, too")
-    parser.add_argument("--copies", type=int, default=8)
-    parser.add_argument("--env-steps", type=int, default=500)
     parser.add_argument("--markdown", default="", help="a page that has a place for the numbers")
     return parser.parse_args()
 

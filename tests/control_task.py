@@ -14,6 +14,7 @@ class Dot(gymnasium.Env):
 
     observation_space = Box(-4, 4, (2,), np.float32)
     action_space = Box(-2, 2, (1,), np.float32)
+    goes = 0.2
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -21,7 +22,7 @@ class Dot(gymnasium.Env):
         return self.state.copy(), {}
 
     def step(self, action):
-        self.state[0] += 0.2 * action[0]
+        self.state[0] += self.goes * action[0]
         reward = 1.0 - abs(float(self.state[0] - self.state[1]))
         return self.state.copy(), reward, bool(abs(self.state[0]) > 2), False, {}
 
@@ -30,4 +31,9 @@ def has_left(observations, actions, next_observations):
     return torch.abs(next_observations[:, 0]) > 2
 
 
-gymnasium.register("Dot-v0", Dot, max_episode_steps=20)
+def closeness(observations, actions, next_observations):
+    return 1 - (next_observations[:, 0] - next_observations[:, 1]).abs()
+
+
+for name in ("Dot-v0", "Spot-v0"):
+    gymnasium.register(name, Dot, max_episode_steps=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,6 +39,8 @@ class Config:
     """Of policy and critics, in two layers."""
     learning_rate: float = 1e-3
     kind: Literal["npz", "parquet"] = "npz"
+    resume: bool = False
+    """Go on from the last judgement."""
     overwrite: bool = False
     """Replace data sets that the folder holds."""
     seed: int = 0
@@ -48,7 +51,7 @@ class Config:
             in_range(name, getattr(self, name), 1)
         in_range("rows", self.rows, 2 * self.copies)
         in_range("steps", self.steps, 2 * self.copies)
-        in_range("random_steps", self.random_steps, self.copies, self.steps, below=True)
+        in_range("random_steps", self.random_steps, self.copies, self.steps - self.copies)
         in_range("level", self.level, 0, 1, above=True)
         in_range("learning_rate", self.learning_rate, 0, above=True)
         in_range("seed", self.seed, 0, 2**20)
@@ -56,31 +59,36 @@ class Config:
         if place.exists() and not place.is_dir():
             raise ValueError(f"out: a folder is needed; found a file: {place}")
         there = [kind for kind in KINDS if (place / f"{kind}.{self.kind}").exists()]
-        if there and not self.overwrite:
+        if there and not (self.overwrite or self.resume):
             raise ValueError(
                 f"{place}: a folder without {', '.join(there)} is needed; found them; replace "
-                "them by --overwrite, or choose another folder"
+                "them by --overwrite, go on by --resume, or choose another folder"
             )
 
 
-def run(config: Config) -> Path:
-    """Learn, collect, and say what each data set holds."""
-    from melior.stages.control.collect import collected
-    from melior.stages.control.online import OnlineOptions
+def run(config: Config) -> None:
+    """Learn, collect, and report what each data set holds."""
+    from melior.report.terminal import present
+    from melior.stages.control.collect import CollectPlan, collected
+    from melior.stages.control.online import OnlineOptions, n_learned
+    from melior.training.options import StepOptions
 
-    options = OnlineOptions(
+    online = OnlineOptions(
         config.steps, config.random_steps, config.copies, hidden=config.hidden,
         learning_rate=config.learning_rate,
     )  # fmt: skip
-    found = collected(
-        config.task, Path(config.out), options, rows=config.rows, level=config.level,
-        judge_every=config.judge_every, suffix=f".{config.kind}", seed=config.seed,
+    loop = StepOptions(
+        config.out, n_learned(online), online.batch_size, config.judge_every, config.judge_every,
+        seed=config.seed, resume=config.resume, overwrite=config.overwrite,
     )  # fmt: skip
-    low, high = found["reference"].random, found["reference"].expert
-    print(f"{config.task}: random {low:.5g} is score 0, expert {high:.5g} is score 100")
-    for kind, facts in found["sets"].items():
+    plan = CollectPlan(
+        config.task, online, config.rows, config.level, f".{config.kind}", loop, config
+    )
+    folder = collected(plan)
+    said = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["tables"][0]
+    for kind, rows, episodes, mean, score in said["rows"]:
         print(
-            f"{kind:>14}  {facts['rows']:>7} rows  {facts['episodes']:>5} episodes  "
-            f"return {facts['return']:>9.5g}  score {facts['score']:>6.1f}"
+            f"{kind:>14}  {rows:>7} rows  {episodes:>5} whole episodes  return {mean:>9.5g}  "
+            f"score {score:>6.1f}"
         )
-    return Path(config.out)
+    present([folder])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,9 @@ import tyro
 from melior.options import in_range
 
 if TYPE_CHECKING:
-    from melior.data.control_files import About
+    from melior.stages.control.scored import Judged, Method
 
 RunFolders = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
-
-APART = frozenset({"out", "report_to", "save_steps", "save_total_limit", "seed", "world"})
-"""Options in which repetitions of one method may differ."""
 
 
 @dataclass(frozen=True)
@@ -37,114 +33,66 @@ class Config:
     """A data set whose references are used, where the runs' own had none."""
     seed: int = 7_000_000
     """Of the first episode; the others count up from it."""
-    out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = ""
-    """A file for the numbers, as JSON."""
+    out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = "evaluated"
+    """The folder for the numbers and the page."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that there is something to judge."""
+        """Check the ranges, that there is something to judge, and the folder."""
         in_range("episodes", self.episodes, 1)
         in_range("seed", self.seed, 0, 2**31)
         if not self.runs:
             raise ValueError("evaluate control: at least one run folder is needed; found none")
+        places = [Path(run).resolve() for run in self.runs]
+        twice = [run for run, place in zip(self.runs, places, strict=True)
+                 if places.count(place) > 1]  # fmt: skip
+        if twice:
+            raise ValueError(
+                f"evaluate control: each run is needed once; found {' and '.join(twice)}"
+            )
+        if Path(self.out).exists() and not Path(self.out).is_dir():
+            raise ValueError(f"out: a folder is needed; found a file: {self.out}")
+        if (Path(self.out) / "run.json").exists():
+            raise ValueError(f"out: a folder without a run is needed; found one: {self.out}")
 
 
-def run(config: Config) -> None:
-    """Judge each run, then the runs of each recipe together, and print both."""
+def run(config: Config) -> Path:
+    """Judge each run, put repetitions together, print both, and draw them."""
+    from melior.report.returns import lines, write_returns
+    from melior.stages.control.scored import judged, methods
     from melior.training.run import write_json
 
-    rows = [_judged(Path(folder), config) for folder in config.runs]
-    together = _together(rows)
-    for line in _lines(rows, together):
+    found = [
+        judged(Path(folder), episodes=config.episodes, seed=config.seed, task=config.task,
+               dataset=config.dataset)
+        for folder in config.runs
+    ]  # fmt: skip
+    together = methods(found)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "evaluation.json", _numbers(found, together))
+    for line in lines(together):
         print(line)
-    if config.out:
-        for row in rows:
-            del row["found"], row["method"]
-        write_json(Path(config.out), {"runs": rows, "together": together})
+    return write_returns(out / "report.html", together)
 
 
-def _judged(folder: Path, config: Config) -> dict[str, Any]:
-    from melior.envs.control import returns
+def _numbers(found: Sequence[Judged], together: Sequence[Method]) -> dict[str, Any]:
+    """Return what was measured, as JSON can hold it."""
     from melior.evaluation.compare import t_interval
-    from melior.evaluation.control import normalised
-    from melior.models.control_policies import load_policy
 
-    about = _about(folder, config)
-    policy = load_policy(folder / "model" / "policy")
-    found = returns(about.task, policy.act, episodes=config.episodes, seed=config.seed)
-    row: dict[str, Any] = {
-        "run": str(folder), "recipe": _recipe(folder), "task": about.task,
-        "episodes": config.episodes, "return": vars(t_interval(found, name="returns")),
-        "method": _method(folder), "found": found,
-        "reference": about.reference and vars(about.reference),
-    }  # fmt: skip
-    if about.reference:
-        scores = normalised(found, about.reference)
-        row["score"] = vars(t_interval(scores, name="scores"))
-    return row
-
-
-def _about(folder: Path, config: Config) -> About:
-    from melior.data.control_files import About, read_logged
-    from melior.stages.control.inputs import read_about
-
-    about = read_about(folder)
-    reference = about.reference
-    if config.dataset:
-        reference = read_logged(config.dataset).about.reference
-    task = config.task or about.task
-    if not task:
-        raise ValueError(f"{folder}: the task to judge in is needed; found none; give --task")
-    return About(task, reference)
-
-
-def _recipe(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unknown"
-
-
-def _method(folder: Path) -> str:
-    """Return all options of a run but those that tell repetitions of one method apart."""
-    from melior.config import read_config
-
-    options = read_config(folder / "config.yaml")
-    told = {name: value for name, value in options.items() if name not in APART}
-    return json.dumps([_recipe(folder), told], sort_keys=True)
-
-
-def _together(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean score of each method over its runs, where it has several."""
-    from melior.data.control_files import Reference
-    from melior.evaluation.control import score_of_seeds
-
-    found: dict[str, Any] = {}
-    scored = [row for row in rows if "score" in row]
-    for method in dict.fromkeys(row["method"] for row in scored):
-        own = [row for row in scored if row["method"] == method]
-        if len(own) > 1:
-            reference = Reference(**own[0]["reference"])
-            interval = score_of_seeds([row["found"] for row in own], reference)
-            runs = ", ".join(row["run"] for row in own)
-            found[f"{own[0]['recipe']} in {own[0]['task']}, {runs}"] = vars(interval)
-    return found
-
-
-def _lines(rows: Sequence[dict[str, Any]], together: dict[str, Any]) -> list[str]:
-    lines = []
-    for row in rows:
-        said = [f"return {_said(row['return'])}"]
-        said.insert(0, f"score {_said(row['score'])}" if "score" in row else
-                    "no score: the data set names no references; give --dataset")  # fmt: skip
-        lines.append(f"{row['run']} ({row['recipe']}, {row['task']}): {'; '.join(said)}, over "
-                     f"{row['episodes']} episodes")  # fmt: skip
-    for name, interval in together.items():
-        lines.append(f"{name}: score {_said(interval)}, over {interval['n']} runs")
-    return lines
-
-
-def _said(interval: dict[str, Any]) -> str:
-    estimate, low, high = (interval[key] for key in ("estimate", "low", "high"))
-    if low is None:
-        return f"{estimate:.4g}"
-    return f"{estimate:.4g} ({low:.4g} to {high:.4g})"
+    runs = [
+        {
+            "run": one.run, "recipe": one.recipe, "task": one.task, "seed": one.seed,
+            "true_reward": one.true_reward, "reference": one.reference and vars(one.reference),
+            "return": vars(t_interval(one.returns)), "returns": one.returns.tolist(),
+            "score": None if one.scores is None else vars(t_interval(one.scores)),
+        }
+        for one in found
+    ]  # fmt: skip
+    methods = [
+        {
+            "name": one.name, "runs": [run.run for run in one.runs], "left_out": one.left_out,
+            "worlds": one.worlds, "return": vars(one.mean), "score": one.score and vars(one.score),
+        }
+        for one in together
+    ]  # fmt: skip
+    return {"runs": runs, "methods": methods}

@@ -36,6 +36,8 @@ _ADVICE: Final[Mapping[str, str]] = {
 }
 _SAME_END = 0.2
 """Share of terminals at the longest length of all from which they are taken for time-outs."""
+_CONSTANT = 1e-6
+"""A range this small beside a number's size, or beside 1, is float32's rounding."""
 _ROUNDING = 1e-5
 """How far beyond the range an action may lie: float32 written as text and read back."""
 
@@ -146,6 +148,9 @@ def lint_transitions(logged: Transitions, *, low: float = -1.0, high: float = 1.
         _finding("error", "timeouts-as-terminals", _taken_for_terminals(logged),
                  "a terminal at the very length at which the longest episodes end, where no row "
                  "is a time-out: give time-outs as 'timeouts', or values stop there"),
+        _finding("error", "timeouts-as-terminals", _both(logged),
+                 "a terminal and a time-out, as every time-out here is: 'terminals' must be true "
+                 "where the task itself is over, not where either is, or values stop there"),
         _finding("error", "reset-as-successor", ends & follows,
                  "the end of an episode whose next observation is the next episode's first: log "
                  "what step() returned before the reset"),
@@ -175,6 +180,8 @@ def _missing(name: str, columns: Columns, where: str) -> ValueError:
 
 def _time_outs(episodes: Array, terminals: Array | None, where: str) -> Rows:
     """Return which rows are their episode's last without being terminal."""
+    if episodes.ndim == 2 and episodes.shape[1] == 1:
+        episodes = episodes[:, 0]
     if episodes.ndim != 1:
         raise _shape("episodes", "[n]", episodes, where)
     is_last = np.append(episodes[1:] != episodes[:-1], True)
@@ -243,9 +250,19 @@ def _taken_for_terminals(logged: Transitions) -> Rows:
     return none
 
 
+def _both(logged: Transitions) -> Rows:
+    """Return the time-outs that are terminals too, where they are many and no time-out is none.
+
+    The mark of `done = terminated or truncated`: by itself a task rarely ends just at its limit.
+    """
+    all_both = logged.timeouts.sum() >= 3 and logged.terminals[logged.timeouts].all()
+    return logged.timeouts & all_both
+
+
 def _constant(logged: Transitions) -> list[int]:
     both = np.concatenate([logged.observations[:1], logged.next_observations])
-    return np.flatnonzero((both == both[0]).all(0)).tolist()
+    size = np.maximum(1.0, np.abs(both).max(0))
+    return np.flatnonzero(np.ptp(both, axis=0) <= _CONSTANT * size).tolist()
 
 
 def _finding(level: Level, code: str, rows: Rows, text: str) -> Finding:

@@ -152,7 +152,8 @@ def _column(column: Any, name: str, path: Path) -> Array:
             f"{path}:{wrong[0] + 1}: {name!r} must be as wide in each row, {widths[0]}; found "
             f"{widths[wrong[0]]}"
         )
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    width = int(widths[0]) if len(widths) else 0
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
 
 
 def _arrow_column(column: Array) -> Any:
@@ -188,6 +189,7 @@ def _minari(source: str) -> tuple[Columns, About]:
             f"download {name}"
         )
     data = minari.load_dataset(name)
+    low, high = _range(data.action_space, source)
     parts: dict[str, list[Array]] = {}
     for number, episode in enumerate(data.iterate_episodes()):
         if not isinstance(episode.observations, np.ndarray):
@@ -197,7 +199,7 @@ def _minari(source: str) -> tuple[Columns, About]:
             )
         columns = {
             "observations": episode.observations[:-1],
-            "actions": episode.actions,
+            "actions": 2 * (episode.actions - low) / (high - low) - 1,
             "rewards": episode.rewards,
             "next_observations": episode.observations[1:],
             "terminals": episode.terminations,
@@ -206,6 +208,18 @@ def _minari(source: str) -> tuple[Columns, About]:
         for key, column in columns.items():
             parts.setdefault(key, []).append(column)
     return {key: np.concatenate(column) for key, column in parts.items()}, _about_minari(data)
+
+
+def _range(space: Any, source: str) -> tuple[Array, Array]:
+    """Return what actions lie between: Minari keeps the task's own range; ours is from -1 to 1.
+
+    Raises:
+        ValueError: actions are no vectors, or have no bounds.
+    """
+    low, high = (np.asarray(getattr(space, end, np.inf), float) for end in ("low", "high"))
+    if low.ndim != 1 or not (np.isfinite([low, high]).all() and (low < high).all()):
+        raise ValueError(f"{source}: actions must be vectors within bounds; found {space}")
+    return low, high
 
 
 def _about_minari(data: Any) -> About:

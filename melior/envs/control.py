@@ -27,11 +27,17 @@ Termination = Callable[
     [Float[Tensor, "n d"], Float[Tensor, "n a"], Float[Tensor, "n d"]], Bool[Tensor, " n"]
 ]
 """Which transitions end a task, of observation, action and what followed: known, never learned."""
+Reward = Callable[
+    [Float[Tensor, "n d"], Float[Tensor, "n a"], Float[Tensor, "n d"]], Float[Tensor, " n"]
+]
+"""What a step earns: of observation, action and what followed."""
 Act = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n a"]]
 """An action in [-1, 1] for each observation."""
 Seen = Float[np.ndarray, "n d"]
 Acted = Float[np.ndarray, "n a"]
 
+_ENDLESS = 100_000
+"""Steps of an episode after which it is taken for one without an end."""
 _FAR = 100.0
 """Beyond which a body of MuJoCo counts as broken (Hopper-v5)."""
 
@@ -98,7 +104,7 @@ def termination(task: str, named: str = "") -> Termination:
     """
     if named:
         return named_function(named, "termination")
-    known = re.sub(r"-v\d+$", "", task.rpartition("/")[2])
+    known = unversioned(task)
     if known not in RULES:
         raise ValueError(
             f"termination is needed of {task or 'a data set that names no task'!r}, as "
@@ -106,6 +112,11 @@ def termination(task: str, named: str = "") -> Termination:
             f"{', '.join(RULES)}"
         )
     return RULES[known]
+
+
+def unversioned(task: str) -> str:
+    """Return a task's name without its folder and version: returns of versions can be compared."""
+    return re.sub(r"-v\d+$", "", task.rpartition("/")[2])
 
 
 def named_function(named: str, option: str) -> Any:
@@ -118,8 +129,10 @@ def named_function(named: str, option: str) -> Any:
     _look_beside()
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{option} must be 'module:function'; found {named!r}: {error}") from error
+    except Exception as error:  # the user's module runs here, and may fail in any way
+        raise ValueError(
+            f"{option} must be 'module:function'; found {named!r}: {type(error).__name__}: {error}"
+        ) from error
     if not callable(found):
         raise ValueError(f"{option} must be a function; found {found!r} at {named!r}")
     return found
@@ -133,13 +146,9 @@ def check_termination(rule: Termination, logged: Transitions, *, where: str) -> 
     Raises:
         ValueError: it is no rule of these transitions, with the first row that differs.
     """
-    columns = (logged.observations, logged.actions, logged.next_observations)
-    said = rule(*map(torch.from_numpy, columns))
-    if said.dtype != torch.bool or said.shape != (len(logged),):
-        raise ValueError(
-            f"termination must give a bool for each of {len(logged)} transitions; found "
-            f"{said.dtype} of the shape {list(said.shape)}"
-        )
+    said = _said(rule, logged, "termination")
+    if said.dtype != torch.bool:
+        raise ValueError(f"termination must give bools; found {said.dtype}")
     found = said.numpy()
     for wrong, logged_as, says in (
         (logged.terminals & ~found, "a terminal", "it goes on"),
@@ -153,18 +162,58 @@ def check_termination(rule: Termination, logged: Transitions, *, where: str) -> 
             )
 
 
-def returns(
-    task: str, act: Act, *, episodes: int, seed: int, in_processes: bool = False
-) -> Float[np.ndarray, " e"]:
+def check_reward(reward: Reward, logged: Transitions) -> float:
+    """Hold a task's own reward against logged transitions; return how far off it is, on average.
+
+    Raises:
+        ValueError: it is no reward of these transitions.
+    """
+    said = _said(reward, logged, "true_reward")
+    if not said.is_floating_point() or not said.isfinite().all():
+        raise ValueError(f"true_reward must give finite floats; found {said.dtype}, {said}")
+    return float((said - torch.from_numpy(logged.rewards)).abs().mean())
+
+
+def _said(
+    function: Callable[[Tensor, Tensor, Tensor], object], logged: Transitions, option: str
+) -> Tensor:
+    """Return what the user's own function says of logged transitions, a number for each.
+
+    Raises:
+        ValueError: it fails, or says something else.
+    """
+    columns = (logged.observations, logged.actions, logged.next_observations)
+    wanted = f"{option} must give a tensor [{len(logged)}] of as many transitions"
+    try:
+        said = function(*map(torch.from_numpy, columns))
+    except Exception as error:  # the user's code, which may fail in any way
+        raise ValueError(f"{wanted}; found {type(error).__name__}: {error}") from error
+    if not isinstance(said, Tensor):
+        raise ValueError(f"{wanted}; found {type(said).__name__}")
+    if said.shape != (len(logged),):
+        raise ValueError(f"{wanted}; found the shape {list(said.shape)}")
+    return said
+
+
+def returns(task: str, act: Act, *, episodes: int, seed: int) -> Float[np.ndarray, " e"]:
     """Return the undiscounted returns of whole episodes, all lived side by side.
 
     Episode `i` starts from seed `seed + i`, whatever else is lived beside it.
+
+    Raises:
+        ValueError: an episode does not end.
     """
     in_range("episodes", episodes, 1)
-    total, is_done = np.zeros(episodes), np.zeros(episodes, dtype=bool)
-    with _copies(task, episodes, in_processes=in_processes) as copies:
+    total, is_done, steps = np.zeros(episodes), np.zeros(episodes, dtype=bool), 0
+    with _copies(task, episodes) as copies:
         observations = copies.reset(seed)
         while not is_done.all():
+            if steps == _ENDLESS:
+                raise ValueError(
+                    f"{task}: episodes must end; found one that has gone on for {steps} steps; "
+                    "register the task with max_episode_steps"
+                )
+            steps += 1
             step = copies.step(_acted(act, observations))
             total += np.where(is_done, 0.0, step.rewards)
             is_done |= step.terminals | step.timeouts
@@ -172,16 +221,14 @@ def returns(
     return total
 
 
-def collect(
-    task: str, act: Act, *, steps: int, copies: int, seed: int, in_processes: bool = False
-) -> Transitions:
+def collect(task: str, act: Act, *, steps: int, copies: int, seed: int) -> Transitions:
     """Log so many steps of a policy, evenly from copies of a task; one copy's after another's.
 
     Where the log of a copy breaks off, its episode ends by a time-out.
     """
     in_range("steps", steps, 1)
     in_range("copies", copies, 1, steps)
-    with lives(task, copies=copies, seed=seed, in_processes=in_processes) as world:
+    with lives(task, copies=copies, seed=seed) as world:
         parts = [world.step(act) for _ in range(-(-steps // copies))]
     return by_life(parts, steps)
 
@@ -226,9 +273,9 @@ class Lives:
 
 
 @contextmanager
-def lives(task: str, *, copies: int, seed: int, in_processes: bool = False) -> Iterator[Lives]:
+def lives(task: str, *, copies: int, seed: int) -> Iterator[Lives]:
     """Give copies of a task to act in, step by step; copy `i` starts from seed `seed + i`."""
-    with _copies(task, copies, in_processes=in_processes) as world:
+    with _copies(task, copies) as world:
         yield Lives(world, seed)
 
 
@@ -238,7 +285,7 @@ def sizes(task: str) -> tuple[int, int]:
     Raises:
         ValueError: it is not known, or is no task of vectors.
     """
-    with _copies(task, 1, in_processes=False) as copies:
+    with _copies(task, 1) as copies:
         return copies.observations, len(copies.low)
 
 
@@ -279,13 +326,12 @@ class _Copies:
 
 
 @contextmanager
-def _copies(task: str, count: int, *, in_processes: bool) -> Iterator[_Copies]:
+def _copies(task: str, count: int) -> Iterator[_Copies]:
     gymnasium = _gymnasium(task)
     _look_beside()
     vector = gymnasium.vector
-    kind = vector.AsyncVectorEnv if in_processes else vector.SyncVectorEnv
     make = functools.partial(_made, gymnasium, task)
-    world = kind([make] * count, autoreset_mode=vector.AutoresetMode.SAME_STEP)
+    world = vector.SyncVectorEnv([make] * count, autoreset_mode=vector.AutoresetMode.SAME_STEP)
     try:
         seen, done = world.single_observation_space, world.single_action_space
         box = gymnasium.spaces.Box
@@ -303,7 +349,10 @@ def _made(gymnasium: Any, task: str) -> Any:
     try:
         return gymnasium.make(task)
     except gymnasium.error.DependencyNotInstalled as error:
-        raise ValueError(f"{task}: {error}; pip install 'melior[control]'") from error
+        said = str(error)
+        if "mujoco" in said.lower():
+            said = "needs MuJoCo, which is not installed; pip install 'melior[mujoco]'"
+        raise ValueError(f"{task}: {said}") from error
     except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"{task}: a task that Gymnasium knows is needed; {error}") from error
 

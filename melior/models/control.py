@@ -24,9 +24,13 @@ from melior.options import in_range, one_of
 
 Activation = Literal["relu", "silu"]
 _ACTIVATIONS = {"relu": nn.functional.relu, "silu": nn.functional.silu}
-_IN_CACHE = 2**18
-"""Numbers of a layer that are computed at once where no gradient is asked for: they stay in a
-core's cache. 40 discriminators of 2048 transitions took half the time that they took at once."""
+_CONSTANT = 1e-6
+"""A range this small beside a number's size, or beside 1, is float32's rounding; divided by it,
+what is asked for later would blow up."""
+_FEW, _IN_CACHE = 64, 512
+"""Rows up to which one product for all members is the fastest on a CPU, where a call costs more
+than its numbers; and of more, how many go through a member at once: they stay in a core's cache
+from layer to layer. `benchmarks/control_imagination.py` takes both ways' time."""
 
 
 class Perceptrons(nn.Module):
@@ -58,11 +62,23 @@ class Perceptrons(nn.Module):
         """Return what each member makes of inputs that all share, or of its own."""
         members = self.weights[0].shape[0]
         own = inputs.expand(members, *inputs.shape[-2:])
-        if torch.is_grad_enabled() or own.device.type != "cpu":
+        if torch.is_grad_enabled() or own.device.type != "cpu" or own.shape[1] <= _FEW:
             return self._through(own)
-        widest = max(weight.shape[-1] for weight in self.weights)
-        rows = max(1, _IN_CACHE // (members * widest))
-        return torch.cat([self._through(part) for part in own.split(rows, dim=1)], dim=1)
+        weights = zip(*(weight.unbind() for weight in self.weights), strict=True)
+        biases = zip(*(bias.unbind() for bias in self.biases), strict=True)
+        each = zip(own, weights, biases, strict=True)
+        return torch.stack([self._alone(*member) for member in each])
+
+    def _alone(
+        self, inputs: Float[Tensor, "n d"], weights: Sequence[Tensor], biases: Sequence[Tensor]
+    ) -> Float[Tensor, "n o"]:
+        """Return what one member makes of its inputs, some rows after others; no gradients."""
+        act, parts = _ACTIVATIONS[self.activation], []
+        for hidden in inputs.split(_IN_CACHE):
+            for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+                hidden = act(torch.addmm(bias, hidden, weight), inplace=True)
+            parts.append(torch.addmm(biases[-1], hidden, weights[-1]))
+        return torch.cat(parts)
 
     def _through(self, hidden: Float[Tensor, "m n d"]) -> Float[Tensor, "m n o"]:
         last = len(self.weights) - 1
@@ -76,7 +92,8 @@ class Perceptrons(nn.Module):
 class Scale(nn.Module):
     """An affine map of each dimension that is known from data, and the way back.
 
-    A dimension that never changes is mapped to 0 wherever it is, and back to what it was.
+    A dimension that never changes, but for rounding, is mapped to 0 wherever it is, and back to
+    what it was.
     """
 
     centre: Tensor
@@ -87,14 +104,16 @@ class Scale(nn.Module):
         self.register_buffer("centre", torch.zeros(dimensions))
         self.register_buffer("width", torch.ones(dimensions))
 
-    def standardise(self, data: Float[Tensor, "n d"]) -> None:
-        """Let the data have mean 0 and deviation 1."""
-        self._set(data.mean(0), data.std(0, correction=0), data)
+    def standardise(
+        self, data: Float[Tensor, "n d"], *, of: Float[Tensor, "m d"] | None = None
+    ) -> None:
+        """Let the data have mean 0 and deviation 1; differences are those `of` other numbers."""
+        self._set(data.mean(0), data.std(0, correction=0), data, data if of is None else of)
 
     def fit_into(self, data: Float[Tensor, "n d"], bound: float) -> None:
         """Let the data lie within `-bound` and `bound`, and touch both."""
         low, high = data.amin(0), data.amax(0)
-        self._set((low + high) / 2, (high - low) / (2 * bound), data)
+        self._set((low + high) / 2, (high - low) / (2 * bound), data, data)
 
     def forward(self, values: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Return values in the data's own measure."""
@@ -105,8 +124,9 @@ class Scale(nn.Module):
         """Return values of which `forward` made the scaled ones."""
         return scaled * self.width + self.centre
 
-    def _set(self, centre: Tensor, width: Tensor, data: Tensor) -> None:
-        is_constant = (data == data[0]).all(0)
+    def _set(self, centre: Tensor, width: Tensor, data: Tensor, of: Tensor) -> None:
+        size = of.abs().amax(0).clamp(min=1.0)
+        is_constant = data.amax(0) - data.amin(0) <= _CONSTANT * size
         self.centre.copy_(torch.where(is_constant, data[0], centre))
         self.width.copy_(width.masked_fill(is_constant, 0.0))
 
@@ -157,7 +177,9 @@ class Dynamics(nn.Module):
         self.options = options
         inputs, outputs = options.observations + options.actions, options.observations + 1
         widths = [inputs, *([options.hidden] * options.layers), 2 * outputs]
-        self.members = Perceptrons(options.members, widths, seed=seed, activation="silu")
+        self.members = Perceptrons(
+            options.members, widths, seed=ops.stream(seed, "dynamics"), activation="silu"
+        )
         self.inputs, self.outputs = Scale(inputs), Scale(outputs)
         self.log_variance_low = nn.Parameter(torch.full((outputs,), -10.0))
         self.log_variance_high = nn.Parameter(torch.full((outputs,), 0.5))
@@ -172,7 +194,8 @@ class Dynamics(nn.Module):
     ) -> None:
         """Learn from data how inputs and targets are scaled."""
         self.inputs.standardise(torch.cat([observations, actions], dim=-1))
-        self.outputs.standardise(targets)
+        of = torch.cat([observations, targets[:, -1:]], dim=-1)
+        self.outputs.standardise(targets, of=of)
 
     def forward(
         self,
@@ -245,7 +268,7 @@ class Discriminators(nn.Module):
         self.options = options
         inputs = 2 * options.observations + options.actions
         widths = [inputs, *([options.hidden] * options.layers), 1]
-        self.members = Perceptrons(options.members, widths, seed=seed)
+        self.members = Perceptrons(options.members, widths, seed=ops.stream(seed, "discriminators"))
         self.observations = Scale(options.observations)
         self.changes = Scale(options.observations)
 
@@ -257,7 +280,7 @@ class Discriminators(nn.Module):
     ) -> None:
         """Learn from data how observations and their changes are scaled."""
         self.observations.fit_into(torch.cat([observations, next_observations]), 0.8)
-        self.changes.standardise(next_observations - observations)
+        self.changes.standardise(next_observations - observations, of=observations)
 
     def inputs(
         self,

@@ -63,6 +63,8 @@ class Config:
         in_range("discount", self.discount, 0, 1)
         in_range("actor_rate", self.actor_rate, 0, above=True)
         in_range("critic_rate", self.critic_rate, 0, above=True)
+        if self.base == "mobile":
+            in_range("elites", self.world.elites, 2)
 
     @classmethod
     def tiny(cls, dataset: str, out: str) -> Config:
@@ -80,21 +82,43 @@ class Config:
 
 def run(config: Config) -> None:
     """Learn the world, learn to act in it, judge in the real task, save and report."""
-    from melior.envs.control import named_function
     from melior.report.terminal import present
     from melior.stages.control.inputs import read_inputs, rule_of
     from melior.stages.control.learn import ControlPlan, learn
 
     inputs = read_inputs(config.log, config.train)
-    is_over = rule_of(config.log, inputs)
-    if config.imagine.true_reward:
-        named_function(config.imagine.true_reward, "true_reward")  # a wrong one is said at once
+    _check_bound(config, inputs)
+    is_over, earned = rule_of(config.log, inputs), _reward_of(config, inputs)
     plan = ControlPlan("morec", PAPER, config.log, config.train, config)
-    present([learn(plan, inputs, lambda phases: _student(config, inputs, is_over, phases))])
+    present([learn(plan, inputs, lambda phases: _student(
+        config, inputs, is_over, phases=phases, earned=earned
+    ))])  # fmt: skip
+
+
+def _check_bound(config: Config, inputs: Inputs) -> None:
+    """Refuse a bound within which the log itself does not lie: the policy would learn elsewhere."""
+    logged, bound = inputs.logged, config.imagine.bound
+    largest = float(max(abs(logged.observations).max(), abs(logged.next_observations).max()))
+    if largest >= bound:
+        raise ValueError(
+            f"{config.log.dataset}: bound must be above the log's observations, {largest:.6g}; "
+            f"found {bound:g}; give --bound {2 * largest:.2g}"
+        )
+
+
+def _reward_of(config: Config, inputs: Inputs) -> str:
+    """Say what rewards imagined steps have, once a true one has been held against the log."""
+    from melior.envs.control import check_reward, named_function
+
+    named = config.imagine.true_reward
+    if not named:
+        return "learned"
+    off = check_reward(named_function(named, "true_reward"), inputs.logged)
+    return f"the true one, {named}, {off:.3g} off the log's on average"
 
 
 def _student(
-    config: Config, inputs: Inputs, is_over: Termination, phases: Phases
+    config: Config, inputs: Inputs, is_over: Termination, *, phases: Phases, earned: str
 ) -> tuple[Student, World]:
     """Learn the world, and put together who learns to act in it."""
     from melior.models.control_policies import Critics, GaussianPolicy
@@ -103,16 +127,18 @@ def _student(
     from melior.training.checkpoint import Generators
 
     _note_escape(config, inputs, phases)
+    if config.imagine.true_reward:
+        phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
     world, seed = learn_world(phases, inputs, config.world), config.train.seed
     shape = policy_options(inputs, config.network)
-    policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed + 1)
+    policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     standardise(inputs, (policy.scale, critics.scale))
     learner = _learner(config, policy, critics, world)
     imagine, batches = _batches(config, inputs, is_over, world=world, policy=policy)
     student = Student(
         policy, learner, batches,
         {"batches": batches, "imagination": Generators(imagine.generators)},
-        lambda: dict(batches.metrics), _facts(config, phases),
+        lambda: dict(batches.metrics), {"reward of imagined steps": earned},
     )  # fmt: skip
     return student, world
 
@@ -130,7 +156,7 @@ def _learner(
 
     options = ActorCriticOptions(
         config.discount, actor_rate=config.actor_rate, critic_rate=config.critic_rate,
-        entropy_in_target=config.entropy_in_target,
+        max_temperature=1.0, entropy_in_target=config.entropy_in_target,
     )  # fmt: skip
     is_mobile = config.base == "mobile"
     doubt = inconsistent(world.dynamics, weight=config.penalty) if is_mobile else no_doubt
@@ -164,14 +190,6 @@ def _batches(
         describe=lambda found: described(found, world.dynamics.elites),
     )  # fmt: skip
     return imagine, batches
-
-
-def _facts(config: Config, phases: Phases) -> dict[str, str]:
-    """Say what rewards imagined steps have: once in the run's record, and in its report."""
-    named = config.imagine.true_reward
-    if named:
-        phases.run.note(f"the true reward is used, {named}, and not one learned from the log")
-    return {"reward of imagined steps": f"the true one, {named}" if named else "learned"}
 
 
 def _note_escape(config: Config, inputs: Inputs, phases: Phases) -> None:

@@ -1,16 +1,17 @@
 """Pictures that a stage lays out in `evaluation.json`: maps, spreads, and points against the truth.
 
 Each of `pictures` has a `kind` and a `title`: a `map` of `cells` (rows of numbers, the first axis
-downwards), a `spread` of `values`, `lines` of points by name, or `against`: `points` of what was
-found over what is so, whose `names` stand in that order.
+downwards), a `spread` of `values`, `dots` of `values` by name with the means, `lines` of points by
+name, or `against`: `points` of what was found over what is so, whose `names` stand in that order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from melior.evaluation.compare import t_interval
 from melior.records import Facts
-from melior.report import charts, maps
+from melior.report import charts, maps, pictures
 from melior.report.load import Run, mapping, mappings, numbers
 from melior.report.markup import Html, hue, tag
 
@@ -36,6 +37,8 @@ def _picture(row: Facts, label: str) -> Html | None:
     if kind == "spread":
         values = numbers(row.get("values"))
         return charts.histogram(title, [("values", 0, values)]) if len(values) > 1 else None
+    if kind == "dots":
+        return _dots(title, row)
     if kind == "lines":
         return _lines(title, row)
     return _against(title, row) if kind == "against" else None
@@ -47,6 +50,20 @@ def _map(title: str, row: Facts) -> Html | None:
     if not cells or not cells[0] or len({len(own) for own in cells}) > 1:
         return None
     return maps.heat_map(title, cells)
+
+
+def _dots(title: str, row: Facts) -> Html | None:
+    found = {name: numbers(own) for name, own in mapping(row.get("values")).items()}
+    rows = [
+        pictures.Row(name, tuple(own), t_interval(own, name=name))
+        for name, own in found.items()
+        if own
+    ]
+    unit = str(row.get("unit") or "")
+    if not rows:
+        return None
+    drawn = pictures.embedded(pictures.dots(title, unit, rows))
+    return tag("div", drawn, style="grid-column: 1 / -1")  # names need the page's width
 
 
 def _lines(title: str, row: Facts) -> Html | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from melior.evaluation.compare import Interval
 from melior.evaluation.preferences import PairScores
@@ -137,7 +135,7 @@ def _accuracy(found: Sequence[Findings]) -> Html:
     drawn = pictures.dots("Best answer first", "share of prompts", rows, level=chance)
     names = list(dict.fromkeys(name for one in found for name in one.accuracies.subsets))
     sections = list(dict.fromkeys(name for one in found for name in one.accuracies.sections))
-    parts = [_picture(drawn)]
+    parts = [pictures.embedded(drawn)]
     if sections and sections != names:
         shares = [[one.accuracies.sections.get(name) for one in found] for name in sections]
         means = [one.accuracies.overall for one in found]
@@ -191,7 +189,7 @@ def _reliability(found: Sequence[Findings]) -> Html:
     }
     drawn = pictures.plane("How sure, how right", "confidence", "share ranked right", marks)
     said = [tag("li", f"{one.name}: {_calibration(one)}.") for one in found]
-    return _section("Calibration", [_picture(drawn), tag("ul", said)])
+    return _section("Calibration", [pictures.embedded(drawn), tag("ul", said)])
 
 
 def _sureness(found: Sequence[Findings]) -> Html:
@@ -205,7 +203,7 @@ def _sureness(found: Sequence[Findings]) -> Html:
     }
     drawn = pictures.plane("The surest pairs", "share of pairs taken", "share ranked right", marks)
     said = [tag("li", f"{one.name}: {_sure(own)}.") for one in found for own in one.sureness]
-    return _section("Sureness", [_picture(drawn), tag("ul", said)])
+    return _section("Sureness", [pictures.embedded(drawn), tag("ul", said)])
 
 
 def _bias(found: Sequence[Findings]) -> Html:
@@ -222,7 +220,9 @@ def _bias(found: Sequence[Findings]) -> Html:
     if not rows:
         return _section("Length", [said])
     title = "Pairs ranked right, by which answer is the better one"
-    return _section("Length", [_picture(pictures.dots(title, "share of pairs", rows)), said])
+    return _section(
+        "Length", [pictures.embedded(pictures.dots(title, "share of pairs", rows)), said]
+    )
 
 
 def _between(
@@ -237,14 +237,6 @@ def _between(
 
 def _dot(name: str, share: Share | PairScores) -> pictures.Row:
     return pictures.Row(name, (), Interval(share.accuracy, share.low, share.high, 0.95, share.n))
-
-
-def _picture(drawn: Html) -> Html:
-    """Put a picture in as a file of its own, whose style touches nothing else on the page."""
-    said = html.unescape(drawn.partition("<title>")[2].partition("</title>")[0])
-    source = f"data:image/svg+xml,{quote(drawn)}"
-    image = tag("img", src=source, alt=said, style="min-width: 520px; max-width: 100%")
-    return tag("div", image, class_="scroll", tabindex=0, role="region", aria_label="Picture")
 
 
 def _section(name: str, parts: Sequence[Child]) -> Html:

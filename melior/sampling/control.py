@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from melior import selection
-from melior.envs.control import Termination
+from melior.envs.control import Reward, Termination
 from melior.models.control import Dynamics, Prediction
 
 OnReject = Literal["terminal", "truncate", "drop"]
@@ -23,10 +23,6 @@ Choice = Callable[[Float[Tensor, "n k"]], Int[Tensor, " n"]]
 """Which candidate goes on, of a score matrix."""
 Draw = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n a"]]
 """An action for each observation."""
-Reward = Callable[
-    [Float[Tensor, "n d"], Float[Tensor, "n a"], Float[Tensor, "n d"]], Float[Tensor, " n"]
-]
-"""What a step earns: of observation, action and what followed."""
 Penalty = Callable[[Prediction], Float[Tensor, " n"]]
 """By how much the learned reward is lowered where the ensemble is unsure."""
 Score = Callable[
@@ -115,6 +111,10 @@ class Imagined:
     """Which roll-out a row is of."""
     depths: Int[Tensor, " n"]
     """How many steps lie before it."""
+    n_starts: int
+    """Roll-outs, whether or not any of their rows are kept."""
+    n_rejected: int
+    """Of them, those that ended by a rejected step, kept or left out."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -197,7 +197,7 @@ def imagine(
             left out.
         generator: of the candidates; choices have their own.
     """
-    parts: list[Imagined] = []
+    parts: list[dict[str, Tensor]] = []
     rows, observations = torch.arange(len(starts), device=starts.device), starts
     for depth in range(horizon):
         if not len(rows):
@@ -212,22 +212,21 @@ def imagine(
         earned = picked.rewards
         if true_reward is not None:
             earned = true_reward(observations, actions, picked.next_observations)
-        step = Imagined(
-            observations=observations,
-            actions=actions,
-            rewards=earned - penalty(drawn.prediction),
-            next_observations=picked.next_observations,
-            terminals=over | rejected if on_reject == "terminal" else over,
-            scores=picked.scores,
-            members=picked.members,
-            rejected=rejected,
-            starts=rows,
-            depths=torch.full_like(rows, depth),
-        )
-        parts.append(_where(step, ~rejected) if on_reject == "drop" else step)
+        parts.append({
+            "observations": observations, "actions": actions,
+            "rewards": earned - penalty(drawn.prediction),
+            "next_observations": picked.next_observations,
+            "terminals": over | rejected if on_reject == "terminal" else over,
+            "scores": picked.scores, "members": picked.members, "rejected": rejected,
+            "starts": rows, "depths": torch.full_like(rows, depth),
+        })  # fmt: skip
         goes_on = ~(over | rejected)
         rows, observations = rows[goes_on], picked.next_observations[goes_on]
-    return _joined(parts)
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    rejected = columns["rejected"]
+    if on_reject == "drop":
+        columns = {name: column[~rejected] for name, column in columns.items()}
+    return Imagined(**columns, n_starts=len(starts), n_rejected=int(rejected.sum()))
 
 
 def _same(
@@ -239,12 +238,3 @@ def _same(
     """Score all that is finite alike."""
     is_finite = next_observations.isfinite().all(-1)
     return torch.where(is_finite, 0.0, torch.nan)
-
-
-def _where(rows: Imagined, kept: Bool[Tensor, " n"]) -> Imagined:
-    return Imagined(**{name: column[kept] for name, column in vars(rows).items()})
-
-
-def _joined(parts: list[Imagined]) -> Imagined:
-    names = vars(parts[0])
-    return Imagined(**{name: torch.cat([vars(part)[name] for part in parts]) for name in names})

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from melior.training import processes, shards
 
+Kept = TypeVar("Kept")
 State = dict[str, Tensor | int | float | str]
 """What is kept of a thing; names may hold slashes."""
 
@@ -80,6 +81,13 @@ class Generators:
             torch.set_rng_state(tensors[_own("torch")])
         if _own("cuda") in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors[_own("cuda")])
+
+
+def under(prefix: str, state: Mapping[str, Kept]) -> dict[str, Kept]:
+    """Return the part of a state whose names begin so, without the beginning."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def _own(name: str) -> str:

@@ -78,5 +78,5 @@ def _restored(run: Run, kept: Checkpoints, loop: StepOptions) -> int:
     start, remark = kept.restore(allow_changes=loop.allow_changes)
     if remark:
         run.note(remark)
-    run.rewind(start)
+    run.rewind(start or -1)  # without a checkpoint the start is judged again, too
     return start

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melior.data.control import lint_transitions, transitions
-from melior.data.control_files import About, Logged, Reference, read_logged, write_logged
+from melior.data.control_files import (
+    About,
+    Logged,
+    Reference,
+    _range,
+    read_logged,
+    write_logged,
+)
 
 
 def columns(lengths=(3, 4, 2), terminals=(True, False, True), *, seed=0):
@@ -117,6 +124,8 @@ def test_episodes_that_end_without_a_terminal_end_by_a_time_out():
     wanted = table.pop("timeouts")
     table["episode"] = np.repeat([7, 3, 9], [3, 4, 2])
     assert (transitions(table, where="f").timeouts == wanted).all()
+    table["episode"] = table["episode"][:, None]
+    assert (transitions(table, where="f").timeouts == wanted).all()
 
 
 def test_columns_of_one_number_and_other_names_are_as_good():
@@ -151,6 +160,17 @@ def test_time_outs_taken_for_terminals_are_told():
     assert codes(table) == ["timeouts-as-terminals"]
     found = lint_transitions(transitions(table, where="f"))[0]
     assert (found.level, found.examples) == ("error", ("row 5", "row 10", "row 17"))
+
+
+def test_ends_of_either_kind_logged_as_terminals_are_told():
+    """`done = terminated or truncated` beside `truncated`, and no two lengths that tell."""
+    table = columns((5, 4, 2, 5, 3), (False, False, True, False, False))
+    table["terminals"] = table["terminals"] | table["timeouts"]
+    assert codes(table) == ["timeouts-as-terminals"]
+    found = lint_transitions(transitions(table, where="f"))[0]
+    assert (found.level, found.examples) == ("error", ("row 5", "row 9", "row 16", "row 19"))
+    table["terminals"][4] = False  # one time-out is none: the others may have fallen together
+    assert codes(table) == []
 
 
 @pytest.mark.parametrize(
@@ -188,6 +208,9 @@ def test_a_dimension_that_never_changes_is_told():
     found = lint_transitions(transitions(table, where="f"))
     assert [f.code for f in found] == ["constant-dimensions"]
     assert found[0].text.endswith("never change: 1")
+    for name in ("observations", "next_observations"):
+        table[name][::2, 1] = np.nextafter(np.float32(0.25), np.float32(1))
+    assert "constant-dimensions" in codes(table)
 
 
 def test_actions_outside_the_range_are_told_and_rounding_is_not():
@@ -237,6 +260,14 @@ def test_a_row_of_another_width_is_told(tmp_path, row, sentence):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_file_without_rows_is_told(tmp_path, suffix):
+    none = transitions(columns(), where="f").rows(slice(0, 0))
+    write_logged(tmp_path / f"none{suffix}", Logged(none, ABOUT))
+    with pytest.raises(ValueError, match=f"none{suffix}: needs one transition or more; found none"):
+        read_logged(tmp_path / f"none{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 def test_a_damaged_file_is_told(tmp_path, suffix):
     path = tmp_path / f"walk{suffix}"
     write_logged(path, Logged(transitions(columns(), where="f"), ABOUT))
@@ -272,7 +303,9 @@ def test_rows_are_rows_of_every_column():
         assert (getattr(chosen, field.name) == whole[[8, 0]]).all()
 
 
-def test_a_set_of_minaris_is_read(tmp_path, monkeypatch):
+@pytest.fixture
+def minari_set(tmp_path, monkeypatch):
+    """Two episodes of Pendulum, whose actions lie between -2 and 2, as Minari keeps them."""
     minari = pytest.importorskip("minari")
     gymnasium = pytest.importorskip("gymnasium")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
@@ -299,16 +332,37 @@ def test_a_set_of_minaris_is_read(tmp_path, monkeypatch):
     with warnings.catch_warnings():  # of authors and reference scores that it would like to know
         warnings.simplefilter("ignore")
         minari.create_dataset_from_buffers("pendulum/test-v0", buffer=list(episodes), env=env)
+    return episodes
+
+
+def test_a_set_of_minaris_is_read(minari_set):
     found = read_logged("minari:pendulum/test-v0")
     columns = vars(found.transitions)
-    for place, episode in enumerate(episodes):
+    for place, episode in enumerate(minari_set):
         rows = slice(5 * place, 5 * place + 5)
         assert (columns["observations"][rows] == episode.observations[:-1]).all()
         assert (columns["next_observations"][rows] == episode.observations[1:]).all()
-        assert (columns["actions"][rows] == episode.actions).all()
         assert np.allclose(columns["rewards"][rows], episode.rewards)
     assert np.flatnonzero(found.transitions.timeouts).tolist() == [4, 9]
     assert not found.transitions.terminals.any()
     assert found.about.task == "Pendulum-v1"
     with pytest.raises(FileNotFoundError, match="there is no such set"):
         read_logged("minari:pendulum/other-v0")
+
+
+def test_actions_of_minaris_are_brought_to_the_range_in_which_policies_act(minari_set):
+    """What a policy does there, the task is given as 2 of it: the log's own action."""
+    found = read_logged("minari:pendulum/test-v0").transitions
+    stretched = -2 + 0.5 * (found.actions + 1) * 4
+    assert np.allclose(stretched, np.concatenate([e.actions for e in minari_set]), atol=1e-6)
+    assert 0.9 < np.abs(found.actions).max() <= 1
+    assert lint_transitions(found) == []
+
+
+@pytest.mark.parametrize("bounds", [(-np.inf, 1.0), (-1.0, np.inf), (0.5, 0.5)])
+def test_actions_without_bounds_are_refused(bounds):
+    gymnasium = pytest.importorskip("gymnasium")
+    low, high = (np.full(2, bound, np.float32) for bound in bounds)
+    for space in (gymnasium.spaces.Box(low, high), gymnasium.spaces.Discrete(3)):
+        with pytest.raises(ValueError, match="f: actions must be vectors within bounds; found"):
+            _range(space, "f")

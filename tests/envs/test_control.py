@@ -64,13 +64,6 @@ def test_returns_are_those_of_episodes_lived_alone():
     assert found.tolist() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_processes_live_the_same():
-    plain = control.returns(PENDULUM, leaning, episodes=2, seed=4)
-    assert (
-        plain == control.returns(PENDULUM, leaning, episodes=2, seed=4, in_processes=True)
-    ).all()
-
-
 @pytest.mark.parametrize(
     "task", ["Hopper-v5", "Walker2d-v5", "InvertedPendulum-v5", "HalfCheetah-v5"]
 )
@@ -132,8 +125,49 @@ def test_a_rule_is_held_against_the_log():
         control.check_termination(beyond(9), rows, where="f")
     with pytest.raises(ValueError, match=r"f:2: .* found no terminal, .* it is over, in 1 rows"):
         control.check_termination(beyond(1.5), rows, where="f")
-    with pytest.raises(ValueError, match=r"a bool for each of 3 transitions; found torch.float32"):
+    with pytest.raises(ValueError, match=r"termination must give bools; found torch.float32"):
         control.check_termination(lambda s, a, after: after[:, 0], rows, where="f")
+
+
+WRONG = [
+    (lambda s, a, after: after[:, 9] > 0, "found IndexError: index 9 is out of bounds"),
+    (lambda s, a: a > 0, "found TypeError: .* takes 2 positional arguments but 3 were given"),
+    (lambda s, a, after: True, "found bool"),
+    (lambda s, a, after: [False] * 3, "found list"),
+    (lambda s, a, after: (after > 0).numpy(), "found ndarray"),
+    (lambda s, a, after: after > 0, r"found the shape \[3, 1\]"),
+]
+
+
+@pytest.mark.parametrize(("function", "found"), WRONG)
+def test_a_users_function_that_fails_or_says_something_else_is_told(function, found):
+    rows = logged([False, False, True])
+    for check, option in (
+        (lambda: control.check_termination(function, rows, where="f"), "termination"),
+        (lambda: control.check_reward(function, rows), "true_reward"),
+    ):
+        sentence = rf"{option} must give a tensor \[3\] of as many transitions; {found}"
+        with pytest.raises(ValueError, match=sentence):
+            check()
+
+
+def test_a_true_reward_is_held_against_the_log():
+    """The log's rewards are its places: 0, 1, 2."""
+    rows = logged([False, False, True])
+    assert control.check_reward(lambda s, a, after: s[:, 0], rows) == 0
+    assert control.check_reward(lambda s, a, after: after[:, 0], rows) == 1
+    for reward in (lambda s, a, after: 1 / s[:, 0], lambda s, a, after: s[:, 0] > 1):
+        with pytest.raises(ValueError, match="true_reward must give finite floats; found"):
+            control.check_reward(reward, rows)
+
+
+def test_a_module_that_does_not_run_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "halfmade.py").write_text("def rule(:\n", encoding="utf-8")
+    (tmp_path / "undone.py").write_text("raise RuntimeError('no')\n", encoding="utf-8")
+    for module, found in (("halfmade", "SyntaxError: "), ("undone", "RuntimeError: no")):
+        with pytest.raises(ValueError, match=f"termination must be 'module:function'.*{found}"):
+            control.named_function(f"{module}:rule", "termination")
 
 
 def test_rules_are_found_by_task_or_by_name():
@@ -165,6 +199,19 @@ def test_rules_are_found_by_task_or_by_name():
 def test_tasks_that_are_none_of_ours_are_told(task, sentence):
     with pytest.raises(ValueError, match=sentence):
         control.sizes(task)
+
+
+def test_a_task_without_an_end_is_told(monkeypatch):
+    monkeypatch.setattr(control, "_ENDLESS", 199)
+    with pytest.raises(ValueError, match="found one that has gone on for 199 steps; register"):
+        control.returns(PENDULUM, leaning, episodes=1, seed=0)
+    monkeypatch.setattr(control, "_ENDLESS", 200)
+    assert len(control.returns(PENDULUM, leaning, episodes=1, seed=0)) == 1
+
+
+def test_versions_of_a_task_are_one_task():
+    assert control.unversioned("Hopper-v5") == control.unversioned("any/Hopper-v4") == "Hopper"
+    assert control.unversioned("own:Hopper-v5") != "Hopper"
 
 
 def test_sizes_are_known():

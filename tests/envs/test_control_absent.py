@@ -18,6 +18,15 @@ def test_tasks_say_which_extra_is_missing(monkeypatch):
         control.sizes("Pendulum-v1")
 
 
+def test_tasks_of_mujoco_say_which_extra_brings_it(monkeypatch):
+    pytest.importorskip("gymnasium")
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(ValueError, match=r"Hopper-v5: needs MuJoCo.*'melior\[mujoco\]'"):
+        control.sizes("Hopper-v5")
+
+
 def test_sets_of_minari_say_which_extra_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(ValueError, match=r"minari:a/b-v0: .* pip install 'melior\[control\]'"):

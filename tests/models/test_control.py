@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from melior import ops
 from melior.models.control import (
     DiscriminatorOptions,
     Discriminators,
@@ -88,6 +89,34 @@ def test_a_dimension_that_never_changed_is_0_whatever_is_asked():
     assert (scale(torch.tensor([[1.0, 7.0]]))[:, 1] == 0).all()
     assert torch.equal(scale.back(torch.tensor([[0.0, 3.0]]))[:, 1], data[:1, 1])
     assert scale(data)[:, 0].std(correction=0).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_rounding_is_no_change():
+    """A number that differs in its last bit, and steps of a clock that a float cannot all hold."""
+    near = torch.full((9, 1), 0.1)
+    near[::2] = torch.nextafter(near[::2], torch.ones(()))
+    clock = 0.1 * torch.arange(200.0)[:, None] + 5
+    steps = clock[1:] - clock[:-1]
+    assert near.std() > 0 and steps.std() > 0
+    scale = Scale(1)
+    scale.standardise(near)
+    assert scale(torch.tensor([[0.2]])).item() == 0
+    scale.fit_into(near, 0.8)
+    assert scale(torch.tensor([[0.2]])).item() == 0
+    judges = Discriminators(DiscriminatorOptions(1, 1), seed=0)
+    judges.fit_scales(clock[:-1], clock[1:])
+    moved = judges.inputs(clock[:1], torch.zeros(1, 1), clock[1:2] + 1e-3)
+    assert moved.abs().max() <= 0.81
+    dynamics = Dynamics(DynamicsOptions(1, 1, members=2, elites=1, hidden=4), seed=0)
+    rewards = draw(199, 1)
+    dynamics.fit_scales(clock[:-1], draw(199, 1), torch.cat([steps, rewards], dim=-1))
+    assert dynamics.outputs.width[0] == 0 and dynamics.outputs.width[1] > 0.5
+
+
+def test_small_numbers_are_numbers():
+    scale = Scale(1)
+    scale.standardise(1e-4 * draw(50, 1) + 3)
+    assert 0.5e-4 < scale.width.item() < 2e-4
 
 
 def fitted():
@@ -219,3 +248,17 @@ def test_a_target_follows_by_a_share_of_the_way():
 def test_options_out_of_range_are_told(options):
     with pytest.raises(ValueError, match="must be at least 1"):
         DynamicsOptions(3, 1, **options)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 64, 65, 1100])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_members_that_go_one_after_another_say_the_same(rows, activation):
+    members = Perceptrons(3, [4, 8, 8, 2], seed=0, activation=activation)
+    shared = torch.randn(rows, 4, generator=ops.generator(1))
+    own = torch.randn(3, rows, 4, generator=ops.generator(2))
+    for inputs in (shared, own):
+        together = members(inputs).detach()
+        before = inputs.clone()
+        with torch.no_grad():
+            assert torch.allclose(members(inputs), together, atol=1e-6)
+        assert torch.equal(inputs, before)

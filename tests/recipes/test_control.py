@@ -11,10 +11,13 @@ import torch
 
 from melior import ops
 from melior.claims.morec_world import STABILISING, lived
-from melior.data.control_files import About, Logged, write_logged
-from melior.models.control_policies import load_policy
+from melior.data.control_files import About, Logged, Reference, write_logged
+from melior.envs.control import collect
+from melior.models.control_policies import Critics, GaussianPolicy, PolicyOptions, load_policy
 from melior.recipes import cloning, cql, morec, td3_bc
+from melior.stages.control.learners import Rows, SoftActorCritic
 
+TASK = "tests.control_task:Dot-v0"
 METHODS = (morec, cloning, td3_bc, cql)
 
 
@@ -80,6 +83,41 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(
     assert rows_of(run) == rows_of(whole / name)
 
 
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A policy that is judged before it learns, and at its half and end, in a task of our own."""
+    pytest.importorskip("gymnasium")
+    folder = tmp_path_factory.mktemp("judged")
+    drawn = torch.Generator().manual_seed(0)
+    logged = collect(
+        TASK, lambda seen: 2 * torch.rand(len(seen), 1, generator=drawn) - 1,
+        steps=200, copies=2, seed=0,
+    )  # fmt: skip
+    write_logged(folder / "dot.npz", Logged(logged, About(TASK, Reference(0.0, 20.0))))
+    config = cloning.Config.tiny(str(folder / "dot.npz"), str(folder / "run"))
+    cloning.run(config)
+    return config
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_is_judged_once_there(judged, tmp_path):
+    whole, run = Path(judged.train.out), tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints")
+    cloning.run(replace(judged, train=replace(judged.train, out=str(run), resume=True)))
+    assert [row["step"] for row in rows_of(run) if "eval_return" in row] == [0, 30, 60]
+    assert files_of(run) == files_of(whole)
+    assert rows_of(run) == rows_of(whole)
+
+
+def test_a_score_is_not_of_the_policy_before_it_learned(judged):
+    run = Path(judged.train.out)
+    before, half, end = (row["eval_return"] for row in rows_of(run) if "eval_return" in row)
+    (table,) = json.loads((run / "evaluation.json").read_text("utf-8"))["tables"]
+    assert table["title"] == "Mean of the last 2 judgements"
+    assert dict(table["rows"])["return"] == pytest.approx((half + end) / 2, rel=1e-12)
+    assert before != half
+
+
 @pytest.mark.parametrize("options", [{"filter": "best"}, {"filter": "none"}, {"base": "mobile"}])
 def test_each_base_and_filter_runs_in_a_world_that_was_learned_before(
     options, dataset, whole, tmp_path
@@ -91,6 +129,68 @@ def test_each_base_and_filter_runs_in_a_world_that_was_learned_before(
     again = replace(config, train=replace(config.train, out=str(tmp_path / "again")))
     morec.run(again)
     assert files_of(tmp_path / "run") == files_of(tmp_path / "again")
+
+
+def columns_of_rewards(observations, actions, next_observations):
+    """A reward as a user may well write it, `[n 1]`: it must not be spread to `[n n]`."""
+    return -observations.square().sum(-1, keepdim=True)
+
+
+def true_rewards(observations, actions, next_observations):
+    return -observations.square().sum(-1)
+
+
+def test_a_true_reward_is_checked_before_anything_is_learned_and_told_after(dataset, tmp_path):
+    config = config_of(morec, dataset, tmp_path / "run")
+    wrong, right = (
+        replace(config, imagine=replace(config.imagine, true_reward=f"{__name__}:{one.__name__}"))
+        for one in (columns_of_rewards, true_rewards)
+    )
+    with pytest.raises(ValueError, match=r"true_reward must give a tensor \[400\].*\[400, 1\]"):
+        morec.run(wrong)
+    assert not (tmp_path / "run").exists()
+    morec.run(right)
+    said = json.loads((tmp_path / "run" / "evaluation.json").read_text("utf-8"))["facts"]
+    assert said["reward of imagined steps"].startswith("the true one, ")
+    assert said["reward of imagined steps"].endswith("true_rewards, 0 off the log's on average")
+    notes = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["notes"]
+    assert any("and not one learned from the log" in note for note in notes)
+
+
+def test_the_targets_of_cql_are_without_entropy(dataset, tmp_path):
+    shape, n = PolicyOptions(2, 1, hidden=8), 64
+    policy, critics = GaussianPolicy(shape, seed=0), Critics(shape, seed=1)
+    with torch.no_grad():
+        for weight in critics.parameters():
+            weight.zero_()
+    options = cql._options(config_of(cql, dataset, tmp_path / "run"))
+    learner = SoftActorCritic(policy, critics, options, total_steps=9, seed=0)
+    seen, never = torch.randn(n, 2), torch.zeros(n, dtype=torch.bool)
+    rows = Rows(seen, torch.zeros(n, 1), torch.zeros(n), seen, never, never)
+    assert learner([rows])["critic/loss"] == 0  # all is worth 0, and 0 is earned
+
+
+def test_one_elite_cannot_disagree(dataset, tmp_path):
+    config = config_of(morec, dataset, tmp_path / "run")
+    with pytest.raises(ValueError, match="elites must be at least 2; found 1"):
+        replace(config, base="mobile", world=replace(config.world, elites=1))
+
+
+def test_a_bound_within_the_log_is_refused(tmp_path):
+    """Steps of 300 would be followed by 25, the bound that is meant for D4RL's tasks."""
+    small = lived(STABILISING, 400, generator=ops.generator(0))
+    wide = replace(
+        small,
+        observations=150 * small.observations,
+        next_observations=150 * small.next_observations,
+    )
+    write_logged(tmp_path / "wide.npz", Logged(wide, About()))
+    config = config_of(morec, tmp_path / "wide.npz", tmp_path / "run")
+    largest = max(abs(wide.observations).max(), abs(wide.next_observations).max())
+    said = rf"bound must be above the log's observations, {largest:.6g}; found 25; give --bound"
+    with pytest.raises(ValueError, match=said):
+        morec.run(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_world_of_other_data_is_refused(whole, tmp_path):
@@ -148,3 +248,4 @@ def test_the_record_says_what_was_learned_from(whole):
     page = (whole / "morec" / "report.html").read_text("utf-8")
     assert "Dynamics reward around what followed" in page
     assert "Error of the world, by the log&#x27;s own actions" in page
+    assert "those that it was fitted to: there it errs less than in new ones" in page

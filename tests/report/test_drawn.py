@@ -2,6 +2,7 @@
 
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -44,9 +45,18 @@ def test_lines_and_spreads_are_charts(tmp_path):
     assert "Distribution of Values" in page
 
 
+def test_values_are_dots_with_their_mean_a_row_for_each_name(tmp_path):
+    values = {"random": [1.0, 3.0], "expert": [9.0], "none": []}
+    page = page_of(tmp_path, {"kind": "dots", "title": "Returns", "unit": "r", "values": values})
+    assert 'alt="Returns: random 2; expert 9."' in page
+    assert page.count(quote('class="ring"')) == 3
+
+
 @pytest.mark.parametrize(
     "row",
     [
+        {"kind": "dots", "title": "x", "values": {"a": []}},
+        {"kind": "dots", "title": "x", "values": [1.0]},
         {"kind": "map", "title": "x"},
         {"kind": "map", "title": "x", "cells": [[1.0], [1.0, 2.0]]},
         {"kind": "map", "title": "x", "cells": "much"},

@@ -21,6 +21,7 @@ from melior.sampling.control import (
     imagine,
     sharply,
 )
+from melior.stages.control.imagination import described
 
 OPTIONS = DynamicsOptions(observations=2, actions=1, members=5, elites=3, hidden=8, layers=1)
 FALSE_ALARM = {3: 21.1, 5: 25.7}  # chi-square at one in 10,000, by degrees of freedom
@@ -192,6 +193,20 @@ def test_a_roll_out_stops_where_what_follows_looks_unreal(on_reject, places, ter
     assert rows.terminals[rows.starts == 0].tolist() == terminals
     assert path(rows, 1) == ([] if on_reject == "drop" else [10.0])
     assert rows.rejected.sum() == (0 if on_reject == "drop" else 2)
+
+
+@pytest.mark.parametrize(("on_reject", "length"), [("truncate", 2.0), ("drop", 1.25)])
+def test_what_became_of_roll_outs_counts_what_was_left_out(on_reject, length):
+    """Of four, one lives to the horizon, one is rejected at its second step, two at their first."""
+    starts = [-9.0, 1.0, 9.0, 9.0]
+    rows = rolled(starts, threshold=-2.5, on_reject=on_reject)
+    said = described(rows, torch.tensor([1, 3, 4]))
+    assert said["imagined/rejected"] == 0.75
+    assert said["imagined/length"] == length
+    nothing = rolled([9.0, 9.0], threshold=-2.5, on_reject=on_reject)
+    said = described(nothing, torch.tensor([1, 3, 4]))
+    assert said["imagined/rejected"] == 1
+    assert said["imagined/length"] == (0 if on_reject == "drop" else 1)
 
 
 def test_rewards_are_lowered_by_the_penalty():

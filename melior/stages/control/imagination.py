@@ -12,7 +12,7 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.control import Transitions
-from melior.envs.control import Termination, named_function
+from melior.envs.control import Reward, Termination, named_function
 from melior.losses.control import aleatoric_penalty
 from melior.models.control import Prediction
 from melior.models.control_policies import GaussianPolicy
@@ -20,7 +20,6 @@ from melior.sampling.control import (
     Filter,
     Imagined,
     Penalty,
-    Reward,
     best,
     evenly,
     imagine,
@@ -82,8 +81,8 @@ def imagination(
 ) -> Imagination:
     """Put together how a policy is rolled out; `penalty` weighs how unsure the ensemble is."""
     generators = {
-        name: ops.generator(seed + place)
-        for place, name in enumerate(("starts", "actions", "candidates", "choices"))
+        name: ops.generator(ops.stream(seed, name))
+        for name in ("starts", "actions", "candidates", "choices")
     }
     return Imagination(
         world,
@@ -116,11 +115,11 @@ def named_filter(
 
 def described(imagined: Imagined, elites: Int[Tensor, " e"]) -> dict[str, float]:
     """Return what became of roll-outs: how long they were, why they ended, and who drew them."""
-    n_starts = max(1, len(imagined.starts.unique()))
+    n_starts = imagined.n_starts
     shares = (imagined.members[:, None] == elites).float().mean(0) if len(imagined) else elites
     return {
         "imagined/length": len(imagined) / n_starts,
-        "imagined/rejected": float(imagined.rejected.float().sum()) / n_starts,
+        "imagined/rejected": imagined.n_rejected / n_starts,
         "imagined/reward": float(imagined.rewards.mean()) if len(imagined) else 0.0,
         "imagined/dynamics_reward": float(imagined.scores.mean()) if len(imagined) else 0.0,
         "imagined/largest_elite": float(shares.max()) if len(imagined) else 0.0,

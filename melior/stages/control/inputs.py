@@ -12,7 +12,14 @@ from typing import Any
 from melior.data.control import Transitions, lint_transitions
 from melior.data.control_files import MINARI, About, Reference, read_logged
 from melior.data.lint import Finding
-from melior.envs.control import Termination, check_termination, sizes, termination
+from melior.envs.control import (
+    RULES,
+    Termination,
+    check_termination,
+    sizes,
+    termination,
+    unversioned,
+)
 from melior.stages.control.options import LogOptions, TrainOptions
 from melior.training.checkpoint import refuse_changes
 from melior.training.folder import check_folder
@@ -51,7 +58,7 @@ def read_inputs(log: LogOptions, train: TrainOptions) -> Inputs:
     check_folder(Path(train.out), resume=train.resume, overwrite=train.overwrite)
     check_installed(train.report_to)
     data = read_logged(log.dataset)
-    about = About(log.task or data.about.task, data.about.reference, data.about.facts)
+    about = _about(log, data.about)
     findings = lint_transitions(data.transitions)
     errors = [finding for finding in findings if finding.level == "error"]
     if errors and not log.allow_lint_errors:
@@ -62,18 +69,26 @@ def read_inputs(log: LogOptions, train: TrainOptions) -> Inputs:
         )
     if train.eval_episodes:
         _check_task(about.task, data.transitions, log.dataset)
+    if log.termination or unversioned(about.task) in RULES:
+        rule = termination(about.task, log.termination)
+        check_termination(rule, data.transitions, where=log.dataset)
     return Inputs(data.transitions, about, findings, digest(data.transitions))
 
 
+def _about(log: LogOptions, own: About) -> About:
+    """Return what is known of a log; returns of another task are no references for it."""
+    task = log.task or own.task
+    is_same = unversioned(task) == unversioned(own.task or task)
+    return About(task, own.reference if is_same else None, own.facts)
+
+
 def rule_of(log: LogOptions, inputs: Inputs) -> Termination:
-    """Return the rule by which the task is over, once it agrees with the log.
+    """Return the rule by which the task is over, with which the log has been found to agree.
 
     Raises:
-        ValueError: there is none, or it does not.
+        ValueError: there is none.
     """
-    rule = termination(inputs.task, log.termination)
-    check_termination(rule, inputs.logged, where=log.dataset)
-    return rule
+    return termination(inputs.task, log.termination)
 
 
 def digest(logged: Transitions) -> str:

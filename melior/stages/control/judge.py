@@ -18,6 +18,7 @@ from melior.data.control import Transitions
 from melior.envs.control import Act, collect, returns
 from melior.evaluation.compare import Interval
 from melior.evaluation.control import gain, normalised
+from melior.models.control import Scale
 from melior.models.control_policies import Policy
 from melior.sampling.control import Candidates, Filter, best, candidates, evenly
 from melior.stages.control.inputs import Inputs
@@ -97,8 +98,9 @@ def errors_over_horizon(
     windows = _windows(lived)
     if windows is None:
         return {}
-    unit = torch.from_numpy(scale.observations).std(0, correction=0)
-    unit = torch.where(unit > 0, unit, 1.0)
+    measure = Scale(scale.observations.shape[1])
+    measure.standardise(torch.from_numpy(scale.observations))
+    unit = torch.where(measure.width > 0, measure.width, 1.0)
     found: dict[str, list[float]] = {}
     for name, follow in _ways(world).items():
         generator = ops.generator(0)
@@ -143,18 +145,10 @@ def reward_around(world: World, logged: Transitions) -> dict[str, Any]:
     return {"places": reach.tolist(), "rewards": table}
 
 
-def _comparisons(inputs: Inputs, lived: Float[np.ndarray, " n"]) -> list[dict[str, Any]]:
-    logged = inputs.logged.whole_returns()
-    rows = [_comparison("return", logged, lived)]
-    if inputs.reference:
-        scores = (normalised(own, inputs.reference) for own in (logged, lived))
-        rows.insert(0, _comparison("normalised score", *scores))
-    return rows
-
-
-def _comparison(
+def comparison(
     name: str, before: Float[np.ndarray, " n"], after: Float[np.ndarray, " m"]
 ) -> dict[str, Any]:
+    """Return what a report draws of two policies' returns."""
     found: Interval = gain(before, after)
     return {
         "name": name, "unit": "", "before": float(before.mean()), "after": float(after.mean()),
@@ -163,9 +157,19 @@ def _comparison(
     }  # fmt: skip
 
 
+def _comparisons(inputs: Inputs, lived: Float[np.ndarray, " n"]) -> list[dict[str, Any]]:
+    logged = inputs.logged.whole_returns()
+    rows = [comparison("return", logged, lived)]
+    if inputs.reference:
+        scores = (normalised(own, inputs.reference) for own in (logged, lived))
+        rows.insert(0, comparison("normalised score", *scores))
+    return rows
+
+
 def _scores(folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Return the mean of the last judgements, which is what a run is reported by."""
-    judged = [row for row in read_rows(folder) if "eval_return" in row][-LAST:]
+    _, *learned = (row for row in read_rows(folder) if "eval_return" in row)
+    judged = learned[-LAST:]  # and never the first: it was judged before it learned
     names = {"eval_return": "return", "eval_score": "normalised score"}
     rows = [
         [said, fmean(float(row[key]) for row in judged)]
@@ -187,7 +191,7 @@ def _reference(inputs: Inputs) -> str:
 
 
 def _windows(lived: Transitions) -> Windows | None:
-    """Return stretches of whole episodes, evenly spread; half the horizon must fit."""
+    """Return stretches of episodes, evenly spread, as long as the longest and the horizon allow."""
     lengths = [rows.stop - rows.start for rows in lived.episodes()]
     length = min(HORIZON, max(lengths))
     starts = [

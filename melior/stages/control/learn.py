@@ -26,7 +26,7 @@ from melior.stages.control.world import World
 from melior.training.checkpoint import Stateful
 from melior.training.hooks import every
 from melior.training.loop import Hook
-from melior.training.run import Run
+from melior.training.run import Run, read_rows
 
 EVALUATION_SEED = 1_000_000
 """Of the episodes in which policies are judged: the same at each judgement and in each run."""
@@ -129,7 +129,7 @@ def _teach(phases: Phases, inputs: Inputs, who: Student) -> None:
             phases.run.append(before + step, found)
 
     def hooks(start: int) -> Iterator[Hook]:
-        if start == 0:
+        if start == 0 and not _is_judged(phases.run.folder, before):
             judge(0)
         yield every(train.eval_steps, judge, last=train.steps)
 
@@ -137,6 +137,11 @@ def _teach(phases: Phases, inputs: Inputs, who: Student) -> None:
         "policy", who.learner, who.batches, parts={"learner": who.learner, **who.parts},
         total=train.steps, hooks=hooks,
     )  # fmt: skip
+
+
+def _is_judged(folder: Path, step: int) -> bool:
+    """Say whether a judgement was written at a step: a run cut off before the first checkpoint."""
+    return any(row["step"] == step and "eval_return" in row for row in read_rows(folder))
 
 
 def judged(inputs: Inputs, act: Act, *, episodes: int) -> Metrics:

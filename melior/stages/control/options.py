@@ -21,7 +21,7 @@ class LogOptions:
     what the data set says."""
     termination: str = ""
     """When the task is over, as `module:function` of observations, actions and next observations;
-    needed of tasks that are not known."""
+    it must agree with the log's terminals. `melior morec` needs it of tasks that are not known."""
     allow_lint_errors: bool = False
     """Train although the data check found errors; they stay in the report."""
 
@@ -130,7 +130,7 @@ class ImagineOptions:
     temperature: float = 0.1
     """Of the choice among candidates."""
     bound: float = 25.0
-    """How far from 0 an imagined observation's numbers may lie."""
+    """How far from 0 an imagined observation's numbers may lie; above those of the log."""
     true_reward: str = ""
     """What a step earns, as `module:function` of observations, actions and next observations, in
     place of the learned reward; the run and its report then say so."""

@@ -25,6 +25,8 @@ def roll_outs(number: int, n: int = 6) -> Imagined:
         rejected=torch.zeros(n, dtype=torch.bool),
         starts=torch.arange(n),
         depths=torch.zeros(n, dtype=torch.long),
+        n_starts=6,
+        n_rejected=0,
     )
 
 
