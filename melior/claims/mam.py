@@ -46,6 +46,7 @@ from melior.rewards.marginal import Ising
 from melior.sampling.marginal import Conditionals, log_likelihood
 from melior.stages.marginals.autoregressive import all_steps, draws, one_step
 from melior.stages.marginals.energy import Walkers, energy
+from melior.stages.marginals.judge import known_first
 from melior.training.loop import descend, fit
 from melior.types import Objective
 
@@ -188,15 +189,15 @@ def speed(
 ) -> float:
     """Return how many times faster the queries are read at once than along one order.
 
-    Turn by turn, the least time of each; the chain stops at the last site that a query knows.
+    Turn by turn, the least time of each; along the order, a query is read once for each site that
+    it knows.
     """
-    order = drawn_orders(*queries.shape, generator=ops.generator(seed))
-    known_first = (order + queries.shape[1] * (queries == 0)).argsort(-1).argsort(-1)
+    order = known_first(queries, drawn_orders(*queries.shape, generator=ops.generator(seed)))
     with torch.no_grad():
         taken = [
             (
                 _seconds(lambda: marginals.normalised(queries)),
-                _seconds(lambda: log_likelihood(conditionals, queries, known_first)),
+                _seconds(lambda: log_likelihood(conditionals, queries, order)),
             )
             for _ in range(REPEATS)
         ]
@@ -244,7 +245,7 @@ add up to, **error** the mean absolute error in nats of {QUERIES} log-marginals 
 {SIDE**2 - 1} sites of rows drawn from the truth, **Pearson** and **Spearman** their correlation
 with the truth. The released evaluation correlates only values some nats apart; "separated" does so
 at {SEPARATION:g} nat. **speed** is how many times faster those queries are read at once than along
-one order by the conditionals, which stop at the last site that is known.
+one order by the conditionals, which read a query once for each site that it knows.
 
 Arms: MaM after {STEPS} steps of {COUNT} chains (two residual nets of 3 x {WIDTH}, Adam 1e-3,
 alpha 4, blocks of {BLOCK}); the same with alpha 0; ARM, {ARM_STEPS} steps with likelihoods read

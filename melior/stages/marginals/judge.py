@@ -144,9 +144,10 @@ def verdict(found: Marginals, exam: Exam) -> dict[str, Any]:
 
 
 def timed(found: Marginals, exam: Exam) -> dict[str, float]:
-    """Return the time of a query at one reading, and along an order, which stops where it may.
+    """Return the time of a query at one reading, and along an order.
 
-    All queries at once and turn by turn; the least time of each.
+    There it is read once for each value that it knows. All queries at once and turn by turn; the
+    least time of each.
     """
     ways: tuple[Callable[[], object], ...] = (
         lambda: found.marginals.normalised(exam.queries),
