@@ -20,21 +20,20 @@ from melior.models.flow_outcomes import Predictor, Speller
 from melior.models.flow_saved import Saved, load_flows, read_about
 from melior.options import OptimConfig
 from melior.records import Metrics
-from melior.rewards.flow import LogReward
+from melior.rewards.flow import LogReward, Modes
 from melior.sampling.flow import Policy
 from melior.stages.flows.finetune import amortise, edges, predicted
 from melior.stages.flows.judge import (
     DRAWN,
     TOP,
     Exam,
-    Finds,
     Truth,
     judged_by,
     listed,
-    modes_of,
     side_by_side,
 )
 from melior.stages.flows.learn import warn_of_calibration
+from melior.stages.flows.modes import Finds, built_over_looks, known_modes, modes_of
 from melior.stages.flows.named import load_environment, load_reward
 from melior.stages.flows.options import FlowOptions, RewardOptions
 from melior.stages.flows.pictures import against, over_plane
@@ -80,7 +79,7 @@ class Task:
     """That were seen and are worth something: flow towards others was never learned."""
     log_reward: Float[Tensor, " y"]
     of_objects: LogReward
-    modes: Int[Tensor, "m d"]
+    modes: Modes | None
     truth: Truth | None
     left_out: int
     """Outcomes that others stand for."""
@@ -118,7 +117,7 @@ def turn_flows(plan: Turning) -> Path:
         raise ValueError(f"--spelled is for strings, which have one length; found {flow.env}")
     env = load_environment(flow)
     saved = load_flows(folder, env, width=int(about["width"]), depth=int(about["depth"]))
-    task = _task(plan, env, saved, load_reward(plan.reward, flow))
+    task = _task(plan, flow, env, saved)
     with opened(plan.recipe, plan.paper, plan.config, plan.loop) as run:
         exam = Exam.of(env, task.truth.graph if task.truth else None, seed=plan.loop.seed + 1)
         warn_of_calibration(run, exam.metrics(task.model))
@@ -129,8 +128,10 @@ def turn_flows(plan: Turning) -> Path:
             )
         way = amortiser(plan, task)
         before = judged(task, way.policy, seed=plan.loop.seed)
-        _learn(plan, run, task, way)
-        write_json(run.folder / "evaluation.json", _verdict(plan, task, way.policy, before))
+        finds = _learn(plan, run, task, way)
+        verdict = _verdict(plan, task, way.policy, before)
+        verdict["pictures"].insert(0, built_over_looks({"predictor": finds}, over="object built"))
+        write_json(run.folder / "evaluation.json", verdict)
     return run.folder
 
 
@@ -174,12 +175,12 @@ def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
     return judged_by(task.env, policy, task.of_objects, task.modes, truth=task.truth, seed=seed)
 
 
-def _task(plan: Turning, env: FlowEnvironment, saved: Saved, log_reward: LogReward) -> Task:
+def _task(plan: Turning, flow: FlowOptions, env: FlowEnvironment, saved: Saved) -> Task:
+    log_reward = load_reward(plan.reward, flow)
     graph = listed(env)
     truth = Truth.of(graph, log_reward) if graph else None
     outcomes, worth = worth_something(saved.outcomes, log_reward(saved.outcomes))
-    known = graph.states[graph.can_stop] if graph else outcomes
-    modes = modes_of(known, log_reward, plan.reward.mode_share)
+    modes = modes_of(plan.reward, flow, graph, log_reward)
     order = torch.randperm(len(outcomes), generator=ops.generator(plan.loop.seed + 7))
     kept = order[: plan.most_outcomes].sort().values
     left_out = len(outcomes) - len(kept)
@@ -233,16 +234,18 @@ def _spelled(plan: Turning, task: Task) -> Amortiser[Any]:
     )  # fmt: skip
 
 
-def _learn(plan: Turning, run: Run, task: Task, way: Amortiser[B]) -> None:
-    """Train the predictor, or go on with it."""
-    loop, generator, finds = plan.loop, ops.generator(plan.loop.seed), Finds(task.modes)
+def _learn(plan: Turning, run: Run, task: Task, way: Amortiser[B]) -> Finds:
+    """Train the predictor, or go on with it; return what it built on the way."""
+    loop, generator = plan.loop, ops.generator(plan.loop.seed)
+    finds = Finds(task.modes, task.of_objects, plan.reward.mode_share)
     step = descend(
         way.objective, dict(way.network.named_parameters()), plan.optim,
         total_steps=max(1, loop.steps),
     )  # fmt: skip
 
     def counted(batch: Sequence[B]) -> Metrics:
-        return step(batch) | finds([part.objects for part in batch])
+        objects = torch.cat([part.objects for part in batch])
+        return step(batch) | finds(objects, len(objects))
 
     take_steps(
         run, counted, way.batches(generator),
@@ -250,6 +253,7 @@ def _learn(plan: Turning, run: Run, task: Task, way: Amortiser[B]) -> None:
         config=plan.config, loop=loop,
         judge=lambda: judged(task, way.policy, seed=loop.seed),
     )  # fmt: skip
+    return finds
 
 
 def _verdict(plan: Turning, task: Task, learned: Policy, before: Metrics) -> dict[str, Any]:
@@ -264,9 +268,9 @@ def _verdict(plan: Turning, task: Task, learned: Policy, before: Metrics) -> dic
         found["predictor"] = judged(task, learned, seed=seed)
     facts: dict[str, Any] = {
         "outcomes worth something that were seen": len(task.outcomes),
-        "modes": len(task.modes),
+        **known_modes(task.modes),
     }
-    pictures = []
+    pictures: list[dict[str, Any]] = []
     if task.truth:
         facts["share of the reward on outcomes that were seen"] = _coverage(task, task.truth)
         pictures = _pictures(task.truth, ways)
