@@ -220,7 +220,7 @@ def _listed(plan: Turning, task: Task) -> Amortiser[Any]:
 
 
 def _spelled(plan: Turning, task: Task) -> Amortiser[Any]:
-    env = task.env
+    env, best = task.env, float(task.log_reward.max())
     assert isinstance(env, Strings)
     network = Speller(env.length, env.n_letters, width=plan.width)
     return Amortiser(
@@ -230,7 +230,9 @@ def _spelled(plan: Turning, task: Task) -> Amortiser[Any]:
             env, network,
             batch_size=plan.loop.batch_size, exploration=plan.exploration, generator=generator,
         ),
-        lambda batch: amortise_spelled(env, task.model, network, task.of_objects, batch),
+        lambda batch: amortise_spelled(
+            env, task.model, network, task.of_objects, batch, best=best
+        ),
     )  # fmt: skip
 
 
