@@ -14,6 +14,7 @@ from torch import Tensor
 from melior import ops
 from melior.data.flow import FlowEnvironment, Graph
 from melior.evaluation.compare import compare
+from melior.evaluation.pictures import over_plane
 from melior.models.flow import FlowModel, start_flow_model
 from melior.models.flow_outcomes import Novelty
 from melior.models.flow_saved import save_flows
@@ -28,7 +29,6 @@ from melior.stages.flows.explore import (
 from melior.stages.flows.judge import OUT_OF_REACH, SPREAD, Exam, listed, objects_of
 from melior.stages.flows.named import load_environment
 from melior.stages.flows.options import FlowOptions
-from melior.stages.flows.pictures import over_plane
 from melior.stages.flows.pretrain import Balance, attempts, contrast
 from melior.training.checkpoint import Generators, Stateful
 from melior.training.loop import descend

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +12,7 @@ from melior import ops
 from melior.data.flow import FlowEnvironment
 from melior.envs.flow import Fillings, Growing, HyperGrid, Strings
 from melior.envs.flow_graph import check_paths
+from melior.own import own
 from melior.rewards.flow import (
     LogReward,
     Modes,
@@ -105,25 +104,6 @@ def _drawn_modes(options: RewardOptions, flow: FlowOptions) -> Int[Tensor, "m bi
 
 def _word_bits(flow: FlowOptions) -> int:
     return flow.letters.bit_length() - 1
-
-
-def own(name: str) -> object:
-    """Return what stands under a name in a file: `FILE.py:NAME`.
-
-    Raises:
-        ValueError: there is no such name in the file.
-    """
-    file, _, wanted = name.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{file}: a Python file is needed; found another kind")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, wanted):
-        known = ", ".join(key for key in vars(module) if not key.startswith("_"))
-        raise ValueError(f"{file}: {wanted} is needed in it; found {known}")
-    found: object = getattr(module, wanted)
-    return found
 
 
 def _members() -> set[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from melior.options import in_range, one_of
+from melior.options import in_range
+from melior.own import check_name
 
 ENVIRONMENTS = ("grid", "strings", "growing", "fillings")
 REWARDS = {
@@ -108,19 +107,3 @@ class RewardOptions:
                 "reward modes is for words of bits: letters must be a power of 2 and the string's"
                 f" bits a multiple of 8; found {flow.length} letters of {flow.letters}"
             )
-
-
-def check_name(option: str, value: str, known: Iterable[str]) -> None:
-    """Check that a name is known, or is one of a file that is there.
-
-    Raises:
-        ValueError: the name is neither.
-        FileNotFoundError: there is no such file.
-    """
-    file, colon, name = value.rpartition(":")
-    if not colon:
-        one_of(option, value, (*known, "FILE.py:NAME"))
-    elif not name.isidentifier():
-        raise ValueError(f"{option} must name something in a file, FILE.py:NAME; found {value!r}")
-    elif not Path(file).is_file():
-        raise FileNotFoundError(f"{option}: a file is needed; found none at {file}")

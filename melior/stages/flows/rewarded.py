@@ -15,6 +15,7 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.flow import FlowEnvironment, Trajectories
+from melior.evaluation.pictures import against, over_plane
 from melior.models.flow import FlowModel, policy_of, start_flow_model
 from melior.models.flow_saved import ONE_REWARD, save_flows
 from melior.options import OptimConfig
@@ -32,7 +33,6 @@ from melior.stages.flows.judge import (
 from melior.stages.flows.modes import Finds, built_over_looks, known_modes, modes_of
 from melior.stages.flows.named import load_environment, load_reward
 from melior.stages.flows.options import FlowOptions, RewardOptions
-from melior.stages.flows.pictures import against, over_plane
 from melior.stages.flows.rivals import back_and_forth, q_learning
 from melior.stages.flows.scratch import rollouts
 from melior.training.checkpoint import Generators

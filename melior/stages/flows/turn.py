@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from melior import ops
 from melior.data.flow import FlowEnvironment, KnowsReach, rows_of
 from melior.envs.flow import Strings
+from melior.evaluation.pictures import against, over_plane
 from melior.losses.flow_outcomes import converted
 from melior.models.flow import FlowModel
 from melior.models.flow_outcomes import Predictor, Speller
@@ -36,7 +37,6 @@ from melior.stages.flows.learn import warn_of_calibration
 from melior.stages.flows.modes import Finds, built_over_looks, known_modes, modes_of
 from melior.stages.flows.named import load_environment, load_reward
 from melior.stages.flows.options import FlowOptions, RewardOptions
-from melior.stages.flows.pictures import against, over_plane
 from melior.stages.flows.pretrain import outcome_tables
 from melior.stages.flows.spelled import amortise_spelled, spelled_edges
 from melior.training.checkpoint import Generators

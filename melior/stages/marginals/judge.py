@@ -24,11 +24,11 @@ from melior.evaluation.marginal import (
     exact_log_marginals,
     separated,
 )
+from melior.evaluation.pictures import against
 from melior.losses.marginal import ensemble
 from melior.models.marginal_saved import Marginals
 from melior.records import Metrics
 from melior.sampling.marginal import any_order, log_likelihood
-from melior.stages.flows.pictures import against
 from melior.stages.marginals.energy import Chains, inconsistency
 from melior.stages.marginals.world import World
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from melior.options import in_range
-from melior.stages.flows.options import check_name
+from melior.own import check_name
 
 TARGETS = ("ising",)
 

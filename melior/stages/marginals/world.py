@@ -14,8 +14,8 @@ from melior import ops
 from melior.data.marginal import all_rows
 from melior.data.marginal_files import read_rows
 from melior.models.marginal_saved import Marginals
+from melior.own import own
 from melior.rewards.marginal import Ising
-from melior.stages.flows.named import own
 from melior.stages.marginals.energy import Target
 from melior.stages.marginals.options import MarginalOptions
 
