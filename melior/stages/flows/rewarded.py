@@ -85,6 +85,19 @@ class Task:
         return Finds(self.modes, self.log_reward, self.mode_share)
 
 
+@dataclass
+class Looks:
+    """A reward that counts of how many objects it was asked."""
+
+    log_reward: LogReward
+    count: int = 0
+
+    def __call__(self, objects: Int[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Ask."""
+        self.count += len(objects)
+        return self.log_reward(objects)
+
+
 def learn_reward(plan: Rewarded) -> Path:
     """Learn to sample a reward and judge what comes of it; return the run's folder."""
     plan.reward.check(plan.flow)
@@ -129,19 +142,21 @@ def _refuse_what_cannot_stop(env: FlowEnvironment, seed: int) -> None:
 
 
 def _learn(plan: Rewarded, run: Run, task: Task, model: FlowModel) -> Finds:
-    loop, generator, finds = plan.loop, ops.generator(plan.loop.seed), task.finds()
+    loop, generator = plan.loop, ops.generator(plan.loop.seed)
+    finds, looks = task.finds(), Looks(task.log_reward)
     batches = rollouts(
         task.env, model,
         batch_size=loop.batch_size, exploration=plan.exploration, generator=generator,
     )  # fmt: skip
     step = descend(
-        partial(plan.objective, task.env, model, task.log_reward),
+        partial(plan.objective, task.env, model, looks),
         dict(model.named_parameters()), plan.optim, total_steps=max(1, loop.steps),
     )  # fmt: skip
 
     def counted(batch: Sequence[Trajectories]) -> Metrics:
+        before, metrics = looks.count, step(batch)
         objects = torch.cat([part.objects for part in batch])
-        return step(batch) | finds(objects, len(objects))
+        return metrics | finds(objects, looks.count - before)
 
     take_steps(
         run, counted, batches,
@@ -156,23 +171,16 @@ def _verdict(
     plan: Rewarded, task: Task, model: FlowModel, before: Metrics, finds: Finds
 ) -> dict[str, Any]:
     """Return the run's `evaluation.json`, with the rivals at as many looks at the reward."""
-    after = judged(task, policy_of(model, task.env), seed=plan.loop.seed)
-    found = {"flows, untrained": before, "flows": after}
-    built = {"flows": finds} | {name: task.finds() for name in plan.rivals}
-    found |= {name: _RIVALS[name](plan, task, built[name]) for name in plan.rivals}
+    policy = policy_of(model, task.env)
+    after = judged(task, policy, seed=plan.loop.seed)
+    found, built = {"flows, untrained": before, "flows": after}, {"flows": finds}
+    for name in plan.rivals if finds.looks else ():
+        built[name] = task.finds()
+        found[name] = _RIVALS[name](plan, task, built[name], finds.looks)
     key = "top_reward" if task.truth is None else "total_variation"
     name = f"reward of the {TOP} best" if task.truth is None else "total variation from the reward"
-    pictures = [built_over_looks(built, over="look")]
-    if task.truth:
-        drawn, states = task.truth.built(policy_of(model, task.env)), task.truth.graph.states
-        pictures += [
-            over_plane("What the reward asks for", states, task.truth.wanted),
-            over_plane("What is drawn", states, drawn),
-            against("Each object's share", ("asked for", "drawn"), task.truth.wanted, drawn),
-        ]
-    looks = plan.loop.steps * plan.loop.batch_size
     return {
-        "title": f"Ways to sample {plan.reward.reward}, {looks} looks at the reward each",
+        "title": f"Ways to sample {plan.reward.reward}, {finds.looks} looks at the reward each",
         "comparisons": [
             {
                 "name": name, "unit": "", "before": before[key], "after": after[key],
@@ -180,33 +188,46 @@ def _verdict(
                 "higher_is_better": task.truth is None,
             }
         ],
-        "facts": {"looks at the reward": looks, **known_modes(task.modes)},
+        "facts": {"looks at the reward": finds.looks, **known_modes(task.modes)},
         "tables": [side_by_side(found)],
-        "pictures": pictures,
+        "pictures": [
+            built_over_looks(built, over="look"),
+            *(_shares(task.truth, policy) if task.truth else ()),
+        ],
     }  # fmt: skip
+
+
+def _shares(truth: Truth, policy: Policy) -> list[dict[str, Any]]:
+    drawn, states = truth.built(policy), truth.graph.states
+    return [
+        over_plane("What the reward asks for", states, truth.wanted),
+        over_plane("What is drawn", states, drawn),
+        against("Each object's share", ("asked for", "drawn"), truth.wanted, drawn),
+    ]
 
 
 def _about(plan: Rewarded) -> dict[str, Any]:
     return {"env": asdict(plan.flow), "width": plan.width, "depth": plan.depth}
 
 
-def _by_chains(plan: Rewarded, task: Task, finds: Finds) -> Metrics:
-    """Let as many chains as there are trajectories in a batch walk as many steps."""
+def _by_chains(plan: Rewarded, task: Task, finds: Finds, looks: int) -> Metrics:
+    """Let as many chains as there are trajectories in a batch walk until the looks are spent."""
     loop = plan.loop
     walked = back_and_forth(
         task.env, task.log_reward, chains=loop.batch_size,
         longest=max(1, min(task.env.longest - 1, 4)), generator=ops.generator(loop.seed + 5),
     )  # fmt: skip
-    objects = _followed(islice(walked, loop.steps), finds)
+    objects = _followed(islice(walked, -(-looks // loop.batch_size)), finds)
     return of_samples(objects, task.log_reward, task.modes)
 
 
-def _by_values(plan: Rewarded, task: Task, finds: Finds) -> Metrics:
-    """Let Q-learning build as many trajectories, and judge its last policy."""
+def _by_values(plan: Rewarded, task: Task, finds: Finds, looks: int) -> Metrics:
+    """Let Q-learning build objects until the looks are spent, and judge its last policy."""
     loop, last = plan.loop, [evenly(task.env.allowed)]
     learned = q_learning(
         task.env, task.log_reward, batch_size=loop.batch_size, width=plan.width,
-        exploration=plan.exploration, optim=plan.optim, steps=loop.steps, seed=loop.seed + 6,
+        exploration=plan.exploration, optim=plan.optim, steps=-(-looks // loop.batch_size),
+        seed=loop.seed + 6,
     )  # fmt: skip
 
     def built() -> Iterable[Tensor]:
@@ -214,12 +235,11 @@ def _by_values(plan: Rewarded, task: Task, finds: Finds) -> Metrics:
             last[0] = policy
             yield objects
 
-    objects = _followed(built(), finds)
-    found = of_samples(objects, task.log_reward, task.modes)
+    found = of_samples(_followed(built(), finds), task.log_reward, task.modes)
     return found | (task.truth.metrics(last[0]) if task.truth else {})
 
 
-_RIVALS: dict[str, Callable[[Rewarded, Task, Finds], Metrics]] = {
+_RIVALS: dict[str, Callable[[Rewarded, Task, Finds, int], Metrics]] = {
     "mcmc": _by_chains,
     "dqn": _by_values,
 }
