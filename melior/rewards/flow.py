@@ -179,16 +179,41 @@ def checked(log_reward: LogReward) -> LogReward:
 
     def log_reward_or_sentence(objects: Tensor) -> Tensor:
         found = log_reward(objects)
-        if not found.isfinite().all():
-            row = int((~found.isfinite()).nonzero()[0])
+        wrong = ~found.isfinite()
+        if wrong.any():
             raise ValueError(
                 "reward: finite log-rewards are needed to balance flows; found"
-                f" {float(found[row])} of {objects[row].tolist()}; give what is worth nothing a"
-                " small reward, such as 1e-4"
+                f" {_first(wrong, found, objects)}; give what is worth nothing a small reward, such"
+                " as 1e-4"
             )
         return found
 
     return log_reward_or_sentence
+
+
+def summable(log_reward: LogReward) -> LogReward:
+    """Return the reward, with a sentence where a sum over outcomes could not be taken.
+
+    Raises:
+        ValueError: from the function, naming the first object whose log-reward is nan or inf.
+    """
+
+    def log_reward_or_sentence(objects: Tensor) -> Tensor:
+        found = log_reward(objects)
+        wrong = found.isnan() | (found == torch.inf)
+        if wrong.any():
+            raise ValueError(
+                "reward: a finite log-reward, or -inf for none, is needed; found"
+                f" {_first(wrong, found, objects)}"
+            )
+        return found
+
+    return log_reward_or_sentence
+
+
+def _first(wrong: Bool[Tensor, " n"], found: Tensor, objects: Tensor) -> str:
+    row = int(wrong.nonzero()[0])
+    return f"{float(found[row])} of {objects[row].tolist()}"
 
 
 def _on_peak(cells: Int[Tensor, "n d"], height: int) -> Bool[Tensor, " n"]:

@@ -104,10 +104,32 @@ def test_outcomes_of_strings_may_be_spelled(place, tmp_path, capsys):
               "--spelled", "--steps", "4", *SMALL[2:], "--out", str(tmp_path / "b")])  # fmt: skip
     found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
     assert [row[0] for row in found["tables"][0]["rows"]][-1] == "predictor"
+    notes = json.loads((tmp_path / "b" / "run.json").read_text())["notes"]
+    assert any("spells outcomes of its own" in note for note in notes)
     capsys.readouterr()
     grid = ("--model", place / "a" / "model", "--reward", "corners", "--spelled")
     sentence = "--spelled is for strings, which have one length; found grid"
     assert sentence in said(capsys, "ocgfn", "finetune", *grid, "--out", tmp_path / "c")
+
+
+def test_a_wrong_reward_of_what_is_first_spelled_gets_its_sentence(tmp_path, capsys):
+    """Of 2**16 strings a few were seen while the network learned; only others have no number."""
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "seen = set()\n"
+        "def log_reward(objects):\n"
+        "    if not seen:  # the first to be asked of are those that were seen\n"
+        "        seen.update(map(tuple, objects.tolist()))\n"
+        "    is_known = torch.tensor([tuple(row) in seen for row in objects.tolist()])\n"
+        "    return torch.where(is_known, 0.0, torch.nan)\n"
+    )
+    words = ("--env", "strings", "--length", "16", "--letters", "2", *SMALL[2:], "--steps", "2")
+    cli.main(["ocgfn", "pretrain", *words, "--out", str(tmp_path / "a")])
+    sentence = "a finite log-reward, or -inf for none, is needed; found nan of ["
+    assert sentence in said(
+        capsys, "ocgfn", "finetune", "--model", tmp_path / "a" / "model", "--spelled", "--reward",
+        f"{tmp_path / 'own.py'}:log_reward", *SMALL[2:], "--out", tmp_path / "b",
+    )  # fmt: skip
 
 
 def test_some_outcomes_stand_for_all_where_there_are_many(place, tmp_path):
@@ -156,7 +178,7 @@ def test_a_wrong_environment_gets_its_sentence(name, sentence, place, tmp_path, 
     ("name", "sentence"),
     [
         ("nothing", "something must be worth building; found a reward of 0 everywhere"),
-        ("wrong", "a finite log-reward, or -inf for none, is needed; found nan at [0, 0]"),
+        ("wrong", "a finite log-reward, or -inf for none, is needed; found nan of [0, 0]"),
         ("flat", "a tensor of one log-reward an object is needed, 9 here; found (9, 2)"),
         ("number", "a function of objects is needed; found 3"),
     ],

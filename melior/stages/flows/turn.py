@@ -21,7 +21,7 @@ from melior.models.flow_outcomes import Predictor, Speller
 from melior.models.flow_saved import Saved, load_flows, read_about
 from melior.options import OptimConfig
 from melior.records import Metrics
-from melior.rewards.flow import LogReward, Modes
+from melior.rewards.flow import LogReward, Modes, summable
 from melior.sampling.flow import Policy
 from melior.stages.flows.finetune import amortise, edges, predicted
 from melior.stages.flows.judge import (
@@ -126,6 +126,11 @@ def turn_flows(plan: Turning) -> Path:
                 f"{len(task.outcomes)} outcomes, drawn evenly, stand for all that were seen and"
                 f" are worth something; {task.left_out} are left out (--most-outcomes)"
             )
+        if plan.is_spelled and plan.loop.steps:
+            run.note(
+                "the predictor spells outcomes of its own: also such as the explorer never built,"
+                " whose flows were never learned; the sum over outcomes leaves these out"
+            )
         way = amortiser(plan, task)
         before = judged(task, way.policy, seed=plan.loop.seed)
         finds = _learn(plan, run, task, way)
@@ -141,15 +146,8 @@ def worth_something(
     """Leave out the outcomes that are worth nothing.
 
     Raises:
-        ValueError: a reward is nan or inf, or nothing is worth anything.
+        ValueError: nothing is worth anything.
     """
-    wrong = log_reward.isnan() | (log_reward == torch.inf)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"reward: a finite log-reward, or -inf for none, is needed; found"
-            f" {float(log_reward[row])} of {outcomes[row].tolist()}"
-        )
     has_worth = log_reward > -torch.inf
     if not has_worth.any():
         raise ValueError(
@@ -176,7 +174,7 @@ def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
 
 
 def _task(plan: Turning, flow: FlowOptions, env: FlowEnvironment, saved: Saved) -> Task:
-    log_reward = load_reward(plan.reward, flow)
+    log_reward = summable(load_reward(plan.reward, flow))
     graph = listed(env)
     truth = Truth.of(graph, log_reward) if graph else None
     outcomes, worth = worth_something(saved.outcomes, log_reward(saved.outcomes))
