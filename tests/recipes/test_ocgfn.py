@@ -139,6 +139,28 @@ def test_some_outcomes_stand_for_all_where_there_are_many(place, tmp_path):
     assert any("2 outcomes, drawn evenly, stand for all" in note for note in notes)
 
 
+def test_what_has_changed_between_a_stop_and_resuming_is_named(place, tmp_path, capsys):
+    """The network, an environment and a reward of one's own: none may be another than it was."""
+    own, model = tmp_path / "own.py", tmp_path / "a" / "model"
+    own.write_text(LEAPS)
+    words = (*SMALL[2:], "--steps", "3")
+    pre = ("ocgfn", "pretrain", "--env", f"{own}:short", *words, "--out", str(tmp_path / "a"))
+    turn = ("ocgfn", "finetune", "--model", str(model), "--reward", f"{own}:half", *words,
+            "--out", str(tmp_path / "b"))  # fmt: skip
+    learn = ("gfn", "--env", f"{own}:short", "--reward", f"{own}:near", *words,
+             "--out", str(tmp_path / "c"))  # fmt: skip
+    for command in (pre, turn, learn):
+        cli.main([*command])
+        cli.main([*command, "--resume"])
+    own.write_text(LEAPS + "# another line\n")
+    for command in (pre, turn, learn):
+        assert f"found that {own} was " in said(capsys, *command, "--resume")
+    own.write_text(LEAPS)
+    cli.main([*pre[:-1], str(tmp_path / "other"), "--seed", "7"])
+    (tmp_path / "other" / "model" / "model.safetensors").rename(model / "model.safetensors")
+    assert "model.safetensors was " in said(capsys, *turn, "--resume")
+
+
 @pytest.mark.parametrize("explorer", ["curious", "wander", "backward"])
 def test_the_same_seed_leaves_the_same_bits(explorer, tmp_path):
     for name in ("one", "other"):

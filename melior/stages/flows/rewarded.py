@@ -19,6 +19,7 @@ from melior.evaluation.pictures import against, over_plane
 from melior.models.flow import FlowModel, policy_of, start_flow_model
 from melior.models.flow_saved import ONE_REWARD, save_flows
 from melior.options import OptimConfig
+from melior.own import contents
 from melior.records import Metrics
 from melior.rewards.flow import LogReward, Modes, checked
 from melior.sampling.flow import Policy, evenly, sample
@@ -161,6 +162,7 @@ def _learn(plan: Rewarded, run: Run, task: Task, model: FlowModel) -> Finds:
     take_steps(
         run, counted, batches,
         {"step": step, "draws": Generators({"draws": generator}), "finds": finds},
+        about=contents(plan.flow.env, plan.reward.reward),
         config=plan.config, loop=loop,
         judge=lambda: judged(task, policy_of(model, task.env), seed=loop.seed),
     )  # fmt: skip

@@ -18,8 +18,9 @@ from melior.evaluation.pictures import against, over_plane
 from melior.losses.flow_outcomes import converted
 from melior.models.flow import FlowModel
 from melior.models.flow_outcomes import Predictor, Speller
-from melior.models.flow_saved import Saved, load_flows, read_about
+from melior.models.flow_saved import WEIGHTS, Saved, load_flows, read_about
 from melior.options import OptimConfig
+from melior.own import contents
 from melior.records import Metrics
 from melior.rewards.flow import LogReward, Modes, summable
 from melior.sampling.flow import Policy
@@ -73,6 +74,7 @@ class Turning:
 class Task:
     """Flows, and what they are turned to."""
 
+    flow: FlowOptions
     env: FlowEnvironment
     model: FlowModel
     outcomes: Int[Tensor, "y d"]
@@ -182,7 +184,9 @@ def _task(plan: Turning, flow: FlowOptions, env: FlowEnvironment, saved: Saved) 
     order = torch.randperm(len(outcomes), generator=ops.generator(plan.loop.seed + 7))
     kept = order[: plan.most_outcomes].sort().values
     left_out = len(outcomes) - len(kept)
-    return Task(env, saved.model, outcomes[kept], worth[kept], log_reward, modes, truth, left_out)
+    return Task(
+        flow, env, saved.model, outcomes[kept], worth[kept], log_reward, modes, truth, left_out
+    )
 
 
 def _summed(task: Task, states: Tensor, *, is_masked: bool) -> Tensor:
@@ -251,6 +255,7 @@ def _learn(plan: Turning, run: Run, task: Task, way: Amortiser[B]) -> Finds:
         run, counted, way.batches(generator),
         {"step": step, "draws": Generators({"draws": generator}), "finds": finds},
         config=plan.config, loop=loop,
+        about=contents(Path(plan.model) / WEIGHTS, task.flow.env, plan.reward.reward),
         judge=lambda: judged(task, way.policy, seed=loop.seed),
     )  # fmt: skip
     return finds
