@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,20 @@ def check_name(option: str, value: str, known: Iterable[str]) -> None:
         raise ValueError(f"{option} must name something in a file, FILE.py:NAME; found {value!r}")
     elif not Path(file).is_file():
         raise FileNotFoundError(f"{option}: a file is needed; found none at {file}")
+
+
+def contents(*names: str | Path) -> dict[str, dict[str, str]]:
+    """Return what a run must go on with: a hash of each file, also of the file in `FILE.py:NAME`.
+
+    Names that are no file's, such as those of what is built in, have none.
+    """
+    files = [str(name).rpartition(":")[0] or str(name) for name in names]
+    hashes = {
+        file: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        for file in files
+        if Path(file).is_file()
+    }
+    return {"files": hashes}
 
 
 def own(name: str) -> object:

@@ -19,6 +19,7 @@ from melior.models.flow import FlowModel, start_flow_model
 from melior.models.flow_outcomes import Novelty
 from melior.models.flow_saved import save_flows
 from melior.options import OptimConfig
+from melior.own import contents
 from melior.stages.flows.explore import (
     Explorer,
     Remembered,
@@ -104,6 +105,7 @@ def _learn(
     take_steps(
         run, step, batches,
         {"step": step, "draws": Generators({"draws": generator}), "outcomes": memory, **parts},
+        about=contents(plan.flow.env),
         config=plan.config, loop=loop, judge=lambda: exam.metrics(model),
     )  # fmt: skip
     return memory

@@ -15,7 +15,10 @@ from melior.envs.flow_graph import check_paths
 from melior.own import own
 from melior.rewards.flow import (
     LogReward,
+    Modes,
+    around_modes,
     binding_site,
+    corner_peaks,
     corners,
     cosine,
     drawn_modes,
@@ -54,14 +57,13 @@ def load_environment(options: FlowOptions) -> FlowEnvironment:
 def load_reward(options: RewardOptions, flow: FlowOptions) -> LogReward:
     """Return the log-reward of objects; of one's own, with a sentence where it is no such thing."""
     generator = ops.generator(options.reward_seed)
-    word_bits = flow.letters.bit_length() - 1
     makers: dict[str, Callable[[], LogReward]] = {
         "corners": lambda: corners(flow.height),
         "sparse": lambda: sparse(flow.height),
         "cosine": lambda: cosine(flow.height),
         "modes": lambda: nearest_mode(
-            drawn_modes(flow.length * word_bits, options.n_modes, generator=generator),
-            word_bits=word_bits,
+            _drawn_modes(options, flow),
+            word_bits=_word_bits(flow),
             sharpness=options.sharpness,
         ),
         "rna": lambda: binding_rna(
@@ -79,6 +81,29 @@ def load_reward(options: RewardOptions, flow: FlowOptions) -> LogReward:
     if not callable(function):
         raise ValueError(f"{options.reward}: a function of objects is needed; found {function!r}")
     return _shaped(function, options.reward)
+
+
+def load_modes(options: RewardOptions, flow: FlowOptions) -> Modes | None:
+    """Return the modes of a reward that knows where they are; None of another."""
+    if options.reward == "corners" and flow.env == "grid":
+        return corner_peaks(flow.height, flow.axes)
+    if options.reward == "modes":
+        return around_modes(
+            _drawn_modes(options, flow),
+            word_bits=_word_bits(flow),
+            sharpness=options.sharpness,
+            share=options.mode_share,
+        )
+    return None
+
+
+def _drawn_modes(options: RewardOptions, flow: FlowOptions) -> Int[Tensor, "m bits"]:
+    generator, bits = ops.generator(options.reward_seed), flow.length * _word_bits(flow)
+    return drawn_modes(bits, options.n_modes, generator=generator)
+
+
+def _word_bits(flow: FlowOptions) -> int:
+    return flow.letters.bit_length() - 1
 
 
 def _members() -> set[str]:

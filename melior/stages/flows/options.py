@@ -67,7 +67,9 @@ class RewardOptions:
     sharpness: float = 3.0
     """Of `modes`, `site`, `rna` and `qed`: how much a difference counts in the log-reward."""
     mode_share: float = 0.9
-    """Objects worth at least this share of the best one count as modes."""
+    """Objects worth at least this share of the best one count as modes; of `modes`, what is worth
+    it of one of those strings reaches that one; where objects are too many to list and the reward
+    does not know its modes, the best is that of what was built."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
