@@ -190,9 +190,12 @@ def test_wrong_options_get_their_sentences(words, sentence, place, tmp_path, cap
 
 def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
     words = ("--model", place / "a" / "model", "--target", "ising", "--side", "3")
-    cli.main(["evaluate", "marginal", *map(str, words), "--out", str(tmp_path / "e.json")])
+    cli.main(["evaluate", "marginal", *map(str, words), "--out", str(tmp_path / "e")])
     assert "Self consistency error" in capsys.readouterr().out
-    found = json.loads((tmp_path / "e.json").read_text())["facts"]
+    found = json.loads((tmp_path / "e" / "evaluation.json").read_text())["facts"]
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "Judged: 200 parts of rows, held against exact" in page
+    assert "Log-marginals: one reading over exact, on average" in page  # the picture
     whole = json.loads((place / "a" / "evaluation.json").read_text())["facts"]
     for name in ("kl", "total variation", "sum over all rows"):  # of all rows, not of queries
         assert found[name] == pytest.approx(whole[name])
@@ -204,6 +207,8 @@ def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
         (("--target", "ising"), "rows of 9 positions and 2 values are needed, as the network's"),
         (("--data", "D/rows.txt"), "rows of 9 values up to 2 are needed"),
         (("--model", "D", "--target", "ising"), "a folder of `melior mam` is needed"),
+        (("--target", "ising", "--out", "D/a"), "out: a folder without a run is needed"),
+        (("--target", "ising", "--out", "D/own.py"), "out: a folder is needed; found a file"),
     ],
     ids=str,
 )
