@@ -70,7 +70,13 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
     cli.main(["mam", "--data", str(place / file), *SMALL, "--steps", "10", "--out",
               str(tmp_path / "b")])  # fmt: skip
     found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
-    assert "bits a position" in found["facts"]
+    facts = found["facts"]
+    assert "bits a position" in facts
+    # The logarithm of a mean is no less than the mean of logarithms.
+    of_one, of_five = (
+        facts[f"negative log-likelihood, {orders}"] for orders in ("one order", "5 orders")
+    )
+    assert of_five < of_one
     rows = [json.loads(x) for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
