@@ -1,4 +1,4 @@
-"""Pictures that are SVG files of their own: arms in rows, and one quantity against another."""
+"""Pictures that are SVG files of their own: arms in rows, one quantity against another, clouds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from melior.evaluation.compare import Interval
-from melior.report.charts import Scale, padded, ticks
+from melior.report.charts import Point, Scale, padded, ticks
 from melior.report.markup import Html, join, tag
 
 WIDTH, ROW, MARGIN, AXIS = 680, 28, 16, 44
@@ -81,10 +81,6 @@ def plane(title: str, x_name: str, y_name: str, series: Mapping[str, Sequence[Ma
         for i, name in enumerate(series)
     ]
     drawn = [_series(own, x, y, hue=i % len(LIGHT)) for i, own in enumerate(series.values())]
-    heights = [
-        tag("text", f"{value:g}", x=58, y=y(value) + 4, class_="soft", text_anchor="end")
-        for value in ticks(y.low, y.high)
-    ]
     said = "; ".join(f"{m.name} at {m.x:.3g}, {m.y:.3g}" for m in marks)
     return _picture(
         SQUARE,
@@ -92,10 +88,33 @@ def plane(title: str, x_name: str, y_name: str, series: Mapping[str, Sequence[Ma
         tag("text", f"{title} ({y_name} upwards)", x=MARGIN, y=22, class_="head"),
         keys,
         _axis(x, top, SQUARE - AXIS, x_name),
-        heights,
+        _heights(y),
         drawn,
         list(_names(series.values(), x, y)),
     )
+
+
+def cloud(title: str, x_name: str, y_name: str, points: Sequence[Point]) -> Html:
+    """Draw what was found, upwards, over what is so; both agree on the dotted line."""
+    ends = _span([value for point in points for value in point])
+    x, y = Scale(*ends, 64, WIDTH - MARGIN), Scale(*ends, SQUARE - AXIS, 40)
+    apart = sum(abs(a - b) for a, b in points) / len(points)
+    return _picture(
+        SQUARE,
+        f"{title}: {len(points)} points, on average {apart:.3g} apart.",
+        tag("text", f"{title} ({y_name} upwards)", x=MARGIN, y=22, class_="head"),
+        _axis(x, 40, SQUARE - AXIS, x_name),
+        _heights(y),
+        tag("line", x1=x.start, x2=x.end, y1=y.start, y2=y.end, class_="level"),
+        tag("g", [tag("circle", cx=x(a), cy=y(b), r=2.2) for a, b in points], class_="hue0 many"),
+    )
+
+
+def _heights(y: Scale) -> list[Html]:
+    return [
+        tag("text", f"{value:g}", x=58, y=y(value) + 4, class_="soft", text_anchor="end")
+        for value in ticks(y.low, y.high)
+    ]
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
@@ -193,6 +212,6 @@ def _style() -> str:
         ".ring{stroke:currentColor;stroke-width:1.2;opacity:.75}"
         ".bar{stroke:currentColor;stroke-width:3;stroke-linecap:round;opacity:.6}"
         ".path{fill:none;stroke:currentColor;stroke-width:1.6;opacity:.7}"
-        ".level{stroke-width:1.2;stroke-dasharray:4 3}"
+        ".level{stroke-width:1.2;stroke-dasharray:4 3}.many{opacity:.45}"
     )
     return f"{light}@media(prefers-color-scheme:dark){{{dark}}}{shapes}"

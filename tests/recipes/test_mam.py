@@ -1,12 +1,21 @@
 """`melior mam`: from an energy or from rows to marginals, and what a wrong input is told."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from melior import cli
+from melior.losses.marginal import ensemble
+from melior.models.marginal_saved import load_marginals, start_marginals
 from melior.recipes.mam import Config, run
+from melior.sampling.marginal import log_likelihood
+from melior.stages.marginals.judge import Exam
+from melior.stages.marginals.learn import ORDERS, QUERIES
+from melior.stages.marginals.options import MarginalOptions
+from melior.stages.marginals.world import load_world
 
 SMALL = ("--width", "16", "--blocks", "1", "--batch-size", "16", "--save-steps", "3",
          "--eval-steps", "4")  # fmt: skip
@@ -66,6 +75,29 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
     assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
     about = json.loads((tmp_path / "b" / "model" / "config.json").read_text())
     assert about["alphabet"] == ("\nabc" if file == "rows.txt" else "")
+
+
+@pytest.mark.parametrize("source", [{"target": "ising", "side": 5}, {"data": "rows.txt"}])
+def test_before_and_after_are_asked_the_same_of_what_was_learned(source, place, tmp_path):
+    """Where rows cannot be listed, the conditionals that are held against are the final ones."""
+    tiny, folder = Config.tiny(str(tmp_path / "d")), tmp_path / "d"
+    if "data" in source:
+        source = {"data": str(place / source["data"])}
+    config = replace(tiny, source=MarginalOptions(**source))
+    run(config)
+    found = load_marginals(folder / "model")
+    seed = config.loop.seed
+    world = load_world(config.source, seed=seed, validation_share=config.validation_share)
+    exam = Exam.of(found, world, n_queries=QUERIES, n_orders=ORDERS, seed=seed + 1)
+    said = json.loads((folder / "evaluation.json").read_text())
+    [comparison] = said["comparisons"]
+    wanted = ensemble(
+        torch.stack([log_likelihood(found.conditionals, exam.queries, own) for own in exam.order])
+    )
+    for moment, own in (("before", start_marginals(found.about, seed=seed)), ("after", found)):
+        apart = own.marginals.normalised(exam.queries).double() - wanted
+        assert comparison[moment] == pytest.approx(apart.abs().mean().item())
+    assert comparison["after"] == pytest.approx(said["facts"]["marginal error"])
 
 
 @pytest.mark.parametrize("pull", ["centred", "squared"])

@@ -66,22 +66,28 @@ def learn_marginals(plan: MarginalPlan) -> Path:
     }  # fmt: skip
     with opened(plan.recipe, plan.paper, plan.config, loop) as run:
         found = start_marginals(about, seed=loop.seed)
-        exam = Exam.of(found, world, n_queries=QUERIES, n_orders=ORDERS, seed=loop.seed + 1)
-        before = errors(found, exam)
-        (_from_energy if world.rows is None else _from_rows)(plan, run, world, found, exam)
+        (_from_energy if world.rows is None else _from_rows)(plan, run, world, found)
         save_marginals(run.folder / "model", found)
+        exam = _exam(found, world, loop.seed)
         said = verdict(found, exam)
         _warn(run, said["facts"])
+        # Both are asked the same, and held against the same: what is known once all is learned.
         better = compare(
-            before, errors(found, exam), name="error of log-marginals at one reading", unit="nats",
-            higher_is_better=False, generator=ops.generator(loop.seed + 2),
+            errors(start_marginals(about, seed=loop.seed), exam), errors(found, exam),
+            name="error of log-marginals at one reading", unit="nats", higher_is_better=False,
+            generator=ops.generator(loop.seed + 2),
         )  # fmt: skip
         said["comparisons"] = [better.to_json()]
         write_json(run.folder / "evaluation.json", said)
     return run.folder
 
 
-def _from_energy(plan: MarginalPlan, run: Run, world: World, found: Marginals, exam: Exam) -> None:
+def _exam(found: Marginals, world: World, seed: int) -> Exam:
+    """Return the queries of a run, and what is known of them now."""
+    return Exam.of(found, world, n_queries=QUERIES, n_orders=ORDERS, seed=seed + 1)
+
+
+def _from_energy(plan: MarginalPlan, run: Run, world: World, found: Marginals) -> None:
     assert world.log_target is not None
     generator = ops.generator(plan.loop.seed)
     walkers = _walkers(plan, found, generator)
@@ -95,11 +101,12 @@ def _from_energy(plan: MarginalPlan, run: Run, world: World, found: Marginals, e
     }  # fmt: skip
     take_steps(
         run, step, iter(walkers), parts,
-        config=plan.config, loop=plan.loop, judge=lambda: metrics(found, exam),
+        config=plan.config, loop=plan.loop,
+        judge=lambda: metrics(found, _exam(found, world, plan.loop.seed)),
     )  # fmt: skip
 
 
-def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals, exam: Exam) -> None:
+def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals) -> None:
     """Take the first stage's steps on the conditionals, and the others on the marginals."""
     assert world.rows is not None
     loop, generator = plan.loop, ops.generator(plan.loop.seed)
@@ -127,7 +134,8 @@ def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals, exa
     }  # fmt: skip
     take_steps(
         run, take, batches(), parts,
-        config=plan.config, loop=loop, judge=lambda: metrics(found, exam),
+        config=plan.config, loop=loop,
+        judge=lambda: metrics(found, _exam(found, world, loop.seed)),
     )  # fmt: skip
 
 
