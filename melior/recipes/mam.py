@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from melior.options import OptimConfig, in_range
+from melior.options import OptimConfig, in_range, not_read
 from melior.stages.marginals.options import MarginalOptions, NetworkOptions
 from melior.training.folder import check_folder
 from melior.training.options import StepOptions
@@ -61,6 +61,12 @@ class Config:
         in_range("steps_per_epoch", self.steps_per_epoch, 1)
         in_range("likelihood_share", self.likelihood_share, 0, 1)
         in_range("validation_share", self.validation_share, 0, 1, above=True, below=True)
+        if self.source.data:
+            not_read(self, ("pull", "clip", "alpha"), "with --data")
+        else:
+            not_read(self, ("likelihood_share", "validation_share"), "with --target")
+        if self.pull == "squared":
+            not_read(self, ("clip",), "with --pull squared")
 
     @classmethod
     def tiny(cls, out: str) -> Config:

@@ -1,6 +1,7 @@
 """`melior mam`: from an energy or from rows to marginals, and what a wrong input is told."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from melior.models.marginal_saved import load_marginals, start_marginals
 from melior.recipes.mam import Config, run
 from melior.sampling.marginal import log_likelihood
 from melior.stages.marginals.judge import Exam
-from melior.stages.marginals.learn import ORDERS, QUERIES
+from melior.stages.marginals.learn import ALPHA, ORDERS, QUERIES, SCALED, off
 from melior.stages.marginals.options import MarginalOptions
 from melior.stages.marginals.world import load_world
 
@@ -100,6 +101,34 @@ def test_before_and_after_are_asked_the_same_of_what_was_learned(source, place, 
     assert comparison["after"] == pytest.approx(said["facts"]["marginal error"])
 
 
+@pytest.mark.parametrize(
+    ("total", "weighs", "said"),
+    [
+        (1.2, ALPHA, "add up to 1.2; train longer, or weigh consistency more (--alpha)"),
+        (math.nan, "", "add up to nan; train longer"),
+        (0.9, ALPHA, ""),
+    ],
+)
+def test_marginals_that_do_not_add_up_are_told(total, weighs, said):
+    found = off({SCALED[0]: total}, weighs=weighs)
+    assert found.endswith(said) and bool(found) == bool(said)
+
+
+@pytest.mark.parametrize("what", ["--data", "--target"])
+def test_a_run_goes_on_with_the_same_file_alone(what, place, tmp_path, capsys):
+    rows, own = tmp_path / "rows.txt", tmp_path / "own.py"
+    rows.write_text((place / "rows.txt").read_text())
+    own.write_text(OWN)
+    source = ("--data", rows) if what == "--data" else ("--target", f"{own}:up", "--length", "3")
+    words = ("mam", *source, *SMALL, "--steps", "4", "--out", tmp_path / "run")
+    cli.main(list(map(str, words)))
+    cli.main(list(map(str, (*words, "--resume"))))
+    for file in (rows, own):
+        file.write_text(file.read_text() + "\n")
+    changed = rows if what == "--data" else own
+    assert f"found that {changed} was " in said(capsys, *words, "--resume")
+
+
 @pytest.mark.parametrize("pull", ["centred", "squared"])
 def test_every_pull_runs_to_the_same_bits(pull, tmp_path):
     for name in ("one", "other"):
@@ -129,6 +158,22 @@ def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
         (("--target", "D/own.py:number", "--length", "3"), "a function of rows is needed; found 3"),
         (("--target", "ising", "--side", "2"), "side must be at least 3"),
         (("--target", "ising", "--values", "1"), "values must be at least 2"),
+        (("--target", "ising", "--length", "9"), "--length is not read with --target ising"),
+        (
+            ("--target", "D/own.py:up", "--length", "3", "--field", "0"),
+            "--field is not read without --target ising: leave it out; found 0.0",
+        ),
+        (("--data", "D/rows.txt", "--side", "5"), "--side is not read without --target ising"),
+        (("--data", "D/rows.txt", "--values", "5"), "--values is not read with --data"),
+        (("--data", "D/rows.txt", "--alpha", "8"), "--alpha is not read with --data"),
+        (
+            ("--target", "ising", "--likelihood-share", "0"),
+            "--likelihood-share is not read with --target: leave it out",
+        ),
+        (
+            ("--target", "ising", "--pull", "squared", "--clip", "3"),
+            "--clip is not read with --pull squared",
+        ),
         (("--data", "D/none.txt"), "a file is needed; found none at"),
         (("--data", "D/empty.txt"), "a row a line is needed; found none"),
         (("--data", "D/alone.txt"), "at least two values are needed, or there is nothing"),
