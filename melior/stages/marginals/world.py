@@ -51,8 +51,7 @@ def load_world(options: MarginalOptions, *, seed: int, validation_share: float) 
     """Return what the options say, checked on what comes first.
 
     Raises:
-        ValueError: a target is not finite, or is worth the same as nothing everywhere; rows are
-            too few.
+        ValueError: a target is not finite, or rows are too few.
     """
     if options.data:
         return _of_rows(options, seed=seed, share=validation_share)
@@ -75,7 +74,9 @@ def load_world(options: MarginalOptions, *, seed: int, validation_share: float) 
 
 
 def load_examined(options: MarginalOptions, found: Marginals) -> World:
-    """Return what a network is held against: its target, or rows of which it saw none.
+    """Return what a network is held against: its target, or rows.
+
+    That it saw none of these is the caller's to see to: nothing is kept of what it learned from.
 
     Raises:
         ValueError: the network is of other rows.
