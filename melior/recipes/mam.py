@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from melior.options import OptimConfig, in_range, not_read
-from melior.stages.marginals.options import MarginalOptions, NetworkOptions
+from melior.stages.marginals.options import PAPER, MarginalOptions, NetworkOptions
 from melior.training.folder import check_folder
 from melior.training.options import StepOptions
 from melior.training.trackers import check_installed
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from melior.stages.marginals.energy import Pull
 
-PAPER = "Liu, Ramadge, Adams 2024, arXiv 2310.12920"
 OPTIM = OptimConfig(
     learning_rate=1e-3, lr_scheduler_type="constant", warmup_ratio=0, max_grad_norm=100
 )

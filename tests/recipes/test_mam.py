@@ -70,7 +70,13 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
     cli.main(["mam", "--data", str(place / file), *SMALL, "--steps", "10", "--out",
               str(tmp_path / "b")])  # fmt: skip
     found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
-    assert "bits a position" in found["facts"]
+    facts = found["facts"]
+    assert "bits a position" in facts
+    # The logarithm of a mean is no less than the mean of logarithms.
+    of_one, of_five = (
+        facts[f"negative log-likelihood, {orders}"] for orders in ("one order", "5 orders")
+    )
+    assert of_five < of_one
     rows = [json.loads(x) for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
@@ -190,9 +196,12 @@ def test_wrong_options_get_their_sentences(words, sentence, place, tmp_path, cap
 
 def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
     words = ("--model", place / "a" / "model", "--target", "ising", "--side", "3")
-    cli.main(["evaluate", "marginal", *map(str, words), "--out", str(tmp_path / "e.json")])
+    cli.main(["evaluate", "marginal", *map(str, words), "--out", str(tmp_path / "e")])
     assert "Self consistency error" in capsys.readouterr().out
-    found = json.loads((tmp_path / "e.json").read_text())["facts"]
+    found = json.loads((tmp_path / "e" / "evaluation.json").read_text())["facts"]
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "Judged: 200 parts of rows, held against exact" in page
+    assert "Log-marginals: one reading over exact, on average" in page  # the picture
     whole = json.loads((place / "a" / "evaluation.json").read_text())["facts"]
     for name in ("kl", "total variation", "sum over all rows"):  # of all rows, not of queries
         assert found[name] == pytest.approx(whole[name])
@@ -204,6 +213,8 @@ def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
         (("--target", "ising"), "rows of 9 positions and 2 values are needed, as the network's"),
         (("--data", "D/rows.txt"), "rows of 9 values up to 2 are needed"),
         (("--model", "D", "--target", "ising"), "a folder of `melior mam` is needed"),
+        (("--target", "ising", "--out", "D/a"), "out: a folder without a run is needed"),
+        (("--target", "ising", "--out", "D/own.py"), "out: a folder is needed; found a file"),
     ],
     ids=str,
 )

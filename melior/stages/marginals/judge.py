@@ -81,7 +81,7 @@ class Exam:
         if world.listed is not None:
             wanted = exact_log_marginals(world.listed.rows, world.listed.log_joint, queries)
         else:
-            wanted = along(found, queries, orders)
+            wanted = ensemble(along(found, queries, orders))
         return cls(world, queries, orders, rows, seed, wanted)
 
     @property
@@ -124,11 +124,9 @@ def errors(found: Marginals, exam: Exam) -> Float[Tensor, " n"]:
 
 def along(
     found: Marginals, queries: Int[Tensor, "n d"], orders: Int[Tensor, "orders n d"]
-) -> Float[Tensor, " n"]:
-    """Return what the conditionals say of queries, read along several orders together."""
-    return ensemble(
-        torch.stack([log_likelihood(found.conditionals, queries, own) for own in orders])
-    )
+) -> Float[Tensor, "orders n"]:
+    """Return what the conditionals say of queries, read along each of several orders."""
+    return torch.stack([log_likelihood(found.conditionals, queries, own) for own in orders])
 
 
 @torch.no_grad()
@@ -191,8 +189,10 @@ def _likelihood(found: Marginals, exam: Exam) -> dict[str, float]:
     if world.held_out is not None:
         n, length = world.held_out.shape
         orders = [drawn_orders(n, length, generator=generator) for _ in range(len(exam.order))]
-        nats = -float(along(found, world.held_out, torch.stack(orders)).mean())
+        log_p = along(found, world.held_out, torch.stack(orders))
+        nats = -float(ensemble(log_p).mean())
         return {
+            "negative log-likelihood, one order": -float(log_p.mean()),
             f"negative log-likelihood, {len(orders)} orders": nats,
             "bits a position": nats / length / float(torch.tensor(2.0).log()),
         }

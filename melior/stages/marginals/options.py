@@ -8,6 +8,7 @@ from pathlib import Path
 from melior.options import in_range, not_read
 from melior.own import check_name
 
+PAPER = "Liu, Ramadge, Adams 2024, arXiv 2310.12920"
 TARGETS = ("ising",)
 
 

@@ -74,9 +74,9 @@ def load_world(options: MarginalOptions, *, seed: int, validation_share: float) 
 
 
 def load_examined(options: MarginalOptions, found: Marginals) -> World:
-    """Return what a network is held against: its target, or rows.
+    """Return what a network is held against: its target, or all rows of a file.
 
-    That it saw none of these is the caller's to see to: nothing is kept of what it learned from.
+    Which rows it learned from is not known here: the caller gives others.
 
     Raises:
         ValueError: the network is of other rows.
