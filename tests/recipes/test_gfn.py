@@ -110,6 +110,21 @@ def test_every_balance_runs_to_the_same_bits(objective, tmp_path):
             "objective fl-db asks for the reward of every state",
         ),
         (("--reward", "corners", "--objective", "xyz"), "xyz"),
+        (
+            ("--reward", "corners", "--lamda", "0.5"),
+            "--lamda is not read without --objective subtb: leave it out; found 0.5",
+        ),
+        (
+            ("--reward", "corners", "--objective", "fm", "--learned-backward"),
+            "--learned-backward is not read with --objective fm",
+        ),
+        (("--reward", "corners", "--length", "9"), "--length is not read with --env grid"),
+        (
+            ("--env", "strings", "--height", "9", "--reward", "site"),
+            "--height is not read with --env strings",
+        ),
+        (("--reward", "corners", "--sharpness", "9"), "--sharpness is not read with --reward"),
+        (("--reward", "sparse", "--reward-seed", "9"), "--reward-seed is not read with --reward"),
     ],
     ids=str,
 )

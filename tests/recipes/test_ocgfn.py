@@ -188,6 +188,7 @@ def test_an_environment_and_a_reward_of_ones_own(place, tmp_path):
         ("stuck", "at least two objects are needed, or there is nothing to choose; found 1"),
         ("number", "an environment needs allowed, features"),
         ("nowhere", "nowhere is needed in it; found"),
+        ("Leaps", "an environment is needed; found its class; add a line such as 'env = Leaps()'"),
     ],
 )
 def test_a_wrong_environment_gets_its_sentence(name, sentence, place, tmp_path, capsys):
@@ -203,6 +204,7 @@ def test_a_wrong_environment_gets_its_sentence(name, sentence, place, tmp_path, 
         ("wrong", "a finite log-reward, or -inf for none, is needed; found nan of [0, 0]"),
         ("flat", "a tensor of one log-reward an object is needed, 9 here; found (9, 2)"),
         ("number", "a function of objects is needed; found 3"),
+        ("Leaps", "a function of objects is needed; found <class"),
     ],
 )
 def test_a_wrong_reward_gets_its_sentence(name, sentence, place, tmp_path, capsys):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.flow import FlowEnvironment, Graph, KnowsReach
-from melior.envs.flow_graph import enumerated
+from melior.envs.flow_graph import TooManyStatesError, enumerated
 from melior.evaluation.flow import (
     built,
     diversity,
@@ -37,10 +37,14 @@ SPREAD, OUT_OF_REACH = 0.25, -4.0
 
 
 def listed(env: FlowEnvironment) -> Graph | None:
-    """Return all states where there are few; None where there are not."""
+    """Return all states where there are few; None where there are not.
+
+    Raises:
+        ValueError: from the environment itself, or because its paths are longer than it says.
+    """
     try:
         return enumerated(env, most=FEW)
-    except ValueError:  # too many: paths that do not end were refused before
+    except TooManyStatesError:
         return None
 
 

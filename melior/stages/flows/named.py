@@ -46,6 +46,11 @@ def load_environment(options: FlowOptions) -> FlowEnvironment:
         env = KINDS[options.env](options.length, options.letters)
     else:
         env = own(options.env)
+    if isinstance(env, type):
+        raise ValueError(
+            f"{options.env}: an environment is needed; found its class; add a line such as"
+            f" 'env = {env.__name__}()' and name that"
+        )
     if not isinstance(env, FlowEnvironment):
         members = ", ".join(sorted(_members()))
         missing = ", ".join(name for name in sorted(_members()) if not hasattr(env, name))
@@ -78,7 +83,7 @@ def load_reward(options: RewardOptions, flow: FlowOptions) -> LogReward:
     if options.reward in makers:
         return makers[options.reward]()
     function = own(options.reward)
-    if not callable(function):
+    if not callable(function) or isinstance(function, type):
         raise ValueError(f"{options.reward}: a function of objects is needed; found {function!r}")
     return _shaped(function, options.reward)
 

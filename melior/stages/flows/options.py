@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from melior.options import in_range
+from melior.options import in_range, not_read
 from melior.own import check_name
 
 ENVIRONMENTS = ("grid", "strings", "growing", "fillings")
@@ -19,6 +19,12 @@ REWARDS = {
     "qed": ("growing",),
 }
 """Name, and the environments whose objects it can be asked of."""
+READ_BY = {
+    "reward_seed": ("modes", "site", "rna"),
+    "n_modes": ("modes",),
+    "sharpness": ("modes", "site", "rna", "qed"),
+}
+"""Option, and the rewards that read it."""
 LETTERS = {"site": 4, "rna": 4, "qed": 12}
 """How many a reward reads; of `qed` one to a fragment."""
 EXTRAS = {"rna": ("RNA", "rna"), "qed": ("rdkit", "molecules")}
@@ -49,6 +55,9 @@ class FlowOptions:
         in_range("height", self.height, 2)
         in_range("length", self.length, 1)
         in_range("letters", self.letters, 2)
+        if self.env in ENVIRONMENTS:
+            unread = ("length", "letters") if self.env == "grid" else ("axes", "height")
+            not_read(self, unread, f"with --env {self.env}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,9 @@ class RewardOptions:
         in_range("n_modes", self.n_modes, 1)
         in_range("sharpness", self.sharpness, 0, above=True)
         in_range("mode_share", self.mode_share, 0, 1, above=True)
+        if self.reward in REWARDS:
+            unread = [name for name, of in READ_BY.items() if self.reward not in of]
+            not_read(self, unread, f"with --reward {self.reward}")
 
     def check(self, flow: FlowOptions) -> None:
         """Check that the reward can be asked of what is built.
