@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 import tyro
@@ -56,6 +56,24 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     near = difflib.get_close_matches(value, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{name} must be one of {', '.join(known)}; found {value!r}{hint}")
+
+
+def not_read(config: object, names: Iterable[str], where: str) -> None:
+    """Check that options which nothing would read are left at their defaults.
+
+    Args:
+        config: a dataclass that holds them.
+        names: of the options.
+        where: in which case nothing reads them, such as "with --data".
+
+    Raises:
+        ValueError: one was given.
+    """
+    defaults = {field.name: field.default for field in fields(config)}  # type: ignore[arg-type]  # any dataclass
+    for name in names:
+        if (found := getattr(config, name)) != defaults[name]:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is not read {where}: leave it out; found {found}")
 
 
 _DEVICES = {"auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mlu", "musa", "xla"}

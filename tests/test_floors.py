@@ -30,6 +30,7 @@ FLOORS = {
     "intervals": 1,
     "correlation": 1,
     "options": 1,
+    "own": 1,
     "config": 1,
 }
 FREE = {"__init__", "__main__"}
@@ -83,6 +84,17 @@ def test_recipes_never_import_each_other():
     assert not wrong
 
 
+def test_stages_of_a_world_take_nothing_from_other_stages():
+    """Text is the default world, whose stages build on one another."""
+    wrong = []
+    for path, own, name in rows():
+        world = Path(path).parts[1] if own == "stages" else ""
+        if world in {"control", "flows", "marginals"}:
+            is_foreign = name.startswith("melior.stages.") and name.split(".")[2] != world
+            wrong += [f"{path} imports {name}"] * is_foreign
+    assert not wrong, "\n".join(wrong)
+
+
 def test_only_models_and_what_reads_tokenizers_import_transformers():
     allowed = {"models", "chat.py", "tokenizer.py"}
     wrong = []
@@ -98,7 +110,7 @@ def test_only_models_and_what_reads_tokenizers_import_transformers():
 
 
 def test_records_and_options_need_no_torch():
-    for name in ("records.py", "options.py", "config.py", "data/files.py", "cli.py"):
+    for name in ("records.py", "options.py", "own.py", "config.py", "data/files.py", "cli.py"):
         path = ROOT / name
         if not path.exists():
             continue

@@ -12,8 +12,8 @@ from jaxtyping import Shaped
 from melior.evaluation.compare import Interval, t_interval
 
 Array = Shaped[np.ndarray, " n"]
-Measured = Mapping[str, Mapping[str, Array]]
-"""Arm, then quantity, then one number per seed."""
+Measured = Mapping[str, Mapping[str, Shaped[np.ndarray, "n ..."]]]
+"""Arm, then quantity, then one number per seed; of a `Cloud`'s arms a row of numbers."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,22 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Cloud:
+    """A picture of what was found over what is so; both agree on the dotted line."""
+
+    name: str
+    title: str
+    arm: str
+    """Whose quantities hold a row of numbers for each seed: a point each."""
+    x: str
+    """What is so."""
+    y: str
+
+
+Picture = Dots | Scatter | Cloud
+
+
+@dataclass(frozen=True)
 class Claim:
     """A paper's central claim, and the small world in which it can fail."""
 
@@ -142,7 +158,7 @@ class Claim:
     rules: tuple[Rule, ...]
     asides: tuple[Aside, ...]
     tables: tuple[Table, ...]
-    pictures: tuple[Dots | Scatter, ...]
+    pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)

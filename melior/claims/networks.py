@@ -24,7 +24,9 @@ def descend(
     network.eval()
 
 
-def side_by_side(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> Measured:
+def side_by_side(
+    rows: Sequence[Mapping[str, Mapping[str, float | Sequence[float]]]],
+) -> Measured:
     """Turn what each seed measured, by arm and quantity, into one number per seed of each."""
     return {
         arm: {name: np.array([row[arm][name] for row in rows]) for name in quantities}

@@ -13,13 +13,14 @@ from functools import partial
 from itertools import islice
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from melior import ops
 from melior.claims.claim import (
     Aside,
     Claim,
+    Cloud,
     Dots,
     Measured,
     Rule,
@@ -29,19 +30,28 @@ from melior.claims.claim import (
     at_most,
 )
 from melior.claims.networks import side_by_side
-from melior.data.flow import Graph
+from melior.data.flow import Graph, Trajectories, rows_of
 from melior.envs.flow import HyperGrid
 from melior.envs.flow_graph import enumerated
-from melior.evaluation.flow import built, target, total_variation
+from melior.evaluation.flow import built, modes_found, target, total_variation
 from melior.losses.flow import detailed_balance
 from melior.losses.flow_outcomes import calibration, converted, teleported_balance
 from melior.models.flow import FlowModel, start_flow_model
 from melior.models.flow_outcomes import Predictor
 from melior.options import OptimConfig
+from melior.records import Metrics
 from melior.rewards.flow import LogReward, corners, sparse
+from melior.sampling.flow import sample
 from melior.stages.flows.explore import backtracker
 from melior.stages.flows.finetune import amortise, edges, predicted
-from melior.stages.flows.pretrain import Balance, attempt, attempts, contrast, outcome_tables
+from melior.stages.flows.pretrain import (
+    Balance,
+    attempt,
+    attempts,
+    contrast,
+    convert,
+    outcome_tables,
+)
 from melior.stages.flows.scratch import balanced, by_trajectories, rollouts
 from melior.training.loop import descend, fit
 
@@ -58,9 +68,17 @@ LOOKS = "looks at the reward, log10"
 OPTIM = OptimConfig(
     learning_rate=1e-3, lr_scheduler_type="constant", warmup_ratio=0, max_grad_norm=100
 )
-REWARDS: Mapping[str, LogReward] = {"corners": corners(HEIGHT), "sparse": sparse(HEIGHT)}
+SPARSE = "sparse"
+REWARDS: Mapping[str, LogReward] = {"corners": corners(HEIGHT), SPARSE: sparse(HEIGHT)}
 PRETRAINED: Mapping[str, Balance] = {"OC-GFN": detailed_balance, "teleport": teleported_balance}
+BUILT = (16, 64, 256, 1024, 4096, 12800)
+"""Objects after which the modes among them are counted."""
+MANY = "objects built, log10"
 ARMS = ("OC-GFN", "OC-GFN, masked", "teleport", "teleport, masked", "amortised", *SCRATCH)
+
+
+Found = dict[str, dict[str, float | Sequence[float]]]
+"""Arm, then quantity, then what it is on a seed."""
 
 
 @dataclass(frozen=True)
@@ -87,25 +105,57 @@ def measure(seeds: Sequence[int], steps: int) -> Measured:
     return side_by_side([of_seed(world, seed, steps) for seed in seeds])
 
 
-def of_seed(world: World, seed: int, steps: int) -> dict[str, dict[str, float]]:
+def of_seed(world: World, seed: int, steps: int) -> Found:
     """Return what all arms reach on a seed."""
-    found: dict[str, dict[str, float]] = {}
+    found: Found = {}
     for name, balance in PRETRAINED.items():
         model = pretrained(world, balance, seed, steps)
-        found[name] = reached(world, model, seed)
-        found[f"{name}, masked"] = conversions(world, model, is_masked=True)
+        found[name] = {**reached(world, model, seed)}
+        found[f"{name}, masked"] = {**conversions(world, model, is_masked=True)}
         if name == "OC-GFN":
+            found |= drawn_at_once(world, model, seed)
             found["amortised"] = {
                 reward: amortised_error(world, model, own, seed, steps)
                 for reward, own in REWARDS.items()
             }
     for name, n in SCRATCH_STEPS.items():
-        found[name] = {
-            reward: scratch_error(world, own, seed, n) for reward, own in REWARDS.items()
-        }
-    for name, own in found.items():
-        own[LOOKS] = math.log10(SCRATCH_STEPS.get(name, 0) * SCRATCH_BATCH or HEIGHT**2)
+        found[name] = {}
+        for reward, own in REWARDS.items():
+            policy, objects = from_scratch(world, own, seed, n)
+            found[name][reward] = error(world, policy, own)
+        found |= by_then("scratch", world, objects)  # of the last reward; the longest run stays
+    for name in ARMS:
+        looks = SCRATCH_STEPS.get(name, 0) * SCRATCH_BATCH or HEIGHT**2
+        found[name][LOOKS] = math.log10(looks)
     return found
+
+
+def drawn_at_once(world: World, model: FlowModel, seed: int) -> Found:
+    """Return each cell's share beside what the reward asks for, and the modes that are drawn."""
+    states, found = world.graph.states, Found()
+    for name, log_reward in REWARDS.items():
+        policy = convert(world.env, model, states, states, log_reward(states))
+        found[f"OC-GFN, a cell of {name}"] = {
+            "asked for": target(world.graph, log_reward(states).double()).tolist(),
+            "drawn": built(world.graph, policy.double()).tolist(),
+        }
+    walked = sample(
+        world.env, lambda cells, _: policy[rows_of(states, cells)], BUILT[-1],
+        generator=ops.generator(seed + 2 * 10**6),
+    )  # fmt: skip
+    return found | by_then("OC-GFN", world, walked.objects)
+
+
+def by_then(name: str, world: World, objects: Int[Tensor, "n d"]) -> Found:
+    """Return how many modes of the sparse reward are among the first objects that were built."""
+    worth = REWARDS[SPARSE](world.graph.states)
+    modes = world.graph.states[worth == worth.max()]
+    return {
+        f"{name}, {n} built": {
+            MANY: math.log10(n), "modes": float(modes_found(objects[:n], modes).sum())
+        }
+        for n in BUILT
+    }  # fmt: skip
 
 
 def pretrained(world: World, balance: Balance, seed: int, steps: int) -> FlowModel:
@@ -178,8 +228,10 @@ def amortised_error(
     return error(world, policy, log_reward)
 
 
-def scratch_error(world: World, log_reward: LogReward, seed: int, steps: int) -> float:
-    """Return the total variation of trajectory balance after some steps on the reward itself."""
+def from_scratch(
+    world: World, log_reward: LogReward, seed: int, steps: int
+) -> tuple[Float[Tensor, "s actions"], Int[Tensor, "n d"]]:
+    """Return the policy of trajectory balance after some steps on a reward, and all it built."""
     env, states = world.env, world.graph.states
     model = start_flow_model(env, seed=seed, width=WIDTH)
     batches = rollouts(
@@ -189,12 +241,13 @@ def scratch_error(world: World, log_reward: LogReward, seed: int, steps: int) ->
         exploration=0.1,
         generator=ops.generator(seed),
     )
-    step = descend(
-        lambda batch: balanced(env, model, log_reward, batch, loss=by_trajectories),
-        dict(model.named_parameters()),
-        OPTIM,
-        total_steps=steps,
-    )
+    objects: list[Tensor] = []
+
+    def objective(batch: Trajectories) -> tuple[Tensor, Metrics]:
+        objects.append(batch.objects)
+        return balanced(env, model, log_reward, batch, loss=by_trajectories)
+
+    step = descend(objective, dict(model.named_parameters()), OPTIM, total_steps=steps)
     fit(step, islice(batches, steps))
     with torch.no_grad():
         features = env.features(states)
@@ -204,7 +257,7 @@ def scratch_error(world: World, log_reward: LogReward, seed: int, steps: int) ->
             allowed=env.allowed(states),
             undoable=env.undoable(states),
         )
-    return error(world, flows.log_forward, log_reward)
+    return flows.log_forward, torch.cat(objects)
 
 
 def error(world: World, policy: Float[Tensor, "s actions"], log_reward: LogReward) -> float:
@@ -273,6 +326,11 @@ beside the rules.""",
         Table("Total variation", ARMS, ("corners", "sparse")),
     ),
     pictures=(
+        *(Cloud(f"{reward}-cells", f"Share of each cell under {reward}, all seeds",
+                f"OC-GFN, a cell of {reward}", "asked for", "drawn") for reward in REWARDS),
+        Scatter("modes", "Modes of sparse among what was built, of 3", {
+            name: tuple(f"{name}, {n} built" for n in BUILT) for name in ("scratch", "OC-GFN")
+        }, MANY, "modes"),
         *(Dots(reward, f"Total variation from {reward}", ARMS, reward) for reward in REWARDS),
         Scatter("looks", "Total variation from corners", {
             "from scratch": SCRATCH, "OC-GFN": ("OC-GFN",), "its predictor": ("amortised",),

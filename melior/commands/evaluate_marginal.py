@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from melior.options import in_range
-from melior.stages.marginals.options import MarginalOptions
+from melior.stages.marginals.options import PAPER, MarginalOptions
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,27 @@ class Config:
     """Of the conditionals, taken together as the reference where the truth is not known."""
     seed: int = 0
     out: Annotated[str, tyro.conf.arg(aliases=["--output"])] = ""
-    """A JSON file of all numbers; by default they are only printed."""
+    """A folder for all numbers and the report with its pictures; by default the numbers are only
+    printed."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         in_range("n_queries", self.n_queries, 3)
         in_range("orders", self.orders, 1)
         in_range("seed", self.seed, 0, 2**63 - 1)
-        if self.out and Path(self.out).exists() and not Path(self.out).is_file():
-            raise ValueError(f"out: a file is needed; found a folder: {self.out}")
+        if self.out and Path(self.out).exists() and not Path(self.out).is_dir():
+            raise ValueError(f"out: a folder is needed; found a file: {self.out}")
+        if self.out and (Path(self.out) / "run.json").exists():
+            raise ValueError(f"out: a folder without a run is needed; found one: {self.out}")
 
 
 def run(config: Config) -> None:
-    """Ask, compare, time and print."""
+    """Ask, compare, time and print; with `--out` also leave a report."""
     from melior.models.marginal_saved import load_marginals
-    from melior.report.terminal import print_facts
+    from melior.report.terminal import present, print_facts
     from melior.stages.marginals.judge import Exam, verdict
     from melior.stages.marginals.world import load_examined
-    from melior.training.run import write_json
+    from melior.training.run import Run, write_json
 
     found = load_marginals(Path(config.model))
     world = load_examined(config.source, found)
@@ -50,7 +54,8 @@ def run(config: Config) -> None:
         found, world, n_queries=config.n_queries, n_orders=config.orders, seed=config.seed
     )
     said = verdict(found, exam)
-    if config.out:
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(config.out), said)
     print_facts(said["title"], said["facts"])
+    if config.out:
+        with Run.create(config.out, "evaluate marginal", config, sys.argv, paper=PAPER) as kept:
+            write_json(kept.folder / "evaluation.json", said)
+        present([kept.folder])

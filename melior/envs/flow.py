@@ -65,7 +65,7 @@ class HyperGrid:
 
     def features(self, states: Int[Tensor, "n d"]) -> Float[Tensor, "n f"]:
         """One-hot, axis by axis."""
-        return F.one_hot(states, self.height).flatten(1).to(torch.get_default_dtype())
+        return torch.eye(self.height, device=states.device)[states].flatten(1)
 
     def reachable(
         self, states: Int[Tensor, "n d"], outcomes: Int[Tensor, "n d"]

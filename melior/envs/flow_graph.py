@@ -11,12 +11,16 @@ from melior.data.flow import NO_ACTION, FlowEnvironment, Graph, rows_of
 MOST_STATES = 2_000_000
 
 
+class TooManyStatesError(ValueError):
+    """There are more states than are to be listed."""
+
+
 def enumerated(env: FlowEnvironment, *, most: int = MOST_STATES) -> Graph:
     """Return the graph of all states, found level by level from the start.
 
     Raises:
-        ValueError: there are more than `most` states, or a path is longer than the environment
-            says; one that goes in a circle is.
+        TooManyStatesError: there are more than `most`.
+        ValueError: a path is longer than the environment says; one that goes in a circle is.
     """
     levels = [env.start[None]]
     while len(edges := _onward(env, levels[-1])):
@@ -28,7 +32,7 @@ def enumerated(env: FlowEnvironment, *, most: int = MOST_STATES) -> Graph:
             )
         n_states = sum(map(len, levels))
         if n_states > most:
-            raise ValueError(
+            raise TooManyStatesError(
                 f"environment: at most {most} states can be enumerated; found {n_states} within"
                 f" {len(levels)} steps"
             )

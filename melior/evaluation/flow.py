@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from melior.data.flow import NO_ACTION, Graph
+from melior.data.flow import NO_ACTION, Graph, rows_of
 
 
 def visits(graph: Graph, log_policy: Float[Tensor, "s actions"]) -> Float[Tensor, " s"]:
@@ -136,8 +136,10 @@ def observed(rows: Int[Tensor, " n"], n_states: int) -> Float[Tensor, " s"]:
 
 
 def modes_found(objects: Int[Tensor, "n d"], modes: Int[Tensor, "m d"]) -> Bool[Tensor, " m"]:
-    """Say which modes are among the objects."""
-    return torch.stack([(objects == mode).all(-1).any() for mode in modes])
+    """Say which of distinct modes are among the objects."""
+    rows = rows_of(modes, objects)
+    found = torch.zeros(len(modes), dtype=torch.bool, device=modes.device)
+    return found.index_fill(0, rows[rows >= 0], True)
 
 
 def top(

@@ -24,8 +24,7 @@ def exact_log_marginals(
         queries: 0 where a value is summed over.
     """
     log_joint = log_joint.double().log_softmax(0)
-    agrees = [((rows == query) | (query == UNKNOWN)).all(-1) for query in queries]
-    return torch.stack([log_joint[own].logsumexp(0) for own in agrees])
+    return torch.stack([log_joint[_agreeing(rows, query)].logsumexp(0) for query in queries])
 
 
 @torch.no_grad()
@@ -72,3 +71,11 @@ def separated(values: Float[Tensor, " n"], least: float) -> Int[Tensor, " kept"]
         if not kept or values[row] - values[kept[-1]] > least:
             kept.append(row)
     return torch.tensor(kept)
+
+
+def _agreeing(rows: Int[Tensor, "rows d"], query: Int[Tensor, " d"]) -> Int[Tensor, " agreeing"]:
+    """Return which rows have all that a query knows; fewer are looked at with each position."""
+    left = torch.arange(len(rows))
+    for place in (query != UNKNOWN).nonzero()[:, 0].tolist():
+        left = left[rows[left, place] == query[place]]
+    return left

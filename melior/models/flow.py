@@ -150,7 +150,7 @@ def unconditioned(model: FlowModel, env: FlowEnvironment) -> Reading:
         features = env.features(states)
         return model(
             features,
-            features.new_zeros(len(features), 0),
+            features[:, :0],
             allowed=env.allowed(states),
             undoable=env.undoable(states),
         )
@@ -181,7 +181,7 @@ def policy_of(
 
     def policy(states: Tensor, rows: Tensor) -> Tensor:
         features = env.features(states)
-        condition = features.new_zeros(len(features), 0) if wanted is None else wanted[rows]
+        condition = features[:, :0] if wanted is None else wanted[rows]
         return model.on(features, condition, allowed=env.allowed(states))
 
     return policy
@@ -211,7 +211,7 @@ def log_shares(logits: Float[Tensor, "*n a"], mask: Bool[Tensor, "*m a"]) -> Flo
 
     Masked by a number and not by -inf, as nothing can be undone at the start.
     """
-    return logits.masked_fill(~mask, -1e9).log_softmax(-1)
+    return logits.where(mask, -1e9).log_softmax(-1)
 
 
 def _unpacked(values: Tensor, is_step: Tensor) -> Tensor:

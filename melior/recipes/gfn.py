@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from melior.options import OptimConfig, in_range
+from melior.options import OptimConfig, in_range, not_read
 from melior.stages.flows.options import FlowOptions, RewardOptions
 from melior.training.folder import check_folder
 from melior.training.options import StepOptions
@@ -53,6 +53,10 @@ class Config:
         in_range("exploration", self.exploration, 0, 1)
         in_range("width", self.width, 1)
         in_range("depth", self.depth, 1)
+        if self.objective != "subtb":
+            not_read(self, ("lamda",), "without --objective subtb")
+        if self.objective == "fm":
+            not_read(self, ("learned_backward",), "with --objective fm")
         self.reward.check(self.flow)
 
     @classmethod

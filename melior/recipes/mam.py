@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from melior.options import OptimConfig, in_range
-from melior.stages.marginals.options import MarginalOptions, NetworkOptions
+from melior.options import OptimConfig, in_range, not_read
+from melior.stages.marginals.options import PAPER, MarginalOptions, NetworkOptions
 from melior.training.folder import check_folder
 from melior.training.options import StepOptions
 from melior.training.trackers import check_installed
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from melior.stages.marginals.energy import Pull
 
-PAPER = "Liu, Ramadge, Adams 2024, arXiv 2310.12920"
 OPTIM = OptimConfig(
     learning_rate=1e-3, lr_scheduler_type="constant", warmup_ratio=0, max_grad_norm=100
 )
@@ -61,6 +60,12 @@ class Config:
         in_range("steps_per_epoch", self.steps_per_epoch, 1)
         in_range("likelihood_share", self.likelihood_share, 0, 1)
         in_range("validation_share", self.validation_share, 0, 1, above=True, below=True)
+        if self.source.data:
+            not_read(self, ("pull", "clip", "alpha"), "with --data")
+        else:
+            not_read(self, ("likelihood_share", "validation_share"), "with --target")
+        if self.pull == "squared":
+            not_read(self, ("clip",), "with --pull squared")
 
     @classmethod
     def tiny(cls, out: str) -> Config:

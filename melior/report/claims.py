@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from melior.claims.claim import Dots, Finding, Outcome, Scatter, Table
+from melior.claims.claim import Cloud, Dots, Finding, Outcome, Picture, Table
 from melior.evaluation.compare import Interval, t_interval
 from melior.report import pictures
 from melior.report.markup import Html
@@ -64,7 +64,7 @@ THRESHOLDS = (
 )
 
 
-def drawn(outcome: Outcome, picture: Dots | Scatter) -> Html:
+def drawn(outcome: Outcome, picture: Picture) -> Html:
     """Draw one of the claim's pictures."""
     if isinstance(picture, Dots):
         names, zero = picture.arms, picture.against
@@ -73,6 +73,9 @@ def drawn(outcome: Outcome, picture: Dots | Scatter) -> Html:
         level = _row(outcome, line, picture.quantity, against=zero) if line else None
         unit = f"{picture.quantity} minus that of {zero}" if zero else picture.quantity
         return pictures.dots(picture.title, unit, rows, level=level)
+    if isinstance(picture, Cloud):
+        x, y = (outcome.measured[picture.arm][q].ravel().tolist() for q in (picture.x, picture.y))
+        return pictures.cloud(picture.title, picture.x, picture.y, list(zip(x, y, strict=True)))
     marks = {
         name: [
             pictures.Mark(
@@ -167,5 +170,5 @@ def _seeds(outcome: Outcome) -> str:
     return f"{first} to {last}" if last > first else f"{first}"
 
 
-def _file(outcome: Outcome, picture: Dots | Scatter) -> str:
+def _file(outcome: Outcome, picture: Picture) -> str:
     return f"{outcome.claim.name}-{picture.name}.svg"

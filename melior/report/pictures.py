@@ -1,4 +1,4 @@
-"""Pictures that are SVG files of their own: arms in rows, and one quantity against another."""
+"""Pictures that are SVG files of their own: arms in rows, one quantity against another, clouds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from melior.evaluation.compare import Interval
-from melior.report.charts import Scale, padded, ticks
+from melior.report.charts import Point, Scale, padded, ticks
 from melior.report.markup import Html, join, tag
 
 WIDTH, ROW, MARGIN, AXIS = 680, 28, 16, 44
@@ -83,10 +83,6 @@ def plane(title: str, x_name: str, y_name: str, series: Mapping[str, Sequence[Ma
         for i, name in enumerate(series)
     ]
     drawn = [_series(own, x, y, hue=i % len(LIGHT)) for i, own in enumerate(series.values())]
-    heights = [
-        tag("text", f"{value:g}", x=58, y=y(value) + 4, class_="soft", text_anchor="end")
-        for value in ticks(y.low, y.high)
-    ]
     said = "; ".join(f"{m.name} at {m.x:.3g}, {m.y:.3g}" for m in marks)
     return _picture(
         SQUARE,
@@ -94,7 +90,7 @@ def plane(title: str, x_name: str, y_name: str, series: Mapping[str, Sequence[Ma
         tag("text", f"{title} ({y_name} upwards)", x=MARGIN, y=22, class_="head"),
         keys,
         _axis(x, top, SQUARE - AXIS, x_name),
-        heights,
+        _heights(y),
         drawn,
         list(_names(series.values(), x, y)),
     )
@@ -106,6 +102,29 @@ def embedded(drawn: Html) -> Html:
     source = f"data:image/svg+xml,{quote(drawn)}"
     image = tag("img", src=source, alt=said, style="min-width: 520px; max-width: 100%")
     return tag("div", image, class_="scroll", tabindex=0, role="region", aria_label="Picture")
+
+
+def cloud(title: str, x_name: str, y_name: str, points: Sequence[Point]) -> Html:
+    """Draw what was found, upwards, over what is so; both agree on the dotted line."""
+    ends = _span([value for point in points for value in point])
+    x, y = Scale(*ends, 64, WIDTH - MARGIN), Scale(*ends, SQUARE - AXIS, 40)
+    apart = sum(abs(a - b) for a, b in points) / len(points)
+    return _picture(
+        SQUARE,
+        f"{title}: {len(points)} points, on average {apart:.3g} apart.",
+        tag("text", f"{title} ({y_name} upwards)", x=MARGIN, y=22, class_="head"),
+        _axis(x, 40, SQUARE - AXIS, x_name),
+        _heights(y),
+        tag("line", x1=x.start, x2=x.end, y1=y.start, y2=y.end, class_="level"),
+        tag("g", [tag("circle", cx=x(a), cy=y(b), r=2.2) for a, b in points], class_="hue0 many"),
+    )
+
+
+def _heights(y: Scale) -> list[Html]:
+    return [
+        tag("text", f"{value:g}", x=58, y=y(value) + 4, class_="soft", text_anchor="end")
+        for value in ticks(y.low, y.high)
+    ]
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
@@ -203,6 +222,6 @@ def _style() -> str:
         ".ring{stroke:currentColor;stroke-width:1.2;opacity:.75}"
         ".bar{stroke:currentColor;stroke-width:3;stroke-linecap:round;opacity:.6}"
         ".path{fill:none;stroke:currentColor;stroke-width:1.6;opacity:.7}"
-        ".level{stroke-width:1.2;stroke-dasharray:4 3}"
+        ".level{stroke-width:1.2;stroke-dasharray:4 3}.many{opacity:.45}"
     )
     return f"{light}@media(prefers-color-scheme:dark){{{dark}}}{shapes}"

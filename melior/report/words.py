@@ -170,6 +170,8 @@ def of_run(run: Run) -> Verdict:
         return Verdict("open", f"Not finished: {steps}", "Running still, or ended without a word.")
     if run.status == "stopped":
         return Verdict("open", f"Stopped {steps}", reason or "It can be resumed.")
+    if run.status == "finished" and (title := run.evaluation.get("title")):
+        return Verdict("none", f"Judged: {title}", "Nothing stands beside it to be better than.")
     word = "Trained, not judged" if run.status == "finished" else "Not judged"
     return Verdict("open", word, "There is no comparison on held-out data.")
 

@@ -5,14 +5,28 @@ Each maker returns a function from objects `[n d]` to their log-rewards `[n]`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 LogReward = Callable[[Int[Tensor, "n d"]], Float[Tensor, " n"]]
 
+
+@dataclass(frozen=True)
+class Modes:
+    """The modes of a reward, however many objects there are."""
+
+    count: int
+    among: Callable[[Int[Tensor, "n d"]], Bool[Tensor, " m"]]
+    """Says which of them were reached, when these objects were built."""
+
+
+MOST_AXES = 16
+"""Of a grid whose corners are told apart."""
 BIT_WORDS = ("00000000", "11111111", "11110000", "00001111", "00111100")
 """Of which the modes of bit sequences are made; arXiv 2201.13259."""
 
@@ -27,10 +41,23 @@ def corners(height: int, *, least: float = 0.01, ring: float = 0.5, peak: float 
     def log_reward(cells: Tensor) -> Tensor:
         off_centre = _off_centre(cells, height)
         is_out = (off_centre > 0.5).all(-1)
-        is_peak = ((off_centre > 0.6) & (off_centre < 0.8)).all(-1)
-        return (least + ring * is_out + peak * is_peak).log()
+        return (least + ring * is_out + peak * _on_peak(cells, height)).log()
 
     return log_reward
+
+
+def corner_peaks(height: int, n_axes: int) -> Modes | None:
+    """Return the peaks of `corners`, one in each corner; None where they are none or too many."""
+    if n_axes > MOST_AXES or not _on_peak(torch.arange(height)[:, None], height).any():
+        return None
+    place = 2 ** torch.arange(n_axes)
+
+    def among(cells: Tensor) -> Tensor:
+        corner = ((cells > (height - 1) / 2).long() * place).sum(-1)
+        found = torch.zeros(2**n_axes, dtype=torch.bool)
+        return found.index_fill(0, corner[_on_peak(cells, height)], True)
+
+    return Modes(2**n_axes, among)
 
 
 def sparse(height: int, *, least: float = 1e-4) -> LogReward:
@@ -78,11 +105,32 @@ def nearest_mode(
     """
 
     def log_reward(letters: Tensor) -> Tensor:
-        bits = as_bits(letters, word_bits)
-        differs = (bits[:, None] != modes.to(bits)).double().mean(-1)
+        differs = _share_that_differs(letters, modes, word_bits)
         return (-sharpness * differs.amin(-1)).to(torch.get_default_dtype())
 
     return log_reward
+
+
+def around_modes(
+    modes: Int[Tensor, "m d"], *, word_bits: int, sharpness: float, share: float
+) -> Modes:
+    """Return the modes of `nearest_mode`: one is reached by what is worth a share of it or more.
+
+    arXiv 2201.13259 counts a mode at an edit distance of at most 28 of 120 bits.
+    """
+    distinct = modes.unique(dim=0)
+    # A little more, as shares of bits are rounded.
+    farthest = -math.log(share) / sharpness + 1e-9
+
+    def among(letters: Tensor) -> Tensor:
+        return (_share_that_differs(letters, distinct, word_bits) <= farthest).any(0)
+
+    return Modes(len(distinct), among)
+
+
+def _share_that_differs(letters: Tensor, modes: Tensor, word_bits: int) -> Float[Tensor, "n m"]:
+    bits = as_bits(letters, word_bits)
+    return (bits[:, None] != modes.to(bits)).double().mean(-1)
 
 
 def as_bits(letters: Int[Tensor, "n d"], word_bits: int) -> Int[Tensor, "n bits"]:
@@ -131,16 +179,46 @@ def checked(log_reward: LogReward) -> LogReward:
 
     def log_reward_or_sentence(objects: Tensor) -> Tensor:
         found = log_reward(objects)
-        if not found.isfinite().all():
-            row = int((~found.isfinite()).nonzero()[0])
+        wrong = ~found.isfinite()
+        if wrong.any():
             raise ValueError(
                 "reward: finite log-rewards are needed to balance flows; found"
-                f" {float(found[row])} of {objects[row].tolist()}; give what is worth nothing a"
-                " small reward, such as 1e-4"
+                f" {_first(wrong, found, objects)}; give what is worth nothing a small reward, such"
+                " as 1e-4"
             )
         return found
 
     return log_reward_or_sentence
+
+
+def summable(log_reward: LogReward) -> LogReward:
+    """Return the reward, with a sentence where a sum over outcomes could not be taken.
+
+    Raises:
+        ValueError: from the function, naming the first object whose log-reward is nan or inf.
+    """
+
+    def log_reward_or_sentence(objects: Tensor) -> Tensor:
+        found = log_reward(objects)
+        wrong = found.isnan() | (found == torch.inf)
+        if wrong.any():
+            raise ValueError(
+                "reward: a finite log-reward, or -inf for none, is needed; found"
+                f" {_first(wrong, found, objects)}"
+            )
+        return found
+
+    return log_reward_or_sentence
+
+
+def _first(wrong: Bool[Tensor, " n"], found: Tensor, objects: Tensor) -> str:
+    row = int(wrong.nonzero()[0])
+    return f"{float(found[row])} of {objects[row].tolist()}"
+
+
+def _on_peak(cells: Int[Tensor, "n d"], height: int) -> Bool[Tensor, " n"]:
+    off_centre = _off_centre(cells, height)
+    return ((off_centre > 0.6) & (off_centre < 0.8)).all(-1)
 
 
 def _off_centre(cells: Tensor, height: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,10 @@ from melior.data.flow import NO_ACTION, FlowEnvironment, Trajectories
 from melior.options import in_range
 
 Policy = Callable[[Int[Tensor, "n d"], Int[Tensor, " n"]], Float[Tensor, "n a"]]
-"""From states, and the numbers of their trajectories, to log-probabilities of actions."""
+"""From states, and the numbers of their trajectories, to log-probabilities of actions; hardly any
+where an action is not allowed."""
+_Drawn = tuple[Tensor, Tensor, Tensor]
+"""A step of those that still go on: which they are, where they stand, and what each takes."""
 
 
 @torch.no_grad()
@@ -57,25 +60,24 @@ def sample_on(
     """Go on from states to objects; otherwise as `sample`."""
     in_range("exploration", exploration, 0, 1)
     in_range("temperature", temperature, 0, above=True)
-    n = len(states)
-    going = torch.arange(n, device=states.device)
-    visited: list[Tensor] = []
-    taken: list[Tensor] = []
+    going, here = torch.arange(len(states), device=states.device), states
+    steps: list[_Drawn] = []
     while len(going):
-        if len(taken) == env.longest:
+        if len(steps) == env.longest:
             raise ValueError(
                 f"environment: trajectories must stop within {env.longest} actions, as 'longest'"
-                f" says; found one that goes on at {states[going[0]].tolist()}"
+                f" says; found one that goes on at {here[0].tolist()}"
             )
-        here = states[going]
-        log_probs = (policy(here, going) / temperature).log_softmax(-1)
-        chosen = drawn(_mixed(log_probs, env.allowed(here), exploration), generator=generator)
-        visited.append(states)
-        taken.append(chosen.new_full((n,), NO_ACTION).index_copy(0, going, chosen))
-        goes_on = chosen != env.n_actions
-        going = going[goes_on]
-        states = states.index_copy(0, going, env.step(here[goes_on], chosen[goes_on]))
-    return Trajectories(torch.stack(visited, 1), torch.stack(taken, 1))
+        log_probs = policy(here, going)
+        if temperature != 1 or exploration:
+            allowed = env.allowed(here)
+            log_probs = _mixed((log_probs / temperature).log_softmax(-1), allowed, exploration)
+        chosen = drawn(log_probs, generator=generator)
+        steps.append((going, here, chosen))
+        left = (chosen != env.n_actions).nonzero()[:, 0]
+        going = going.index_select(0, left)
+        here = env.step(here.index_select(0, left), chosen.index_select(0, left))
+    return _side_by_side(steps)
 
 
 @torch.no_grad()
@@ -128,6 +130,20 @@ def drawn(log_probs: Float[Tensor, "n a"], *, generator: torch.Generator) -> Int
     """
     waiting = torch.empty_like(log_probs).exponential_(generator=generator)
     return (log_probs - waiting.log()).argmax(-1)
+
+
+def _side_by_side(steps: Sequence[_Drawn]) -> Trajectories:
+    """Put the steps of each trajectory beside one another; what is over stays where it ended."""
+    counts = [len(going) for going, _, _ in steps]
+    going, here, chosen = (torch.cat(parts) for parts in zip(*steps, strict=True))
+    time = torch.arange(len(steps), device=going.device)
+    place = time.repeat_interleave(torch.tensor(counts, device=going.device))
+    actions = chosen.new_full((counts[0], len(steps)), NO_ACTION)
+    actions[going, place] = chosen
+    states = here.new_empty(counts[0], len(steps), here.shape[-1])
+    states[going, place] = here
+    where = time.minimum((actions != NO_ACTION).sum(-1, keepdim=True) - 1)
+    return Trajectories(states.gather(1, where[..., None].expand(states.shape)), actions)
 
 
 def _mixed(log_probs: Tensor, allowed: Tensor, exploration: float) -> Tensor:

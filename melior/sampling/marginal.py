@@ -74,16 +74,19 @@ def log_likelihood(
 ) -> Float[Tensor, " n"]:
     """Return the log-likelihood of what is known of each row, revealed in an order.
 
-    As many readings as the fullest row knows. Positions that are unknown must come last in their
-    row's order. What a `MarginalModel` says at
-    one reading; several orders together by `losses.marginal.ensemble`.
+    A row is read as often as it knows positions, and no more. Those that are unknown must come last
+    in its order. What a `MarginalModel` says at one reading; several orders together by
+    `losses.marginal.ensemble`.
     """
-    n = len(tokens)
-    rows = torch.arange(n, device=tokens.device)
-    total = torch.zeros(n, dtype=torch.float64, device=tokens.device)
-    for rank in range(int((tokens != UNKNOWN).sum(-1).max())):
-        counts = tokens.new_full((n,), rank)
-        place = at_rank(order, counts)
-        own = log_conditionals(conditionals(revealed(tokens, order, counts)), tokens.clamp(min=1))
-        total += own[rows, place].double().where(tokens[rows, place] != UNKNOWN, 0.0)
+    known = (tokens != UNKNOWN).sum(-1)
+    total = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+    for rank in range(int(known.max())):
+        rows = (known > rank).nonzero()[:, 0]
+        own, own_order = tokens[rows], order[rows]
+        counts = known.new_full((len(own),), rank)
+        logits = conditionals(revealed(own, own_order, counts))
+        place = at_rank(own_order, counts)[:, None]
+        # Of unknown values there is no log-probability, and none is asked for.
+        found = log_conditionals(logits, own.clamp(min=1)).gather(-1, place)[:, 0]
+        total[rows] += found.double()
     return total

@@ -25,6 +25,7 @@ from melior.claims import (
 from melior.claims.claim import (
     Aside,
     Claim,
+    Cloud,
     Dots,
     Rule,
     Scatter,
@@ -64,7 +65,12 @@ TIMED = ("speed",)
 def made_up(seeds, steps) -> dict:
     """Two arms that differ by one half and a little, whatever the seed."""
     base = np.array([float(seed % 7) for seed in seeds])
-    return {"a": {"x": base, "y": base**2 + steps}, "b": {"x": base + 0.5, "y": base}}
+    points = {"true": base[:, None] + [0.0, 1.0, 2.0], "said": base[:, None] + [0.25, 1.25, 2.25]}
+    return {
+        "a": {"x": base, "y": base**2 + steps},
+        "b": {"x": base + 0.5, "y": base},
+        "each": points,
+    }
 
 
 SMALL = Claim(
@@ -86,6 +92,7 @@ SMALL = Claim(
         Dots("x", "The x", ("a", "b"), "x", "a"),
         Dots("gain", "The gain", ("b",), "x", against="a"),
         Scatter("plane", "The plane", {"both": ("a", "b"), "one": ("b",)}, "x", "y"),
+        Cloud("cloud", "The cloud", "each", "true", "said"),
     ),
 )
 
@@ -148,7 +155,7 @@ def test_the_page_says_what_was_measured_and_its_pictures_are_there(tmp_path):
     )
     assert "| b | 4.500 (2.016 to 6.984) | 4.000 (1.516 to 6.484) |" in text
     assert "| y: the best of a and b | 18.667 (-1.258 to 38.591) | 11, 18, 27 |" in text
-    for name in ("made-up-x.svg", "made-up-gain.svg", "made-up-plane.svg"):
+    for name in ("made-up-x.svg", "made-up-gain.svg", "made-up-plane.svg", "made-up-cloud.svg"):
         assert f"]({name})" in text
         root = ET.fromstring((place.parent / name).read_text("utf-8"))
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -156,6 +163,9 @@ def test_the_page_says_what_was_measured_and_its_pictures_are_there(tmp_path):
         assert title.text.endswith(".")
     gain = (place.parent / "made-up-gain.svg").read_text("utf-8")
     assert "The gain: b 0.5." in gain
+    cloud = (place.parent / "made-up-cloud.svg").read_text("utf-8")
+    assert "The cloud: 9 points, on average 0.25 apart." in cloud
+    assert cloud.count("<circle") == 9
 
 
 def test_a_single_seed_has_no_interval():
@@ -191,11 +201,11 @@ def test_every_claim_runs_small_and_a_seed_does_not_depend_on_its_neighbours(cla
     alone = reproduce(claim, [101], steps=2)
     for arm, quantities in alone.measured.items():
         for name, values in quantities.items():
-            assert values.shape == (1,)
+            assert values.shape[0] == 1
             assert np.isfinite(values).all(), (arm, name)
             if name not in TIMED:
                 again = both.measured[arm][name][1]
-                assert again == pytest.approx(values[0], rel=1e-9, abs=1e-9), (arm, name)
+                assert np.allclose(again, values[0], rtol=1e-9, atol=1e-9), (arm, name)
     text = write_page(both, tmp_path).read_text("utf-8")
     for finding in both.findings:
         assert finding.rule.sentence in text

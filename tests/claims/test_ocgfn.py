@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from melior.claims import ocgfn
-from melior.claims.claim import Dots, judge
+from melior.claims.claim import Cloud, Dots, judge
 from melior.evaluation.flow import exact_flows, exact_policy, target, uniform_backward
 
 
@@ -17,7 +18,7 @@ def test_every_rule_and_table_finds_its_arm(monkeypatch):
     found, again = (ocgfn.CLAIM.measure([seed], 2) for seed in (3, 3))
     for arm, quantities in found.items():
         for name, values in quantities.items():
-            assert math.isfinite(values[0]) and values[0] == again[arm][name][0]
+            assert np.isfinite(values).all() and np.array_equal(values, again[arm][name])
     for rule in ocgfn.CLAIM.rules:
         assert len(judge(rule, found).values) == 1
     for aside in ocgfn.CLAIM.asides:
@@ -27,6 +28,13 @@ def test_every_rule_and_table_finds_its_arm(monkeypatch):
     for picture in ocgfn.CLAIM.pictures:
         if isinstance(picture, Dots):
             assert all(picture.quantity in found[arm] for arm in picture.arms)
+            continue
+        if isinstance(picture, Cloud):
+            wanted, drawn = (found[picture.arm][name] for name in (picture.x, picture.y))
+            assert wanted.sum() == pytest.approx(1) and drawn.sum() == pytest.approx(1)
+            reward = picture.arm.rpartition(" ")[2]
+            distance = np.abs(wanted - drawn).sum() / 2
+            assert distance == pytest.approx(found["OC-GFN"][reward][0], abs=1e-6)
             continue
         for arm in (arm for arms in picture.series.values() for arm in arms):
             assert {picture.x, picture.y} <= set(found[arm])

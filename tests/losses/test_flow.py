@@ -1,6 +1,8 @@
 """Balance of flows: the equations again by loops, laws, and flows that are known exactly."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melior import ops
+from melior.envs.flow import HyperGrid
 from melior.losses.flow import (
     Paths,
     detailed_balance,
@@ -22,7 +25,9 @@ from melior.losses.flow import (
     sum_of_steps,
     trajectory_balance,
 )
+from melior.rewards.flow import corners
 
+PEERS = Path(__file__).parents[1] / "peers"
 seeds = st.integers(0, 10_000)
 N, T = 5, 6
 
@@ -242,3 +247,39 @@ def test_a_trajectory_that_only_stops_is_held_to_its_reward():
     )
     assert detailed_balance(paths, flow).tolist() == [[0.0, 0.0]]
     assert trajectory_balance(paths, flow[:, 0]).tolist() == [0.0]
+
+
+def test_losses_are_those_of_torchgfn():
+    """Frozen trajectories of a grid, under a policy and flows that are linear in one-hot cells."""
+    frozen = json.loads((PEERS / "torchgfn.json").read_text(encoding="utf-8"))
+    env, lamda = HyperGrid(2, frozen["height"]), frozen["lamda"]
+    forward, flow = (torch.tensor(frozen[k], dtype=torch.float64) for k in ("forward", "flow"))
+    rows = [own[:n] for own, n in zip(frozen["actions"], frozen["lengths"], strict=True)]
+    n, t = len(rows), max(map(len, rows))
+    log_forward, log_backward, log_flow = torch.zeros(3, n, t, dtype=torch.float64)
+    is_step = torch.zeros(n, t, dtype=torch.bool)
+    reward = torch.tensor(frozen["log_reward"], dtype=torch.float64)
+    for row, actions in enumerate(rows):
+        state = env.start[None]
+        for step, action in enumerate(actions):
+            cell = env.features(state).double()
+            logits = (cell @ forward.T).masked_fill(~env.allowed(state), -torch.inf)
+            log_forward[row, step] = logits.log_softmax(-1)[0, action]
+            log_flow[row, step] = (cell @ flow.T)[0, 0]
+            is_step[row, step] = True
+            if action < env.n_actions:
+                state = env.step(state, torch.tensor([action]))
+                log_backward[row, step] = -float(env.undoable(state).sum().double().log())
+        assert corners(frozen["height"], least=0.1)(state)[0] == pytest.approx(float(reward[row]))
+    paths = Paths(log_forward, log_backward, is_step, reward)
+    z = torch.full((n,), frozen["log_z"], dtype=torch.float64)
+    steps = squared(detailed_balance(paths, log_flow))
+    weights = sub_trajectory_weights(is_step, lamda=lamda, dtype=torch.float64)
+    parts = squared(sub_trajectory_balance(paths, log_flow))
+    ours = {
+        "trajectory balance": squared(trajectory_balance(paths, z)).mean(),
+        "detailed balance": steps[is_step].mean(),  # theirs: over all steps of all trajectories
+        "sub-trajectory balance": (weights * parts).sum() / n,
+    }
+    for name, loss in frozen["losses"].items():
+        assert ours[name].item() == pytest.approx(loss, rel=1e-12)

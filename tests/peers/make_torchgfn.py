@@ -20,13 +20,22 @@ HERE = Path(__file__).parent
 AXES, HEIGHT, COUNT, LOG_Z = 2, 4, 8, 0.7
 
 
+class Linear(torch.nn.Linear):
+    """Of the integers that its preprocessor gives."""
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        return super().forward(cells.to(self.weight))
+
+
 def main() -> None:
     assert version("torchgfn") == "2.4.1", version("torchgfn")
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     env = HyperGrid(ndim=AXES, height=HEIGHT, reward_fn_str="original", validate_modes=False)
     read = KHotPreprocessor(height=HEIGHT, ndim=AXES)
-    forward, flow = (torch.nn.Linear(AXES * HEIGHT, n, bias=False) for n in (AXES + 1, 1))
+    forward, flow = (Linear(AXES * HEIGHT, n, bias=False) for n in (AXES + 1, 1))
+    with torch.no_grad():
+        forward.weight[-1] -= 0.7  # of the stop, so that trajectories grow long
     pf = DiscretePolicyEstimator(forward, AXES + 1, preprocessor=read)
     pb = DiscretePolicyEstimator.uniform(AXES + 1, preprocessor=read)
     log_flow = ScalarEstimator(flow, preprocessor=read)
@@ -39,7 +48,7 @@ def main() -> None:
     }
     found = networks["trajectory balance"].sample_trajectories(env, n=COUNT)
     losses = {
-        name: float(own.loss_from_trajectories(env, found, recalculate_all_logprobs=True))
+        name: own.loss_from_trajectories(env, found, recalculate_all_logprobs=True).item()
         for name, own in networks.items()
     }
     content = {

@@ -1,7 +1,7 @@
 """Runs of steps that are killed again and again, and go on: FOLDER N_KILLS COMMAND [OPTIONS].
 
-As `killed_rounds`, for recipes that take steps in one folder. Prints the kills and the whole runs
-that were compared.
+As `killed_rounds`, for recipes that take steps in one folder. Prints the kills, the whole runs that
+were compared, and how often a run went on from a checkpoint.
 """
 
 import json
@@ -44,10 +44,11 @@ def killed(place, n_kills, words):
     assert attempt([*words, "--out", str(place / "whole")])
     took, expected = time.monotonic() - began, outcome(place / "whole")
     kills, compared, resumed, folder = 0, 0, 0, place / "cut"
-    while kills < n_kills or folder.exists() or not compared:
+    # Kills that all fall before the first checkpoint would try nothing: then there are more.
+    while kills < n_kills or not resumed or folder.exists() or not compared:
         more = ["--resume"] if (folder / "run.json").exists() else []
         resumed += bool(more) and has_begun(folder)
-        seconds = dice.uniform(0, took) if kills < n_kills else None
+        seconds = dice.uniform(0, took) if kills < n_kills or not resumed else None
         if attempt([*words, "--out", str(folder), *more], seconds):
             assert outcome(folder) == expected, f"another result after {kills} kills"
             compared += 1

@@ -47,6 +47,39 @@ def test_a_run_stands_beside_its_rivals(tmp_path):
     assert "Modes built" in (tmp_path / "a" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("objective", ["tb", "fm", "fl-db"])
+def test_rivals_get_as_many_looks_as_the_flows_took(objective, tmp_path):
+    """By a reward of one's own, which writes down of how many objects it is asked."""
+    (tmp_path / "own.py").write_text(
+        "from pathlib import Path\n"
+        "def log_reward(objects):\n"
+        f"    with Path({str(tmp_path / 'asked')!r}).open('a') as file:\n"
+        "        print(len(objects), file=file)\n"
+        "    return -objects.sum(-1).float()\n"
+    )
+    words = ("--reward", f"{tmp_path / 'own.py'}:log_reward", *SMALL, "--objective", objective)
+    cli.main(["gfn", *words, "--rivals", "mcmc", "dqn", "--steps", "3", "--out",
+              str(tmp_path / "a")])  # fmt: skip
+    asked = [int(n) for n in (tmp_path / "asked").read_text().split()]
+    found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    looks = found["facts"]["looks at the reward"]
+    assert looks == 3 * 8 if objective == "tb" else looks > 3 * 8
+    asked = [n for n in asked if n not in (9, 1000)]  # all cells, and what is drawn to judge by
+    n_batches = -(-looks // 8)
+    rival = [8] * n_batches + [8 * n_batches]  # and what it is judged by
+    assert sum(asked[: -2 * len(rival)]) == looks and asked[-2 * len(rival) :] == rival * 2
+    lines = found["pictures"][0]["lines"]
+    assert lines["flows"][-1][0] == looks
+    assert lines["mcmc"][-1][0] == lines["dqn"][-1][0] == 8 * n_batches
+
+
+def test_without_a_step_there_is_nothing_to_hold_rivals_against(tmp_path):
+    cli.main(["gfn", "--env", "strings", "--length", "3", "--reward", "site", *SMALL[2:],
+              "--steps", "0", "--rivals", "mcmc", "dqn", "--out", str(tmp_path / "a")])  # fmt: skip
+    found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert [row[0] for row in found["tables"][0]["rows"]] == ["flows, untrained", "flows"]
+
+
 @pytest.mark.parametrize("env", ["strings", "fillings"])
 def test_strings_are_judged_by_what_is_complete(env, tmp_path):
     """DNA of 3 letters, all of which are listed."""
@@ -77,6 +110,21 @@ def test_every_balance_runs_to_the_same_bits(objective, tmp_path):
             "objective fl-db asks for the reward of every state",
         ),
         (("--reward", "corners", "--objective", "xyz"), "xyz"),
+        (
+            ("--reward", "corners", "--lamda", "0.5"),
+            "--lamda is not read without --objective subtb: leave it out; found 0.5",
+        ),
+        (
+            ("--reward", "corners", "--objective", "fm", "--learned-backward"),
+            "--learned-backward is not read with --objective fm",
+        ),
+        (("--reward", "corners", "--length", "9"), "--length is not read with --env grid"),
+        (
+            ("--env", "strings", "--height", "9", "--reward", "site"),
+            "--height is not read with --env strings",
+        ),
+        (("--reward", "corners", "--sharpness", "9"), "--sharpness is not read with --reward"),
+        (("--reward", "sparse", "--reward-seed", "9"), "--reward-seed is not read with --reward"),
     ],
     ids=str,
 )

@@ -1,12 +1,22 @@
 """`melior mam`: from an energy or from rows to marginals, and what a wrong input is told."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from melior import cli
+from melior.losses.marginal import ensemble
+from melior.models.marginal_saved import load_marginals, start_marginals
 from melior.recipes.mam import Config, run
+from melior.sampling.marginal import log_likelihood
+from melior.stages.marginals.judge import Exam
+from melior.stages.marginals.learn import ALPHA, ORDERS, QUERIES, SCALED, off
+from melior.stages.marginals.options import MarginalOptions
+from melior.stages.marginals.world import load_world
 
 SMALL = ("--width", "16", "--blocks", "1", "--batch-size", "16", "--save-steps", "3",
          "--eval-steps", "4")  # fmt: skip
@@ -60,12 +70,69 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
     cli.main(["mam", "--data", str(place / file), *SMALL, "--steps", "10", "--out",
               str(tmp_path / "b")])  # fmt: skip
     found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
-    assert "bits a position" in found["facts"]
+    facts = found["facts"]
+    assert "bits a position" in facts
+    # The logarithm of a mean is no less than the mean of logarithms.
+    of_one, of_five = (
+        facts[f"negative log-likelihood, {orders}"] for orders in ("one order", "5 orders")
+    )
+    assert of_five < of_one
     rows = [json.loads(x) for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
     about = json.loads((tmp_path / "b" / "model" / "config.json").read_text())
     assert about["alphabet"] == ("\nabc" if file == "rows.txt" else "")
+
+
+@pytest.mark.parametrize("source", [{"target": "ising", "side": 5}, {"data": "rows.txt"}])
+def test_before_and_after_are_asked_the_same_of_what_was_learned(source, place, tmp_path):
+    """Where rows cannot be listed, the conditionals that are held against are the final ones."""
+    tiny, folder = Config.tiny(str(tmp_path / "d")), tmp_path / "d"
+    if "data" in source:
+        source = {"data": str(place / source["data"])}
+    config = replace(tiny, source=MarginalOptions(**source))
+    run(config)
+    found = load_marginals(folder / "model")
+    seed = config.loop.seed
+    world = load_world(config.source, seed=seed, validation_share=config.validation_share)
+    exam = Exam.of(found, world, n_queries=QUERIES, n_orders=ORDERS, seed=seed + 1)
+    said = json.loads((folder / "evaluation.json").read_text())
+    [comparison] = said["comparisons"]
+    wanted = ensemble(
+        torch.stack([log_likelihood(found.conditionals, exam.queries, own) for own in exam.order])
+    )
+    for moment, own in (("before", start_marginals(found.about, seed=seed)), ("after", found)):
+        apart = own.marginals.normalised(exam.queries).double() - wanted
+        assert comparison[moment] == pytest.approx(apart.abs().mean().item())
+    assert comparison["after"] == pytest.approx(said["facts"]["marginal error"])
+
+
+@pytest.mark.parametrize(
+    ("total", "weighs", "said"),
+    [
+        (1.2, ALPHA, "add up to 1.2; train longer, or weigh consistency more (--alpha)"),
+        (math.nan, "", "add up to nan; train longer"),
+        (0.9, ALPHA, ""),
+    ],
+)
+def test_marginals_that_do_not_add_up_are_told(total, weighs, said):
+    found = off({SCALED[0]: total}, weighs=weighs)
+    assert found.endswith(said) and bool(found) == bool(said)
+
+
+@pytest.mark.parametrize("what", ["--data", "--target"])
+def test_a_run_goes_on_with_the_same_file_alone(what, place, tmp_path, capsys):
+    rows, own = tmp_path / "rows.txt", tmp_path / "own.py"
+    rows.write_text((place / "rows.txt").read_text())
+    own.write_text(OWN)
+    source = ("--data", rows) if what == "--data" else ("--target", f"{own}:up", "--length", "3")
+    words = ("mam", *source, *SMALL, "--steps", "4", "--out", tmp_path / "run")
+    cli.main(list(map(str, words)))
+    cli.main(list(map(str, (*words, "--resume"))))
+    for file in (rows, own):
+        file.write_text(file.read_text() + "\n")
+    changed = rows if what == "--data" else own
+    assert f"found that {changed} was " in said(capsys, *words, "--resume")
 
 
 @pytest.mark.parametrize("pull", ["centred", "squared"])
@@ -97,6 +164,22 @@ def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
         (("--target", "D/own.py:number", "--length", "3"), "a function of rows is needed; found 3"),
         (("--target", "ising", "--side", "2"), "side must be at least 3"),
         (("--target", "ising", "--values", "1"), "values must be at least 2"),
+        (("--target", "ising", "--length", "9"), "--length is not read with --target ising"),
+        (
+            ("--target", "D/own.py:up", "--length", "3", "--field", "0"),
+            "--field is not read without --target ising: leave it out; found 0.0",
+        ),
+        (("--data", "D/rows.txt", "--side", "5"), "--side is not read without --target ising"),
+        (("--data", "D/rows.txt", "--values", "5"), "--values is not read with --data"),
+        (("--data", "D/rows.txt", "--alpha", "8"), "--alpha is not read with --data"),
+        (
+            ("--target", "ising", "--likelihood-share", "0"),
+            "--likelihood-share is not read with --target: leave it out",
+        ),
+        (
+            ("--target", "ising", "--pull", "squared", "--clip", "3"),
+            "--clip is not read with --pull squared",
+        ),
         (("--data", "D/none.txt"), "a file is needed; found none at"),
         (("--data", "D/empty.txt"), "a row a line is needed; found none"),
         (("--data", "D/alone.txt"), "at least two values are needed, or there is nothing"),
@@ -113,9 +196,12 @@ def test_wrong_options_get_their_sentences(words, sentence, place, tmp_path, cap
 
 def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
     words = ("--model", place / "a" / "model", "--target", "ising", "--side", "3")
-    cli.main(["evaluate", "marginal", *map(str, words), "--out", str(tmp_path / "e.json")])
+    cli.main(["evaluate", "marginal", *map(str, words), "--out", str(tmp_path / "e")])
     assert "Self consistency error" in capsys.readouterr().out
-    found = json.loads((tmp_path / "e.json").read_text())["facts"]
+    found = json.loads((tmp_path / "e" / "evaluation.json").read_text())["facts"]
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "Judged: 200 parts of rows, held against exact" in page
+    assert "Log-marginals: one reading over exact, on average" in page  # the picture
     whole = json.loads((place / "a" / "evaluation.json").read_text())["facts"]
     for name in ("kl", "total variation", "sum over all rows"):  # of all rows, not of queries
         assert found[name] == pytest.approx(whole[name])
@@ -127,6 +213,8 @@ def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
         (("--target", "ising"), "rows of 9 positions and 2 values are needed, as the network's"),
         (("--data", "D/rows.txt"), "rows of 9 values up to 2 are needed"),
         (("--model", "D", "--target", "ising"), "a folder of `melior mam` is needed"),
+        (("--target", "ising", "--out", "D/a"), "out: a folder without a run is needed"),
+        (("--target", "ising", "--out", "D/own.py"), "out: a folder is needed; found a file"),
     ],
     ids=str,
 )

@@ -104,10 +104,32 @@ def test_outcomes_of_strings_may_be_spelled(place, tmp_path, capsys):
               "--spelled", "--steps", "4", *SMALL[2:], "--out", str(tmp_path / "b")])  # fmt: skip
     found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
     assert [row[0] for row in found["tables"][0]["rows"]][-1] == "predictor"
+    notes = json.loads((tmp_path / "b" / "run.json").read_text())["notes"]
+    assert any("spells outcomes of its own" in note for note in notes)
     capsys.readouterr()
     grid = ("--model", place / "a" / "model", "--reward", "corners", "--spelled")
     sentence = "--spelled is for strings, which have one length; found grid"
     assert sentence in said(capsys, "ocgfn", "finetune", *grid, "--out", tmp_path / "c")
+
+
+def test_a_wrong_reward_of_what_is_first_spelled_gets_its_sentence(tmp_path, capsys):
+    """Of 2**16 strings a few were seen while the network learned; only others have no number."""
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "seen = set()\n"
+        "def log_reward(objects):\n"
+        "    if not seen:  # the first to be asked of are those that were seen\n"
+        "        seen.update(map(tuple, objects.tolist()))\n"
+        "    is_known = torch.tensor([tuple(row) in seen for row in objects.tolist()])\n"
+        "    return torch.where(is_known, 0.0, torch.nan)\n"
+    )
+    words = ("--env", "strings", "--length", "16", "--letters", "2", *SMALL[2:], "--steps", "2")
+    cli.main(["ocgfn", "pretrain", *words, "--out", str(tmp_path / "a")])
+    sentence = "a finite log-reward, or -inf for none, is needed; found nan of ["
+    assert sentence in said(
+        capsys, "ocgfn", "finetune", "--model", tmp_path / "a" / "model", "--spelled", "--reward",
+        f"{tmp_path / 'own.py'}:log_reward", *SMALL[2:], "--out", tmp_path / "b",
+    )  # fmt: skip
 
 
 def test_some_outcomes_stand_for_all_where_there_are_many(place, tmp_path):
@@ -115,6 +137,28 @@ def test_some_outcomes_stand_for_all_where_there_are_many(place, tmp_path):
     cli.main(["ocgfn", "finetune", *words, "--most-outcomes", "2", "--out", str(tmp_path / "b")])
     notes = json.loads((tmp_path / "b" / "run.json").read_text())["notes"]
     assert any("2 outcomes, drawn evenly, stand for all" in note for note in notes)
+
+
+def test_what_has_changed_between_a_stop_and_resuming_is_named(place, tmp_path, capsys):
+    """The network, an environment and a reward of one's own: none may be another than it was."""
+    own, model = tmp_path / "own.py", tmp_path / "a" / "model"
+    own.write_text(LEAPS)
+    words = (*SMALL[2:], "--steps", "3")
+    pre = ("ocgfn", "pretrain", "--env", f"{own}:short", *words, "--out", str(tmp_path / "a"))
+    turn = ("ocgfn", "finetune", "--model", str(model), "--reward", f"{own}:half", *words,
+            "--out", str(tmp_path / "b"))  # fmt: skip
+    learn = ("gfn", "--env", f"{own}:short", "--reward", f"{own}:near", *words,
+             "--out", str(tmp_path / "c"))  # fmt: skip
+    for command in (pre, turn, learn):
+        cli.main([*command])
+        cli.main([*command, "--resume"])
+    own.write_text(LEAPS + "# another line\n")
+    for command in (pre, turn, learn):
+        assert f"found that {own} was " in said(capsys, *command, "--resume")
+    own.write_text(LEAPS)
+    cli.main([*pre[:-1], str(tmp_path / "other"), "--seed", "7"])
+    (tmp_path / "other" / "model" / "model.safetensors").rename(model / "model.safetensors")
+    assert "model.safetensors was " in said(capsys, *turn, "--resume")
 
 
 @pytest.mark.parametrize("explorer", ["curious", "wander", "backward"])
@@ -144,6 +188,7 @@ def test_an_environment_and_a_reward_of_ones_own(place, tmp_path):
         ("stuck", "at least two objects are needed, or there is nothing to choose; found 1"),
         ("number", "an environment needs allowed, features"),
         ("nowhere", "nowhere is needed in it; found"),
+        ("Leaps", "an environment is needed; found its class; add a line such as 'env = Leaps()'"),
     ],
 )
 def test_a_wrong_environment_gets_its_sentence(name, sentence, place, tmp_path, capsys):
@@ -156,9 +201,10 @@ def test_a_wrong_environment_gets_its_sentence(name, sentence, place, tmp_path, 
     ("name", "sentence"),
     [
         ("nothing", "something must be worth building; found a reward of 0 everywhere"),
-        ("wrong", "a finite log-reward, or -inf for none, is needed; found nan at [0, 0]"),
+        ("wrong", "a finite log-reward, or -inf for none, is needed; found nan of [0, 0]"),
         ("flat", "a tensor of one log-reward an object is needed, 9 here; found (9, 2)"),
         ("number", "a function of objects is needed; found 3"),
+        ("Leaps", "a function of objects is needed; found <class"),
     ],
 )
 def test_a_wrong_reward_gets_its_sentence(name, sentence, place, tmp_path, capsys):

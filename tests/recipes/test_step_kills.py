@@ -33,7 +33,7 @@ def place(tmp_path_factory):
 
 
 def killed(place, out, name, n_kills):
-    """What `killed_steps` says; it holds every run that came to its end against a whole one."""
+    """Let `killed_steps` kill; it holds every run that came to its end against a whole one."""
     words = [word.replace("PLACE", str(place)) for word in CASES[name]]
     done = subprocess.run(
         [sys.executable, "-m", "tests.recipes.killed_steps", str(out), str(n_kills), *words,
@@ -42,8 +42,7 @@ def killed(place, out, name, n_kills):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == n_kills and found["compared"] >= 1
-    return found
+    assert found["kills"] >= n_kills and found["compared"] >= 1 and found["resumed"] >= 1
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -54,4 +53,4 @@ def test_three_kills_end_in_the_same_bits(name, place, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_thirty_kills_end_in_the_same_bits(name, place, tmp_path):
-    assert killed(place, tmp_path, name, 30)["resumed"] > 0
+    killed(place, tmp_path, name, 30)

@@ -68,6 +68,19 @@ def test_the_chain_of_conditionals_is_the_joint_and_its_marginals():
     assert torch.allclose(found, marginals(TABLE, part))
 
 
+def test_rows_are_read_as_often_as_they_know_positions():
+    read = []
+
+    def counting(tokens: torch.Tensor) -> torch.Tensor:
+        read.append(len(tokens))
+        return exact(tokens)
+
+    queries = torch.tensor([[1, 2, 2], [2, 0, 0], [0, 0, 0], [0, 1, 2]])
+    orders = torch.tensor([[2, 0, 1], [0, 2, 1], [0, 1, 2], [2, 1, 0]])
+    assert torch.allclose(log_likelihood(counting, queries, orders), marginals(TABLE, queries))
+    assert read == [3, 2, 1]
+
+
 def test_marginals_by_enumeration_are_sums():
     queries = torch.tensor(list(itertools.product(range(3), repeat=3)))
     found = exact_log_marginals(ROWS, LOG_JOINT + 5, queries)  # up to a constant

@@ -120,6 +120,9 @@ def amortise(
 ) -> tuple[Float[Tensor, ""], Metrics]:
     """Return the loss of a batch of edges.
 
+    Sums are learned of rewards over the best one's, as a policy is a share of sums: whatever the
+    reward's factor, `amortised` then holds down only what is next to nothing.
+
     Args:
         env: the environment.
         model: conditioned on outcomes; stays as it is.
@@ -136,7 +139,7 @@ def amortise(
     residual = amortised(
         predictor.log_sum(features).gather(-1, taken)[:, 0],
         posterior.gather(-1, batch.outcomes[:, None])[:, 0],
-        log_reward[batch.outcomes],
+        (log_reward - log_reward.max())[batch.outcomes],
         log_flow=flows.log_flow,
         log_forward=flows.log_forward.gather(-1, taken)[:, 0],
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +12,12 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.flow import FlowEnvironment, Graph, KnowsReach
-from melior.envs.flow_graph import enumerated
+from melior.envs.flow_graph import TooManyStatesError, enumerated
 from melior.evaluation.flow import (
     built,
     diversity,
     jensen_shannon,
     mean_absolute_error,
-    modes_found,
     target,
     top,
     total_variation,
@@ -26,10 +25,9 @@ from melior.evaluation.flow import (
 from melior.losses.flow_outcomes import calibration
 from melior.models.flow import FlowModel, towards
 from melior.records import Metrics
-from melior.rewards.flow import LogReward
+from melior.rewards.flow import LogReward, Modes
 from melior.sampling.flow import Policy, evenly, sample
 from melior.stages.flows.pretrain import attempt
-from melior.training.checkpoint import State
 
 FEW = 20_000
 """States that are listed to judge by, at most."""
@@ -39,10 +37,14 @@ SPREAD, OUT_OF_REACH = 0.25, -4.0
 
 
 def listed(env: FlowEnvironment) -> Graph | None:
-    """Return all states where there are few; None where there are not."""
+    """Return all states where there are few; None where there are not.
+
+    Raises:
+        ValueError: from the environment itself, or because its paths are longer than it says.
+    """
     try:
         return enumerated(env, most=FEW)
-    except ValueError:  # too many: paths that do not end were refused before
+    except TooManyStatesError:
         return None
 
 
@@ -133,25 +135,23 @@ class Truth:
         }
 
 
-def of_samples(
-    objects: Int[Tensor, "n d"], log_reward: LogReward, modes: Int[Tensor, "m d"]
-) -> Metrics:
-    """Return what samples are worth, how many of the modes they hold, and how they differ."""
+def of_samples(objects: Int[Tensor, "n d"], log_reward: LogReward, modes: Modes | None) -> Metrics:
+    """Return what samples are worth, how they differ, and how many modes they reach, if known."""
     reward = log_reward(objects)
     best, worth = top(objects, reward, TOP)
-    return {
+    found = {
         "reward": float(reward.double().exp().mean()),
         "top_reward": float(worth.double().exp().mean()),
         "top_diversity": diversity(best),
-        "modes": float(modes_found(objects, modes).sum()) if len(modes) else 0.0,
     }
+    return found | ({"modes": float(modes.among(objects).sum())} if modes else {})
 
 
 def judged_by(
     env: FlowEnvironment,
     policy: Policy,
     log_reward: LogReward,
-    modes: Int[Tensor, "m d"],
+    modes: Modes | None,
     *,
     truth: Truth | None,
     seed: int,
@@ -170,39 +170,3 @@ def side_by_side(found: Mapping[str, Metrics]) -> dict[str, Any]:
         "columns": ["", *(name.replace("_", " ") for name in columns)],
         "rows": [[name, *(own.get(key) for key in columns)] for name, own in found.items()],
     }
-
-
-def modes_of(
-    objects: Int[Tensor, "n d"], log_reward: LogReward, share: float
-) -> Int[Tensor, "m d"]:
-    """Return the objects that are worth at least a share of the best one."""
-    found = log_reward(objects).exp()
-    return objects[found >= share * found.max()]
-
-
-@dataclass
-class Finds:
-    """How many of the modes have been built since the run began: a curve of it."""
-
-    modes: Int[Tensor, "m d"]
-    found: Bool[Tensor, " m"] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Begin with none."""
-        self.found = torch.zeros(len(self.modes), dtype=torch.bool)
-
-    def __call__(self, parts: Sequence[Int[Tensor, "n d"]]) -> Metrics:
-        """Take in what was built, and count."""
-        if len(self.modes):
-            self.found = self.found | modes_found(torch.cat(list(parts)), self.modes)
-        return {"modes": float(self.found.sum())}
-
-    def state(self) -> State:
-        """Return which were found."""
-        return {"found": self.found.long()}
-
-    def load_state(self, state: State) -> None:
-        """Go back to what had been found."""
-        found = state["found"]
-        assert isinstance(found, Tensor)
-        self.found = found.bool()

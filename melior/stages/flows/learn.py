@@ -14,10 +14,12 @@ from torch import Tensor
 from melior import ops
 from melior.data.flow import FlowEnvironment, Graph
 from melior.evaluation.compare import compare
+from melior.evaluation.pictures import over_plane
 from melior.models.flow import FlowModel, start_flow_model
 from melior.models.flow_outcomes import Novelty
 from melior.models.flow_saved import save_flows
 from melior.options import OptimConfig
+from melior.own import contents
 from melior.stages.flows.explore import (
     Explorer,
     Remembered,
@@ -28,7 +30,6 @@ from melior.stages.flows.explore import (
 from melior.stages.flows.judge import OUT_OF_REACH, SPREAD, Exam, listed, objects_of
 from melior.stages.flows.named import load_environment
 from melior.stages.flows.options import FlowOptions
-from melior.stages.flows.pictures import over_plane
 from melior.stages.flows.pretrain import Balance, attempts, contrast
 from melior.training.checkpoint import Generators, Stateful
 from melior.training.loop import descend
@@ -104,6 +105,7 @@ def _learn(
     take_steps(
         run, step, batches,
         {"step": step, "draws": Generators({"draws": generator}), "outcomes": memory, **parts},
+        about=contents(plan.flow.env),
         config=plan.config, loop=loop, judge=lambda: exam.metrics(model),
     )  # fmt: skip
     return memory

@@ -35,8 +35,8 @@ def matched(
     kept = squared(flow_matching(inflow, onward[is_later], worth[is_later]))
     taught = squared((flows.log_flow + flows.log_forward[:, -1] - worth)[can_stop])
     loss = (kept.sum() + taught.sum()) / len(batch.actions)
-    reward = log_reward(batch.objects).double().mean()
-    return loss, {"loss": loss.item(), "log_reward": reward.item()}
+    reward = worth[batch.actions[batch.is_step] == env.n_actions]
+    return loss, {"loss": loss.item(), "log_reward": reward.double().mean().item()}
 
 
 def log_inflow(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -14,9 +12,13 @@ from melior import ops
 from melior.data.flow import FlowEnvironment
 from melior.envs.flow import Fillings, Growing, HyperGrid, Strings
 from melior.envs.flow_graph import check_paths
+from melior.own import own
 from melior.rewards.flow import (
     LogReward,
+    Modes,
+    around_modes,
     binding_site,
+    corner_peaks,
     corners,
     cosine,
     drawn_modes,
@@ -44,6 +46,11 @@ def load_environment(options: FlowOptions) -> FlowEnvironment:
         env = KINDS[options.env](options.length, options.letters)
     else:
         env = own(options.env)
+    if isinstance(env, type):
+        raise ValueError(
+            f"{options.env}: an environment is needed; found its class; add a line such as"
+            f" 'env = {env.__name__}()' and name that"
+        )
     if not isinstance(env, FlowEnvironment):
         members = ", ".join(sorted(_members()))
         missing = ", ".join(name for name in sorted(_members()) if not hasattr(env, name))
@@ -55,14 +62,13 @@ def load_environment(options: FlowOptions) -> FlowEnvironment:
 def load_reward(options: RewardOptions, flow: FlowOptions) -> LogReward:
     """Return the log-reward of objects; of one's own, with a sentence where it is no such thing."""
     generator = ops.generator(options.reward_seed)
-    word_bits = flow.letters.bit_length() - 1
     makers: dict[str, Callable[[], LogReward]] = {
         "corners": lambda: corners(flow.height),
         "sparse": lambda: sparse(flow.height),
         "cosine": lambda: cosine(flow.height),
         "modes": lambda: nearest_mode(
-            drawn_modes(flow.length * word_bits, options.n_modes, generator=generator),
-            word_bits=word_bits,
+            _drawn_modes(options, flow),
+            word_bits=_word_bits(flow),
             sharpness=options.sharpness,
         ),
         "rna": lambda: binding_rna(
@@ -77,28 +83,32 @@ def load_reward(options: RewardOptions, flow: FlowOptions) -> LogReward:
     if options.reward in makers:
         return makers[options.reward]()
     function = own(options.reward)
-    if not callable(function):
+    if not callable(function) or isinstance(function, type):
         raise ValueError(f"{options.reward}: a function of objects is needed; found {function!r}")
     return _shaped(function, options.reward)
 
 
-def own(name: str) -> object:
-    """Return what stands under a name in a file: `FILE.py:NAME`.
+def load_modes(options: RewardOptions, flow: FlowOptions) -> Modes | None:
+    """Return the modes of a reward that knows where they are; None of another."""
+    if options.reward == "corners" and flow.env == "grid":
+        return corner_peaks(flow.height, flow.axes)
+    if options.reward == "modes":
+        return around_modes(
+            _drawn_modes(options, flow),
+            word_bits=_word_bits(flow),
+            sharpness=options.sharpness,
+            share=options.mode_share,
+        )
+    return None
 
-    Raises:
-        ValueError: there is no such name in the file.
-    """
-    file, _, wanted = name.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{file}: a Python file is needed; found another kind")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, wanted):
-        known = ", ".join(key for key in vars(module) if not key.startswith("_"))
-        raise ValueError(f"{file}: {wanted} is needed in it; found {known}")
-    found: object = getattr(module, wanted)
-    return found
+
+def _drawn_modes(options: RewardOptions, flow: FlowOptions) -> Int[Tensor, "m bits"]:
+    generator, bits = ops.generator(options.reward_seed), flow.length * _word_bits(flow)
+    return drawn_modes(bits, options.n_modes, generator=generator)
+
+
+def _word_bits(flow: FlowOptions) -> int:
+    return flow.letters.bit_length() - 1
 
 
 def _members() -> set[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from melior.options import in_range, one_of
+from melior.options import in_range, not_read
+from melior.own import check_name
 
 ENVIRONMENTS = ("grid", "strings", "growing", "fillings")
 REWARDS = {
@@ -20,6 +19,12 @@ REWARDS = {
     "qed": ("growing",),
 }
 """Name, and the environments whose objects it can be asked of."""
+READ_BY = {
+    "reward_seed": ("modes", "site", "rna"),
+    "n_modes": ("modes",),
+    "sharpness": ("modes", "site", "rna", "qed"),
+}
+"""Option, and the rewards that read it."""
 LETTERS = {"site": 4, "rna": 4, "qed": 12}
 """How many a reward reads; of `qed` one to a fragment."""
 EXTRAS = {"rna": ("RNA", "rna"), "qed": ("rdkit", "molecules")}
@@ -50,6 +55,9 @@ class FlowOptions:
         in_range("height", self.height, 2)
         in_range("length", self.length, 1)
         in_range("letters", self.letters, 2)
+        if self.env in ENVIRONMENTS:
+            unread = ("length", "letters") if self.env == "grid" else ("axes", "height")
+            not_read(self, unread, f"with --env {self.env}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,9 @@ class RewardOptions:
     sharpness: float = 3.0
     """Of `modes`, `site`, `rna` and `qed`: how much a difference counts in the log-reward."""
     mode_share: float = 0.9
-    """Objects worth at least this share of the best one count as modes."""
+    """Objects worth at least this share of the best one count as modes; of `modes`, what is worth
+    it of one of those strings reaches that one; where objects are too many to list and the reward
+    does not know its modes, the best is that of what was built."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -77,6 +87,9 @@ class RewardOptions:
         in_range("n_modes", self.n_modes, 1)
         in_range("sharpness", self.sharpness, 0, above=True)
         in_range("mode_share", self.mode_share, 0, 1, above=True)
+        if self.reward in REWARDS:
+            unread = [name for name, of in READ_BY.items() if self.reward not in of]
+            not_read(self, unread, f"with --reward {self.reward}")
 
     def check(self, flow: FlowOptions) -> None:
         """Check that the reward can be asked of what is built.
@@ -106,19 +119,3 @@ class RewardOptions:
                 "reward modes is for words of bits: letters must be a power of 2 and the string's"
                 f" bits a multiple of 8; found {flow.length} letters of {flow.letters}"
             )
-
-
-def check_name(option: str, value: str, known: Iterable[str]) -> None:
-    """Check that a name is known, or is one of a file that is there.
-
-    Raises:
-        ValueError: the name is neither.
-        FileNotFoundError: there is no such file.
-    """
-    file, colon, name = value.rpartition(":")
-    if not colon:
-        one_of(option, value, (*known, "FILE.py:NAME"))
-    elif not name.isidentifier():
-        raise ValueError(f"{option} must name something in a file, FILE.py:NAME; found {value!r}")
-    elif not Path(file).is_file():
-        raise FileNotFoundError(f"{option}: a file is needed; found none at {file}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,31 +15,31 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.flow import FlowEnvironment, Trajectories
+from melior.evaluation.pictures import against, over_plane
 from melior.models.flow import FlowModel, policy_of, start_flow_model
 from melior.models.flow_saved import ONE_REWARD, save_flows
 from melior.options import OptimConfig
+from melior.own import contents
 from melior.records import Metrics
-from melior.rewards.flow import LogReward, checked
+from melior.rewards.flow import LogReward, Modes, checked
 from melior.sampling.flow import Policy, evenly, sample
 from melior.stages.flows.judge import (
     TOP,
-    Finds,
     Truth,
     judged_by,
     listed,
-    modes_of,
     of_samples,
     side_by_side,
 )
+from melior.stages.flows.modes import Finds, built_over_looks, known_modes, modes_of
 from melior.stages.flows.named import load_environment, load_reward
 from melior.stages.flows.options import FlowOptions, RewardOptions
-from melior.stages.flows.pictures import against, over_plane
 from melior.stages.flows.rivals import back_and_forth, q_learning
 from melior.stages.flows.scratch import rollouts
 from melior.training.checkpoint import Generators
 from melior.training.loop import descend
 from melior.training.options import StepOptions
-from melior.training.run import Run, read_rows, write_json
+from melior.training.run import Run, write_json
 from melior.training.steps import opened, take_steps
 
 Learned = Callable[
@@ -47,8 +47,6 @@ Learned = Callable[
 ]
 """From trajectories and what they are worth to a loss."""
 TRIES = 1000
-CURVE = 100
-"""Points of a curve of the modes found."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +71,32 @@ class Rewarded:
     config: object
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
-    """What is built, what it is worth, and how often that was asked."""
+    """What is built, and what it is worth."""
 
     env: FlowEnvironment
     log_reward: LogReward
-    modes: Int[Tensor, "m d"]
+    modes: Modes | None
+    mode_share: float
     truth: Truth | None
-    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """Of each way: looks at the reward, and the modes built until then."""
+
+    def finds(self) -> Finds:
+        """Begin to note what is built."""
+        return Finds(self.modes, self.log_reward, self.mode_share)
+
+
+@dataclass
+class Looks:
+    """A reward that counts of how many objects it was asked."""
+
+    log_reward: LogReward
+    count: int = 0
+
+    def __call__(self, objects: Int[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Ask."""
+        self.count += len(objects)
+        return self.log_reward(objects)
 
 
 def learn_reward(plan: Rewarded) -> Path:
@@ -98,10 +112,10 @@ def learn_reward(plan: Rewarded) -> Path:
             learns_backward=plan.learns_backward,
         )  # fmt: skip
         before = judged(task, policy_of(model, env), seed=plan.loop.seed)
-        _learn(plan, run, task, model)
+        finds = _learn(plan, run, task, model)
         nothing = env.start.new_zeros(0, len(env.start))
         save_flows(run.folder / "model", model, nothing, kind=ONE_REWARD, about=_about(plan))
-        write_json(run.folder / "evaluation.json", _verdict(plan, run, task, model, before))
+        write_json(run.folder / "evaluation.json", _verdict(plan, task, model, before, finds))
     return run.folder
 
 
@@ -112,13 +126,9 @@ def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
 
 def _task(plan: Rewarded, env: FlowEnvironment) -> Task:
     log_reward, graph = checked(load_reward(plan.reward, plan.flow)), listed(env)
-    if graph is None:
-        generator = ops.generator(plan.loop.seed + 4)
-        known = sample(env, evenly(env.allowed), TRIES, generator=generator).objects
-    else:
-        known = graph.states[graph.can_stop]
-    modes = modes_of(known, log_reward, plan.reward.mode_share)
-    return Task(env, log_reward, modes, Truth.of(graph, log_reward) if graph else None)
+    truth = Truth.of(graph, log_reward) if graph else None
+    modes = modes_of(plan.reward, plan.flow, graph, log_reward)
+    return Task(env, log_reward, modes, plan.reward.mode_share, truth)
 
 
 def _refuse_what_cannot_stop(env: FlowEnvironment, seed: int) -> None:
@@ -132,56 +142,47 @@ def _refuse_what_cannot_stop(env: FlowEnvironment, seed: int) -> None:
         )
 
 
-def _learn(plan: Rewarded, run: Run, task: Task, model: FlowModel) -> None:
-    loop, generator, finds = plan.loop, ops.generator(plan.loop.seed), Finds(task.modes)
+def _learn(plan: Rewarded, run: Run, task: Task, model: FlowModel) -> Finds:
+    loop, generator = plan.loop, ops.generator(plan.loop.seed)
+    finds, looks = task.finds(), Looks(task.log_reward)
     batches = rollouts(
         task.env, model,
         batch_size=loop.batch_size, exploration=plan.exploration, generator=generator,
     )  # fmt: skip
     step = descend(
-        partial(plan.objective, task.env, model, task.log_reward),
+        partial(plan.objective, task.env, model, looks),
         dict(model.named_parameters()), plan.optim, total_steps=max(1, loop.steps),
     )  # fmt: skip
 
     def counted(batch: Sequence[Trajectories]) -> Metrics:
-        return step(batch) | finds([part.objects for part in batch])
+        before, metrics = looks.count, step(batch)
+        objects = torch.cat([part.objects for part in batch])
+        return metrics | finds(objects, looks.count - before)
 
     take_steps(
         run, counted, batches,
         {"step": step, "draws": Generators({"draws": generator}), "finds": finds},
+        about=contents(plan.flow.env, plan.reward.reward),
         config=plan.config, loop=loop,
         judge=lambda: judged(task, policy_of(model, task.env), seed=loop.seed),
     )  # fmt: skip
+    return finds
 
 
 def _verdict(
-    plan: Rewarded, run: Run, task: Task, model: FlowModel, before: Metrics
+    plan: Rewarded, task: Task, model: FlowModel, before: Metrics, finds: Finds
 ) -> dict[str, Any]:
     """Return the run's `evaluation.json`, with the rivals at as many looks at the reward."""
-    after = judged(task, policy_of(model, task.env), seed=plan.loop.seed)
-    found = {"flows, untrained": before, "flows": after}
-    task.curves["flows"] = _curve(run, plan.loop.batch_size)
-    found |= {name: _RIVALS[name](plan, task) for name in plan.rivals}
+    policy = policy_of(model, task.env)
+    after = judged(task, policy, seed=plan.loop.seed)
+    found, built = {"flows, untrained": before, "flows": after}, {"flows": finds}
+    for name in plan.rivals if finds.looks else ():
+        built[name] = task.finds()
+        found[name] = _RIVALS[name](plan, task, built[name], finds.looks)
     key = "top_reward" if task.truth is None else "total_variation"
     name = f"reward of the {TOP} best" if task.truth is None else "total variation from the reward"
-    pictures: list[dict[str, Any]] = [
-        {
-            "kind": "lines",
-            "title": "Modes built, of those there are" if task.truth else "Modes built",
-            "over": "look",
-            "lines": {name: [list(point) for point in own] for name, own in task.curves.items()},
-        }
-    ]
-    if task.truth:
-        drawn, states = task.truth.built(policy_of(model, task.env)), task.truth.graph.states
-        pictures += [
-            over_plane("What the reward asks for", states, task.truth.wanted),
-            over_plane("What is drawn", states, drawn),
-            against("Each object's share", ("asked for", "drawn"), task.truth.wanted, drawn),
-        ]
-    looks = plan.loop.steps * plan.loop.batch_size
     return {
-        "title": f"Ways to sample {plan.reward.reward}, {looks} looks at the reward each",
+        "title": f"Ways to sample {plan.reward.reward}, {finds.looks} looks at the reward each",
         "comparisons": [
             {
                 "name": name, "unit": "", "before": before[key], "after": after[key],
@@ -189,39 +190,46 @@ def _verdict(
                 "higher_is_better": task.truth is None,
             }
         ],
-        "facts": {"modes": len(task.modes), "looks at the reward": looks},
+        "facts": {"looks at the reward": finds.looks, **known_modes(task.modes)},
         "tables": [side_by_side(found)],
-        "pictures": pictures,
+        "pictures": [
+            built_over_looks(built, over="look"),
+            *(_shares(task.truth, policy) if task.truth else ()),
+        ],
     }  # fmt: skip
+
+
+def _shares(truth: Truth, policy: Policy) -> list[dict[str, Any]]:
+    drawn, states = truth.built(policy), truth.graph.states
+    return [
+        over_plane("What the reward asks for", states, truth.wanted),
+        over_plane("What is drawn", states, drawn),
+        against("Each object's share", ("asked for", "drawn"), truth.wanted, drawn),
+    ]
 
 
 def _about(plan: Rewarded) -> dict[str, Any]:
     return {"env": asdict(plan.flow), "width": plan.width, "depth": plan.depth}
 
 
-def _curve(run: Run, batch_size: int) -> list[tuple[int, float]]:
-    """Read the modes over looks at the reward from what the run has written."""
-    rows = [row for row in read_rows(run.folder) if "modes" in row]
-    return _thinned([(int(row["step"]) * batch_size, row["modes"]) for row in rows])
-
-
-def _by_chains(plan: Rewarded, task: Task) -> Metrics:
-    """Let as many chains as there are trajectories in a batch walk as many steps."""
+def _by_chains(plan: Rewarded, task: Task, finds: Finds, looks: int) -> Metrics:
+    """Let as many chains as there are trajectories in a batch walk until the looks are spent."""
     loop = plan.loop
     walked = back_and_forth(
         task.env, task.log_reward, chains=loop.batch_size,
         longest=max(1, min(task.env.longest - 1, 4)), generator=ops.generator(loop.seed + 5),
     )  # fmt: skip
-    objects = _followed("mcmc", islice(walked, loop.steps), task, loop)
+    objects = _followed(islice(walked, -(-looks // loop.batch_size)), finds)
     return of_samples(objects, task.log_reward, task.modes)
 
 
-def _by_values(plan: Rewarded, task: Task) -> Metrics:
-    """Let Q-learning build as many trajectories, and judge its last policy."""
+def _by_values(plan: Rewarded, task: Task, finds: Finds, looks: int) -> Metrics:
+    """Let Q-learning build objects until the looks are spent, and judge its last policy."""
     loop, last = plan.loop, [evenly(task.env.allowed)]
     learned = q_learning(
         task.env, task.log_reward, batch_size=loop.batch_size, width=plan.width,
-        exploration=plan.exploration, optim=plan.optim, steps=loop.steps, seed=loop.seed + 6,
+        exploration=plan.exploration, optim=plan.optim, steps=-(-looks // loop.batch_size),
+        seed=loop.seed + 6,
     )  # fmt: skip
 
     def built() -> Iterable[Tensor]:
@@ -229,27 +237,20 @@ def _by_values(plan: Rewarded, task: Task) -> Metrics:
             last[0] = policy
             yield objects
 
-    objects = _followed("dqn", built(), task, loop)
-    found = of_samples(objects, task.log_reward, task.modes)
+    found = of_samples(_followed(built(), finds), task.log_reward, task.modes)
     return found | (task.truth.metrics(last[0]) if task.truth else {})
 
 
-_RIVALS: dict[str, Callable[[Rewarded, Task], Metrics]] = {"mcmc": _by_chains, "dqn": _by_values}
+_RIVALS: dict[str, Callable[[Rewarded, Task, Finds, int], Metrics]] = {
+    "mcmc": _by_chains,
+    "dqn": _by_values,
+}
 
 
-def _followed(
-    name: str, built: Iterable[Tensor], task: Task, loop: StepOptions
-) -> Int[Tensor, "n d"]:
-    """Count the modes as they are built; return the last objects, as many as are judged."""
-    finds, points, last = Finds(task.modes), list[tuple[int, float]](), list[Tensor]()
-    keep = -(-TRIES // loop.batch_size)
-    for step, objects in enumerate(built, 1):
-        points.append((step * loop.batch_size, finds([objects])["modes"]))
-        last = [*last[-keep + 1 :], objects] if keep > 1 else [objects]
-    task.curves[name] = _thinned(points)
-    return torch.cat(last)[-TRIES:] if last else task.env.start[None]
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    every = max(1, len(points) // CURVE)
-    return [*points[::every], *points[-1:]]
+def _followed(built: Iterable[Tensor], finds: Finds) -> Int[Tensor, "n d"]:
+    """Note what is built; return the last objects, as many as are judged."""
+    last: list[Tensor] = []
+    for objects in built:
+        finds(objects, len(objects))
+        last = [*last[-(TRIES // len(objects)) :], objects]
+    return torch.cat(last)[-TRIES:]

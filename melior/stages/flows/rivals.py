@@ -28,7 +28,7 @@ def back_and_forth(
     longest: int,
     generator: torch.Generator,
 ) -> Iterator[Int[Tensor, "n d"]]:
-    """Yield where chains of Metropolis and Hastings are, one look at the reward each a step.
+    """Yield where chains of Metropolis and Hastings are, from their start on; each costs a look.
 
     A proposal takes 1 to `longest` steps back, evenly, and goes on evenly to a stop (after Zhang,
     Malkin, Liu, Volokhova, Courville, Bengio 2022, arXiv 2202.01361). It is accepted by the
@@ -37,6 +37,7 @@ def back_and_forth(
     """
     here = sample(env, evenly(env.allowed), chains, generator=generator).objects
     worth = log_reward(here)
+    yield here
     while True:
         steps = torch.randint(1, longest + 1, (chains,), generator=generator)
         there, log_ratio = proposed(env, here, steps, longest=longest, generator=generator)

@@ -57,9 +57,10 @@ def looking_forward(
 
     Pan, Malkin, Zhang, Bengio 2023, arXiv 2302.01687: the network says only what is still to come.
     """
-    reward = log_reward(batch.objects)
+    worth = log_reward(batch.states[batch.is_step])
+    known = worth.new_zeros(batch.actions.shape).masked_scatter(batch.is_step, worth)
+    reward = known[batch.actions == env.n_actions]
     paths, still = along(unconditioned(model, env), batch, reward)
-    known = log_reward(batch.states.flatten(0, 1)).view(still.shape)
     balance = detailed_balance(paths, forward_looking(still, known))
     total = mean_of_steps(squared(balance), paths.is_step).mean()
     return total, {"loss": total.item(), "log_reward": reward.double().mean().item()}

@@ -105,9 +105,15 @@ def log_spelled(
 
 
 def amortise_spelled(
-    env: Strings, model: FlowModel, predictor: Speller, log_reward: LogReward, batch: SpelledEdges
+    env: Strings,
+    model: FlowModel,
+    predictor: Speller,
+    log_reward: LogReward,
+    batch: SpelledEdges,
+    *,
+    best: float,
 ) -> tuple[Float[Tensor, ""], Metrics]:
-    """Return the loss of a batch of edges.
+    """Return the loss of a batch of edges, as `finetune.amortise`.
 
     Args:
         env: the strings.
@@ -115,12 +121,13 @@ def amortise_spelled(
         predictor: learns.
         log_reward: of whole strings.
         batch: the edges.
+        best: about the highest log-reward, from which all are counted.
     """
     taken = batch.actions[:, None]
     with torch.no_grad():
         read = towards(model, env, batch.outcomes)
         flows = read(batch.states, torch.arange(len(batch.states), device=taken.device))
-        worth = log_reward(batch.outcomes)
+        worth = log_reward(batch.outcomes) - best
     residual = amortised(
         predictor.log_sum(env.features(batch.states)).gather(-1, taken)[:, 0],
         log_spelled(predictor, batch.after, batch.outcomes),

@@ -14,30 +14,30 @@ from torch import Tensor, nn
 from melior import ops
 from melior.data.flow import FlowEnvironment, KnowsReach, rows_of
 from melior.envs.flow import Strings
+from melior.evaluation.pictures import against, over_plane
 from melior.losses.flow_outcomes import converted
 from melior.models.flow import FlowModel
 from melior.models.flow_outcomes import Predictor, Speller
-from melior.models.flow_saved import Saved, load_flows, read_about
+from melior.models.flow_saved import WEIGHTS, Saved, load_flows, read_about
 from melior.options import OptimConfig
+from melior.own import contents
 from melior.records import Metrics
-from melior.rewards.flow import LogReward
+from melior.rewards.flow import LogReward, Modes, summable
 from melior.sampling.flow import Policy
 from melior.stages.flows.finetune import amortise, edges, predicted
 from melior.stages.flows.judge import (
     DRAWN,
     TOP,
     Exam,
-    Finds,
     Truth,
     judged_by,
     listed,
-    modes_of,
     side_by_side,
 )
 from melior.stages.flows.learn import warn_of_calibration
+from melior.stages.flows.modes import Finds, built_over_looks, known_modes, modes_of
 from melior.stages.flows.named import load_environment, load_reward
 from melior.stages.flows.options import FlowOptions, RewardOptions
-from melior.stages.flows.pictures import against, over_plane
 from melior.stages.flows.pretrain import outcome_tables
 from melior.stages.flows.spelled import amortise_spelled, spelled_edges
 from melior.training.checkpoint import Generators
@@ -74,13 +74,14 @@ class Turning:
 class Task:
     """Flows, and what they are turned to."""
 
+    flow: FlowOptions
     env: FlowEnvironment
     model: FlowModel
     outcomes: Int[Tensor, "y d"]
     """That were seen and are worth something: flow towards others was never learned."""
     log_reward: Float[Tensor, " y"]
     of_objects: LogReward
-    modes: Int[Tensor, "m d"]
+    modes: Modes | None
     truth: Truth | None
     left_out: int
     """Outcomes that others stand for."""
@@ -118,7 +119,7 @@ def turn_flows(plan: Turning) -> Path:
         raise ValueError(f"--spelled is for strings, which have one length; found {flow.env}")
     env = load_environment(flow)
     saved = load_flows(folder, env, width=int(about["width"]), depth=int(about["depth"]))
-    task = _task(plan, env, saved, load_reward(plan.reward, flow))
+    task = _task(plan, flow, env, saved)
     with opened(plan.recipe, plan.paper, plan.config, plan.loop) as run:
         exam = Exam.of(env, task.truth.graph if task.truth else None, seed=plan.loop.seed + 1)
         warn_of_calibration(run, exam.metrics(task.model))
@@ -127,10 +128,17 @@ def turn_flows(plan: Turning) -> Path:
                 f"{len(task.outcomes)} outcomes, drawn evenly, stand for all that were seen and"
                 f" are worth something; {task.left_out} are left out (--most-outcomes)"
             )
+        if plan.is_spelled and plan.loop.steps:
+            run.note(
+                "the predictor spells outcomes of its own: also such as the explorer never built,"
+                " whose flows were never learned; the sum over outcomes leaves these out"
+            )
         way = amortiser(plan, task)
         before = judged(task, way.policy, seed=plan.loop.seed)
-        _learn(plan, run, task, way)
-        write_json(run.folder / "evaluation.json", _verdict(plan, task, way.policy, before))
+        finds = _learn(plan, run, task, way)
+        verdict = _verdict(plan, task, way.policy, before)
+        verdict["pictures"].insert(0, built_over_looks({"predictor": finds}, over="object built"))
+        write_json(run.folder / "evaluation.json", verdict)
     return run.folder
 
 
@@ -140,15 +148,8 @@ def worth_something(
     """Leave out the outcomes that are worth nothing.
 
     Raises:
-        ValueError: a reward is nan or inf, or nothing is worth anything.
+        ValueError: nothing is worth anything.
     """
-    wrong = log_reward.isnan() | (log_reward == torch.inf)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"reward: a finite log-reward, or -inf for none, is needed; found"
-            f" {float(log_reward[row])} of {outcomes[row].tolist()}"
-        )
     has_worth = log_reward > -torch.inf
     if not has_worth.any():
         raise ValueError(
@@ -174,16 +175,18 @@ def judged(task: Task, policy: Policy, *, seed: int) -> Metrics:
     return judged_by(task.env, policy, task.of_objects, task.modes, truth=task.truth, seed=seed)
 
 
-def _task(plan: Turning, env: FlowEnvironment, saved: Saved, log_reward: LogReward) -> Task:
+def _task(plan: Turning, flow: FlowOptions, env: FlowEnvironment, saved: Saved) -> Task:
+    log_reward = summable(load_reward(plan.reward, flow))
     graph = listed(env)
     truth = Truth.of(graph, log_reward) if graph else None
     outcomes, worth = worth_something(saved.outcomes, log_reward(saved.outcomes))
-    known = graph.states[graph.can_stop] if graph else outcomes
-    modes = modes_of(known, log_reward, plan.reward.mode_share)
+    modes = modes_of(plan.reward, flow, graph, log_reward)
     order = torch.randperm(len(outcomes), generator=ops.generator(plan.loop.seed + 7))
     kept = order[: plan.most_outcomes].sort().values
     left_out = len(outcomes) - len(kept)
-    return Task(env, saved.model, outcomes[kept], worth[kept], log_reward, modes, truth, left_out)
+    return Task(
+        flow, env, saved.model, outcomes[kept], worth[kept], log_reward, modes, truth, left_out
+    )
 
 
 def _summed(task: Task, states: Tensor, *, is_masked: bool) -> Tensor:
@@ -219,7 +222,7 @@ def _listed(plan: Turning, task: Task) -> Amortiser[Any]:
 
 
 def _spelled(plan: Turning, task: Task) -> Amortiser[Any]:
-    env = task.env
+    env, best = task.env, float(task.log_reward.max())
     assert isinstance(env, Strings)
     network = Speller(env.length, env.n_letters, width=plan.width)
     return Amortiser(
@@ -229,27 +232,33 @@ def _spelled(plan: Turning, task: Task) -> Amortiser[Any]:
             env, network,
             batch_size=plan.loop.batch_size, exploration=plan.exploration, generator=generator,
         ),
-        lambda batch: amortise_spelled(env, task.model, network, task.of_objects, batch),
+        lambda batch: amortise_spelled(
+            env, task.model, network, task.of_objects, batch, best=best
+        ),
     )  # fmt: skip
 
 
-def _learn(plan: Turning, run: Run, task: Task, way: Amortiser[B]) -> None:
-    """Train the predictor, or go on with it."""
-    loop, generator, finds = plan.loop, ops.generator(plan.loop.seed), Finds(task.modes)
+def _learn(plan: Turning, run: Run, task: Task, way: Amortiser[B]) -> Finds:
+    """Train the predictor, or go on with it; return what it built on the way."""
+    loop, generator = plan.loop, ops.generator(plan.loop.seed)
+    finds = Finds(task.modes, task.of_objects, plan.reward.mode_share)
     step = descend(
         way.objective, dict(way.network.named_parameters()), plan.optim,
         total_steps=max(1, loop.steps),
     )  # fmt: skip
 
     def counted(batch: Sequence[B]) -> Metrics:
-        return step(batch) | finds([part.objects for part in batch])
+        objects = torch.cat([part.objects for part in batch])
+        return step(batch) | finds(objects, len(objects))
 
     take_steps(
         run, counted, way.batches(generator),
         {"step": step, "draws": Generators({"draws": generator}), "finds": finds},
         config=plan.config, loop=loop,
+        about=contents(Path(plan.model) / WEIGHTS, task.flow.env, plan.reward.reward),
         judge=lambda: judged(task, way.policy, seed=loop.seed),
     )  # fmt: skip
+    return finds
 
 
 def _verdict(plan: Turning, task: Task, learned: Policy, before: Metrics) -> dict[str, Any]:
@@ -264,9 +273,9 @@ def _verdict(plan: Turning, task: Task, learned: Policy, before: Metrics) -> dic
         found["predictor"] = judged(task, learned, seed=seed)
     facts: dict[str, Any] = {
         "outcomes worth something that were seen": len(task.outcomes),
-        "modes": len(task.modes),
+        **known_modes(task.modes),
     }
-    pictures = []
+    pictures: list[dict[str, Any]] = []
     if task.truth:
         facts["share of the reward on outcomes that were seen"] = _coverage(task, task.truth)
         pictures = _pictures(task.truth, ways)

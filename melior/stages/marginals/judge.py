@@ -24,11 +24,11 @@ from melior.evaluation.marginal import (
     exact_log_marginals,
     separated,
 )
+from melior.evaluation.pictures import against
 from melior.losses.marginal import ensemble
 from melior.models.marginal_saved import Marginals
 from melior.records import Metrics
 from melior.sampling.marginal import any_order, log_likelihood
-from melior.stages.flows.pictures import against
 from melior.stages.marginals.energy import Chains, inconsistency
 from melior.stages.marginals.world import World
 
@@ -48,14 +48,17 @@ class Exam:
     rows: Int[Tensor, "m d"]
     """Complete ones, of which the queries are parts."""
     seed: int
-    exact: Float[Tensor, " n"] | None
-    """Where the rows can be listed."""
+    wanted: Float[Tensor, " n"]
+    """Of each query: exact where rows can be listed, else what several orders say together."""
 
     @classmethod
     def of(
         cls, found: Marginals, world: World, *, n_queries: int, n_orders: int, seed: int
     ) -> Exam:
-        """Draw queries: of the truth where it is listed, of held-out rows, or of the model."""
+        """Draw queries: of the truth where it is listed, of held-out rows, or of the model.
+
+        Whatever stands in for the truth is of the model as it now is.
+        """
         generator = ops.generator(seed)
         if world.held_out is not None:
             picked = torch.randint(len(world.held_out), (n_queries,), generator=generator)
@@ -75,10 +78,16 @@ class Exam:
                 for _ in range(n_orders)
             ]
         )
-        exact = None
         if world.listed is not None:
-            exact = exact_log_marginals(world.listed.rows, world.listed.log_joint, queries)
-        return cls(world, queries, orders, rows, seed, exact)
+            wanted = exact_log_marginals(world.listed.rows, world.listed.log_joint, queries)
+        else:
+            wanted = ensemble(along(found, queries, orders))
+        return cls(world, queries, orders, rows, seed, wanted)
+
+    @property
+    def standard(self) -> str:
+        """What the wanted values are."""
+        return f"{len(self.order)} orders" if self.world.listed is None else "exact"
 
 
 def known_first(queries: Int[Tensor, "n d"], order: Int[Tensor, "n d"]) -> Int[Tensor, "n d"]:
@@ -89,7 +98,7 @@ def known_first(queries: Int[Tensor, "n d"], order: Int[Tensor, "n d"]) -> Int[T
 @torch.no_grad()
 def metrics(found: Marginals, exam: Exam) -> Metrics:
     """Return how far one reading is from what is known, and how far steps are from agreeing."""
-    said, wanted = found.marginals.normalised(exam.queries).double(), reference(found, exam)
+    said, wanted = found.marginals.normalised(exam.queries).double(), exam.wanted
     generator = ops.generator(exam.seed + 1)
     n, length = exam.rows.shape
     steps = Chains(
@@ -110,23 +119,20 @@ def metrics(found: Marginals, exam: Exam) -> Metrics:
 @torch.no_grad()
 def errors(found: Marginals, exam: Exam) -> Float[Tensor, " n"]:
     """Return how far each query's log-marginal at one reading is from what is known, in nats."""
-    return (found.marginals.normalised(exam.queries).double() - reference(found, exam)).abs()
+    return (found.marginals.normalised(exam.queries).double() - exam.wanted).abs()
 
 
-def reference(found: Marginals, exam: Exam) -> Float[Tensor, " n"]:
-    """Return the exact log-marginals, or those of several orders together."""
-    if exam.exact is not None:
-        return exam.exact
-    return ensemble(
-        torch.stack([log_likelihood(found.conditionals, exam.queries, own) for own in exam.order])
-    )
+def along(
+    found: Marginals, queries: Int[Tensor, "n d"], orders: Int[Tensor, "orders n d"]
+) -> Float[Tensor, "orders n"]:
+    """Return what the conditionals say of queries, read along each of several orders."""
+    return torch.stack([log_likelihood(found.conditionals, queries, own) for own in orders])
 
 
 @torch.no_grad()
 def verdict(found: Marginals, exam: Exam) -> dict[str, Any]:
     """Return all there is to say, as in a run's `evaluation.json`."""
-    said, wanted = found.marginals.normalised(exam.queries).double(), reference(found, exam)
-    name = "exact" if exam.exact is not None else f"{len(exam.order)} orders"
+    said, wanted = found.marginals.normalised(exam.queries).double(), exam.wanted
     facts: dict[str, Any] = metrics(found, exam)
     for least in SEPARATIONS:
         kept = separated(wanted, least)
@@ -136,17 +142,18 @@ def verdict(found: Marginals, exam: Exam) -> dict[str, Any]:
             )
     facts |= _likelihood(found, exam) | _total(found, exam) | timed(found, exam)
     return {
-        "title": f"{len(exam.queries)} parts of rows, held against {name}",
+        "title": f"{len(exam.queries)} parts of rows, held against {exam.standard}",
         "comparisons": [],
         "facts": {key.replace("_", " "): value for key, value in facts.items()},
-        "pictures": [against("Log-marginals", (name, "one reading"), wanted, said)],
+        "pictures": [against("Log-marginals", (exam.standard, "one reading"), wanted, said)],
     }
 
 
 def timed(found: Marginals, exam: Exam) -> dict[str, float]:
-    """Return the time of a query at one reading, and along an order, which stops where it may.
+    """Return the time of a query at one reading, and along an order.
 
-    All queries at once and turn by turn; the least time of each.
+    There it is read once for each value that it knows. All queries at once and turn by turn; the
+    least time of each.
     """
     ways: tuple[Callable[[], object], ...] = (
         lambda: found.marginals.normalised(exam.queries),
@@ -182,11 +189,10 @@ def _likelihood(found: Marginals, exam: Exam) -> dict[str, float]:
     if world.held_out is not None:
         n, length = world.held_out.shape
         orders = [drawn_orders(n, length, generator=generator) for _ in range(len(exam.order))]
-        log_p = torch.stack(
-            [log_likelihood(found.conditionals, world.held_out, own) for own in orders]
-        )
+        log_p = along(found, world.held_out, torch.stack(orders))
         nats = -float(ensemble(log_p).mean())
         return {
+            "negative log-likelihood, one order": -float(log_p.mean()),
             f"negative log-likelihood, {len(orders)} orders": nats,
             "bits a position": nats / length / float(torch.tensor(2.0).log()),
         }

@@ -16,6 +16,7 @@ from melior import ops
 from melior.evaluation.compare import compare
 from melior.models.marginal_saved import Marginals, save_marginals, start_marginals
 from melior.options import OptimConfig
+from melior.own import contents
 from melior.records import Metrics
 from melior.stages.marginals.energy import Chains, Pull, Walkers
 from melior.stages.marginals.judge import Exam, errors, metrics, verdict
@@ -32,6 +33,8 @@ from melior.types import Objective
 QUERIES, ORDERS = 200, 5
 OFF = 0.15
 """How far from 1 the sum over all rows may be without a warning."""
+ALPHA = ", or weigh consistency more (--alpha)"
+"""What helps besides, where marginals are pulled to a target."""
 SCALED = ("sum over all rows", "sum over all rows, by importance")
 
 
@@ -66,22 +69,29 @@ def learn_marginals(plan: MarginalPlan) -> Path:
     }  # fmt: skip
     with opened(plan.recipe, plan.paper, plan.config, loop) as run:
         found = start_marginals(about, seed=loop.seed)
-        exam = Exam.of(found, world, n_queries=QUERIES, n_orders=ORDERS, seed=loop.seed + 1)
-        before = errors(found, exam)
-        (_from_energy if world.rows is None else _from_rows)(plan, run, world, found, exam)
+        (_from_energy if world.rows is None else _from_rows)(plan, run, world, found)
         save_marginals(run.folder / "model", found)
+        exam = _exam(found, world, loop.seed)
         said = verdict(found, exam)
-        _warn(run, said["facts"])
+        if remark := off(said["facts"], weighs="" if plan.source.data else ALPHA):
+            run.note(remark)
+        # Both are asked the same, and held against the same: what is known once all is learned.
         better = compare(
-            before, errors(found, exam), name="error of log-marginals at one reading", unit="nats",
-            higher_is_better=False, generator=ops.generator(loop.seed + 2),
+            errors(start_marginals(about, seed=loop.seed), exam), errors(found, exam),
+            name="error of log-marginals at one reading", unit="nats", higher_is_better=False,
+            generator=ops.generator(loop.seed + 2),
         )  # fmt: skip
         said["comparisons"] = [better.to_json()]
         write_json(run.folder / "evaluation.json", said)
     return run.folder
 
 
-def _from_energy(plan: MarginalPlan, run: Run, world: World, found: Marginals, exam: Exam) -> None:
+def _exam(found: Marginals, world: World, seed: int) -> Exam:
+    """Return the queries of a run, and what is known of them now."""
+    return Exam.of(found, world, n_queries=QUERIES, n_orders=ORDERS, seed=seed + 1)
+
+
+def _from_energy(plan: MarginalPlan, run: Run, world: World, found: Marginals) -> None:
     assert world.log_target is not None
     generator = ops.generator(plan.loop.seed)
     walkers = _walkers(plan, found, generator)
@@ -95,11 +105,12 @@ def _from_energy(plan: MarginalPlan, run: Run, world: World, found: Marginals, e
     }  # fmt: skip
     take_steps(
         run, step, iter(walkers), parts,
-        config=plan.config, loop=plan.loop, judge=lambda: metrics(found, exam),
+        about=contents(plan.source.target), config=plan.config, loop=plan.loop,
+        judge=lambda: metrics(found, _exam(found, world, plan.loop.seed)),
     )  # fmt: skip
 
 
-def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals, exam: Exam) -> None:
+def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals) -> None:
     """Take the first stage's steps on the conditionals, and the others on the marginals."""
     assert world.rows is not None
     loop, generator = plan.loop, ops.generator(plan.loop.seed)
@@ -127,7 +138,8 @@ def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals, exa
     }  # fmt: skip
     take_steps(
         run, take, batches(), parts,
-        config=plan.config, loop=loop, judge=lambda: metrics(found, exam),
+        about=contents(plan.source.data), config=plan.config, loop=loop,
+        judge=lambda: metrics(found, _exam(found, world, loop.seed)),
     )  # fmt: skip
 
 
@@ -136,11 +148,12 @@ def _walkers(plan: MarginalPlan, found: Marginals, generator: torch.Generator) -
     return Walkers(found.conditionals, plan.loop.batch_size, block, plan.steps_per_epoch, generator)
 
 
-def _warn(run: Run, facts: Mapping[str, Any]) -> None:
-    """Say where marginals do not add up."""
+def off(facts: Mapping[str, Any], *, weighs: str) -> str:
+    """Say where marginals do not add up to 1, as nan does not; nothing where they do."""
     total = next((facts[name] for name in SCALED if name in facts), 1.0)
-    if abs(total - 1) > OFF:
-        run.note(
-            f"the marginals of all complete rows ought to add up to 1 and add up to {total:.3g};"
-            " train longer, or weigh consistency more (--alpha)"
-        )
+    if abs(total - 1) <= OFF:
+        return ""
+    return (
+        f"the marginals of all complete rows ought to add up to 1 and add up to {total:.3g};"
+        f" train longer{weighs}"
+    )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from melior.options import in_range
-from melior.stages.flows.options import check_name
+from melior.options import in_range, not_read
+from melior.own import check_name
 
+PAPER = "Liu, Ramadge, Adams 2024, arXiv 2310.12920"
 TARGETS = ("ising",)
 
 
@@ -44,7 +45,13 @@ class MarginalOptions:
         in_range("field", self.field)
         in_range("length", self.length, 0)
         in_range("values", self.values, 2)
-        if self.target not in ("", "ising") and not self.length:
+        if self.target == "ising":
+            not_read(self, ("length", "values"), "with --target ising")
+            return
+        not_read(self, ("side", "coupling", "field"), "without --target ising")
+        if self.data:
+            not_read(self, ("values",), "with --data")
+        elif not self.length:
             raise ValueError("length must be given for a target of one's own; found 0")
 
     def check_there(self) -> None:

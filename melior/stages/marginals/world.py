@@ -14,8 +14,8 @@ from melior import ops
 from melior.data.marginal import all_rows
 from melior.data.marginal_files import read_rows
 from melior.models.marginal_saved import Marginals
+from melior.own import own
 from melior.rewards.marginal import Ising
-from melior.stages.flows.named import own
 from melior.stages.marginals.energy import Target
 from melior.stages.marginals.options import MarginalOptions
 
@@ -51,8 +51,7 @@ def load_world(options: MarginalOptions, *, seed: int, validation_share: float) 
     """Return what the options say, checked on what comes first.
 
     Raises:
-        ValueError: a target is not finite, or is worth the same as nothing everywhere; rows are
-            too few.
+        ValueError: a target is not finite, or rows are too few.
     """
     if options.data:
         return _of_rows(options, seed=seed, share=validation_share)
@@ -75,7 +74,9 @@ def load_world(options: MarginalOptions, *, seed: int, validation_share: float) 
 
 
 def load_examined(options: MarginalOptions, found: Marginals) -> World:
-    """Return what a network is held against: its target, or rows of which it saw none.
+    """Return what a network is held against: its target, or all rows of a file.
+
+    Which rows it learned from is not known here: the caller gives others.
 
     Raises:
         ValueError: the network is of other rows.

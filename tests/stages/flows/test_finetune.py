@@ -70,6 +70,18 @@ def test_the_predictor_comes_to_the_policy_of_the_exact_sum():
     assert total_variation(built(graph, found), built(graph, ahead)) < 0.05
 
 
+@pytest.mark.parametrize("by", [-60.0, 40.0])
+def test_a_factor_of_the_reward_changes_nothing(by):
+    model, predictor = start_flow_model(LINE, seed=1, is_conditioned=True, width=8), started(seed=0)
+    [batch] = next(edges(LINE, predictor, CELLS, batch_size=16, exploration=0.3,
+                         generator=ops.generator(3)))  # fmt: skip
+    reward = torch.tensor([0.0, -4.0, 1.0])
+    losses = [
+        amortise(LINE, model, predictor, CELLS, reward + own, batch)[0].item() for own in (0.0, by)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def reach_only(model, reward):
     """The policy of the exact sum over outcomes within reach of each edge."""
     from melior.models.flow import log_shares

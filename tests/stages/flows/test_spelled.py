@@ -1,7 +1,6 @@
 """Outcomes spelled letter by letter: shares that sum to 1, no loss of exact sums, and a target."""
 
 import itertools
-from functools import partial
 
 import pytest
 import torch
@@ -125,7 +124,7 @@ class Exact(Speller):
 def test_exact_sums_and_shares_have_no_loss():
     model = start_flow_model(ENV, seed=3, is_conditioned=True, width=8)
     exact = Exact(model)
-    loss, _ = amortise_spelled(ENV, model, exact, log_reward, exact.batch)
+    loss, _ = amortise_spelled(ENV, model, exact, log_reward, exact.batch, best=0.0)
     assert loss.item() < 1e-10
 
 
@@ -142,13 +141,25 @@ def test_edges_lead_where_their_actions_do_and_serve_what_begins_so():
     assert ENV.reachable(batch.after, batch.outcomes).all()
 
 
+def test_a_factor_of_the_reward_changes_nothing():
+    model, predictor = start_flow_model(ENV, seed=3, is_conditioned=True, width=8), speller()
+    losses = [
+        amortise_spelled(
+            ENV, model, predictor, lambda objects, by=by: log_reward(objects) + by, all_edges(),
+            best=by,
+        )[0].item()
+        for by in (0.0, -60.0)
+    ]  # fmt: skip
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_only_the_predictor_learns():
     model = start_flow_model(ENV, seed=3, is_conditioned=True, width=8)
     predictor = speller()
     [batch] = next(
         spelled_edges(ENV, predictor, batch_size=4, exploration=0.0, generator=ops.generator(0))
     )
-    loss, _ = partial(amortise_spelled, ENV, model, predictor, log_reward)(batch)
+    loss, _ = amortise_spelled(ENV, model, predictor, log_reward, batch, best=1.0)
     loss.backward()
     assert all(value.grad is None for value in model.parameters())
     assert all(value.grad.abs().sum() > 0 for value in predictor.parameters())
