@@ -62,7 +62,7 @@ def measure(seeds: Sequence[int], steps: int) -> Measured:
 
 
 def _measured(seed: int, steps: int) -> dict[str, dict[str, float]]:
-    generator = ops.generator(seed)
+    generator = ops.generator(ops.stream(seed, "world"))
     logged = lived(STABILISING, N_LOGGED, generator=generator)
     shape = DynamicsOptions(observations=2, actions=1, hidden=64, layers=2)
     dynamics = Dynamics(shape, seed=seed)

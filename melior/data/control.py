@@ -180,6 +180,8 @@ def _missing(name: str, columns: Columns, where: str) -> ValueError:
 
 def _time_outs(episodes: Array, terminals: Array | None, where: str) -> Rows:
     """Return which rows are their episode's last without being terminal."""
+    if episodes.ndim == 2 and episodes.shape[1] == 1:
+        episodes = episodes[:, 0]
     if episodes.ndim != 1:
         raise _shape("episodes", "[n]", episodes, where)
     is_last = np.append(episodes[1:] != episodes[:-1], True)

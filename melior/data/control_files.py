@@ -152,7 +152,8 @@ def _column(column: Any, name: str, path: Path) -> Array:
             f"{path}:{wrong[0] + 1}: {name!r} must be as wide in each row, {widths[0]}; found "
             f"{widths[wrong[0]]}"
         )
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    width = int(widths[0]) if len(widths) else 0
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
 
 
 def _arrow_column(column: Array) -> Any:

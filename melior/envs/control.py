@@ -36,6 +36,8 @@ Act = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n a"]]
 Seen = Float[np.ndarray, "n d"]
 Acted = Float[np.ndarray, "n a"]
 
+_ENDLESS = 100_000
+"""Steps of an episode after which it is taken for one without an end."""
 _FAR = 100.0
 """Beyond which a body of MuJoCo counts as broken (Hopper-v5)."""
 
@@ -197,12 +199,21 @@ def returns(task: str, act: Act, *, episodes: int, seed: int) -> Float[np.ndarra
     """Return the undiscounted returns of whole episodes, all lived side by side.
 
     Episode `i` starts from seed `seed + i`, whatever else is lived beside it.
+
+    Raises:
+        ValueError: an episode does not end.
     """
     in_range("episodes", episodes, 1)
-    total, is_done = np.zeros(episodes), np.zeros(episodes, dtype=bool)
+    total, is_done, steps = np.zeros(episodes), np.zeros(episodes, dtype=bool), 0
     with _copies(task, episodes) as copies:
         observations = copies.reset(seed)
         while not is_done.all():
+            if steps == _ENDLESS:
+                raise ValueError(
+                    f"{task}: episodes must end; found one that has gone on for {steps} steps; "
+                    "register the task with max_episode_steps"
+                )
+            steps += 1
             step = copies.step(_acted(act, observations))
             total += np.where(is_done, 0.0, step.rewards)
             is_done |= step.terminals | step.timeouts

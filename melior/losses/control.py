@@ -182,7 +182,8 @@ def bellman_inconsistency(next_values: Float[Tensor, "m n k"]) -> Float[Tensor, 
     """How far members of an ensemble disagree on what follows is worth.
 
     Sun et al. 2023 (MOBILE, ICML): the standard deviation, over members, of the mean over
-    `k` next states that each draws, of the target critics' value there. Of the members as they are
-    (divided by `m`). Carries no gradient.
+    `k` next states that each draws, of the target critics' value there. Divided by `m - 1`, as in
+    their release, for which their weights were found: two members are the least. Carries no
+    gradient.
     """
-    return next_values.detach().mean(-1).std(0, correction=0)
+    return next_values.detach().mean(-1).std(0)

@@ -177,7 +177,9 @@ class Dynamics(nn.Module):
         self.options = options
         inputs, outputs = options.observations + options.actions, options.observations + 1
         widths = [inputs, *([options.hidden] * options.layers), 2 * outputs]
-        self.members = Perceptrons(options.members, widths, seed=seed, activation="silu")
+        self.members = Perceptrons(
+            options.members, widths, seed=ops.stream(seed, "dynamics"), activation="silu"
+        )
         self.inputs, self.outputs = Scale(inputs), Scale(outputs)
         self.log_variance_low = nn.Parameter(torch.full((outputs,), -10.0))
         self.log_variance_high = nn.Parameter(torch.full((outputs,), 0.5))
@@ -266,7 +268,7 @@ class Discriminators(nn.Module):
         self.options = options
         inputs = 2 * options.observations + options.actions
         widths = [inputs, *([options.hidden] * options.layers), 1]
-        self.members = Perceptrons(options.members, widths, seed=seed)
+        self.members = Perceptrons(options.members, widths, seed=ops.stream(seed, "discriminators"))
         self.observations = Scale(options.observations)
         self.changes = Scale(options.observations)
 

@@ -100,7 +100,7 @@ class Fitting:
         """
         in_range("transitions to fit dynamics to", len(logged), 2)
         self._dynamics, self._options = dynamics, options
-        self._generator = ops.generator(seed)
+        self._generator = ops.generator(ops.stream(seed, "fitting"))
         order = torch.randperm(len(logged), generator=self._generator)
         n_held_out = max(1, min(int(options.held_out * len(logged)), options.max_held_out))
         everything = examples(logged)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from melior import ops
 from melior.models.control import Perceptrons, Scale
 from melior.models.parts import OPTIONS, load_part, save_part
 from melior.options import in_range
@@ -61,7 +62,7 @@ class GaussianPolicy(nn.Module):
         self.options = options
         self.scale = Scale(options.observations)
         widths = _widths(options, options.observations, 2 * options.actions)
-        self.network = Perceptrons(1, widths, seed=seed)
+        self.network = Perceptrons(1, widths, seed=ops.stream(seed, "policy"))
 
     def forward(
         self, observations: Float[Tensor, "n d"]
@@ -108,7 +109,7 @@ class PlainPolicy(nn.Module):
         self.options = options
         self.scale = Scale(options.observations)
         widths = _widths(options, options.observations, options.actions)
-        self.network = Perceptrons(1, widths, seed=seed)
+        self.network = Perceptrons(1, widths, seed=ops.stream(seed, "policy"))
 
     def forward(self, observations: Float[Tensor, "n d"]) -> Float[Tensor, "n a"]:
         """Return the action."""
@@ -151,7 +152,7 @@ class Critics(nn.Module):
         super().__init__()
         self.scale = Scale(options.observations)
         widths = _widths(options, options.observations + options.actions, 1)
-        self.networks = Perceptrons(2, widths, seed=seed)
+        self.networks = Perceptrons(2, widths, seed=ops.stream(seed, "critics"))
 
     def forward(
         self, observations: Float[Tensor, "n d"], actions: Float[Tensor, "n a"]

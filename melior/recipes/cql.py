@@ -7,9 +7,13 @@ actions stand above those of logged ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from melior.options import in_range
 from melior.stages.control.options import LogOptions, NetworkOptions, TrainOptions
+
+if TYPE_CHECKING:
+    from melior.stages.control.learners import ActorCriticOptions
 
 PAPER = "Kumar, Zhou, Tucker, Levine 2020, arXiv 2006.04779"
 
@@ -58,19 +62,25 @@ def run(config: Config) -> None:
         standardise,
         student_of_log,
     )
-    from melior.stages.control.learners import ActorCriticOptions, SoftActorCritic, conservative
+    from melior.stages.control.learners import SoftActorCritic, conservative
 
     inputs, train = read_inputs(config.log, config.train), config.train
     shape = policy_options(inputs, config.network)
-    policy, critics = GaussianPolicy(shape, seed=train.seed), Critics(shape, seed=train.seed + 1)
+    policy, critics = GaussianPolicy(shape, seed=train.seed), Critics(shape, seed=train.seed)
     standardise(inputs, (policy.scale, critics.scale))
-    options = ActorCriticOptions(
-        config.discount, actor_rate=config.actor_rate, critic_rate=config.critic_rate,
-        actor_schedule="constant",
-    )  # fmt: skip
     learner = SoftActorCritic(
-        policy, critics, options, total_steps=train.steps, seed=train.seed,
+        policy, critics, _options(config), total_steps=train.steps, seed=train.seed,
         caution=conservative(weight=config.conservatism, draws=config.draws),
     )  # fmt: skip
     plan = ControlPlan("cql", PAPER, config.log, train, config)
     present([learn(plan, inputs, lambda _: (student_of_log(inputs, policy, learner, train), None))])
+
+
+def _options(config: Config) -> ActorCriticOptions:
+    """Return the authors' settings: their code's targets are without entropy."""
+    from melior.stages.control.learners import ActorCriticOptions
+
+    return ActorCriticOptions(
+        config.discount, actor_rate=config.actor_rate, critic_rate=config.critic_rate,
+        actor_schedule="constant", entropy_in_target=False,
+    )  # fmt: skip

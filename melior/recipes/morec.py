@@ -63,6 +63,8 @@ class Config:
         in_range("discount", self.discount, 0, 1)
         in_range("actor_rate", self.actor_rate, 0, above=True)
         in_range("critic_rate", self.critic_rate, 0, above=True)
+        if self.base == "mobile":
+            in_range("elites", self.world.elites, 2)
 
     @classmethod
     def tiny(cls, dataset: str, out: str) -> Config:
@@ -129,7 +131,7 @@ def _student(
         phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
     world, seed = learn_world(phases, inputs, config.world), config.train.seed
     shape = policy_options(inputs, config.network)
-    policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed + 1)
+    policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     standardise(inputs, (policy.scale, critics.scale))
     learner = _learner(config, policy, critics, world)
     imagine, batches = _batches(config, inputs, is_over, world=world, policy=policy)
@@ -154,7 +156,7 @@ def _learner(
 
     options = ActorCriticOptions(
         config.discount, actor_rate=config.actor_rate, critic_rate=config.critic_rate,
-        entropy_in_target=config.entropy_in_target,
+        max_temperature=1.0, entropy_in_target=config.entropy_in_target,
     )  # fmt: skip
     is_mobile = config.base == "mobile"
     doubt = inconsistent(world.dynamics, weight=config.penalty) if is_mobile else no_doubt

@@ -57,7 +57,7 @@ def run(config: Config) -> None:
 
     inputs, train = read_inputs(config.log, config.train), config.train
     shape = policy_options(inputs, config.network)
-    policy, critics = PlainPolicy(shape, seed=train.seed), Critics(shape, seed=train.seed + 1)
+    policy, critics = PlainPolicy(shape, seed=train.seed), Critics(shape, seed=train.seed)
     standardise(inputs, (policy.scale, critics.scale))
     options = Td3BcOptions(
         alpha=config.alpha, discount=config.discount, learning_rate=config.learning_rate

@@ -27,8 +27,9 @@ def section(runs: Sequence[Run]) -> Html | None:
     note = (
         "How far the learned world is off when it is followed with real actions, by how what "
         "follows is taken from the ensemble's candidates: the median over starts, in deviations of "
-        "the log's observations. And the dynamics reward where what followed in the log is moved, "
-        "the mean over logged steps: a reward that knows the world is highest in the middle."
+        "the log's observations. The log's own episodes are those that it was fitted to: there it "
+        "errs less than in new ones. And the dynamics reward where what followed in the log is "
+        "moved, the mean over logged steps: a reward that knows the world is highest in the middle."
     )
     return tag("section", tag("h2", "World"), tag("p", note, class_="note"), blocks, id="world")
 

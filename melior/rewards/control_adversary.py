@@ -90,7 +90,7 @@ class Adversary:
         self.options = options
         self.snapshots: list[Snapshot] = []
         self._steps = 0
-        self._generator = ops.generator(seed)
+        self._generator = ops.generator(ops.stream(seed, "adversary"))
         self._logs = Logs(
             *map(
                 torch.from_numpy,

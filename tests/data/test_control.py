@@ -124,6 +124,8 @@ def test_episodes_that_end_without_a_terminal_end_by_a_time_out():
     wanted = table.pop("timeouts")
     table["episode"] = np.repeat([7, 3, 9], [3, 4, 2])
     assert (transitions(table, where="f").timeouts == wanted).all()
+    table["episode"] = table["episode"][:, None]
+    assert (transitions(table, where="f").timeouts == wanted).all()
 
 
 def test_columns_of_one_number_and_other_names_are_as_good():
@@ -255,6 +257,14 @@ def test_a_row_of_another_width_is_told(tmp_path, row, sentence):
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=sentence):
         read_logged(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_file_without_rows_is_told(tmp_path, suffix):
+    none = transitions(columns(), where="f").rows(slice(0, 0))
+    write_logged(tmp_path / f"none{suffix}", Logged(none, ABOUT))
+    with pytest.raises(ValueError, match=f"none{suffix}: needs one transition or more; found none"):
+        read_logged(tmp_path / f"none{suffix}")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])

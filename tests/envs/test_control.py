@@ -201,6 +201,14 @@ def test_tasks_that_are_none_of_ours_are_told(task, sentence):
         control.sizes(task)
 
 
+def test_a_task_without_an_end_is_told(monkeypatch):
+    monkeypatch.setattr(control, "_ENDLESS", 199)
+    with pytest.raises(ValueError, match="found one that has gone on for 199 steps; register"):
+        control.returns(PENDULUM, leaning, episodes=1, seed=0)
+    monkeypatch.setattr(control, "_ENDLESS", 200)
+    assert len(control.returns(PENDULUM, leaning, episodes=1, seed=0)) == 1
+
+
 def test_versions_of_a_task_are_one_task():
     assert control.unversioned("Hopper-v5") == control.unversioned("any/Hopper-v4") == "Hopper"
     assert control.unversioned("own:Hopper-v5") != "Hopper"

@@ -286,7 +286,7 @@ def test_penalties_are_their_equations(seed):
         assert found[n].item() == pytest.approx(max(norms), rel=1e-12)
         means = [sum(values[m, n].tolist()) / 4 for m in range(MEMBERS)]
         centre = sum(means) / MEMBERS
-        wanted = math.sqrt(sum((mean - centre) ** 2 for mean in means) / MEMBERS)
+        wanted = math.sqrt(sum((mean - centre) ** 2 for mean in means) / (MEMBERS - 1))
         assert unsure[n].item() == pytest.approx(wanted, rel=1e-10)
 
 

@@ -1,6 +1,7 @@
 """Fitting dynamics: it arrives at what can be known, each member alone, and resumes to the bit."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,8 +32,10 @@ def world(n=400, seed=0):
 
 
 def test_members_arrive_at_the_noise():
+    """Of 24 other seeds 22 do in so many epochs; deviations settle last, after the means."""
     dynamics = Dynamics(TINY, seed=0)
-    fitting = fit_dynamics(dynamics, world(), OPTIONS, seed=1)
+    long = replace(OPTIONS, max_epochs=80, patience=20, improvement=0.001)
+    fitting = fit_dynamics(dynamics, world(), long, seed=1)
     unseen = examples(world(seed=9))
     found = dynamics.predict(unseen.observations, unseen.actions)
     targets = unseen.observations + unseen.targets[:, :2]

@@ -13,8 +13,9 @@ from melior import ops
 from melior.claims.morec_world import STABILISING, lived
 from melior.data.control_files import About, Logged, Reference, write_logged
 from melior.envs.control import collect
-from melior.models.control_policies import load_policy
+from melior.models.control_policies import Critics, GaussianPolicy, PolicyOptions, load_policy
 from melior.recipes import cloning, cql, morec, td3_bc
+from melior.stages.control.learners import Rows, SoftActorCritic
 
 TASK = "tests.control_task:Dot-v0"
 METHODS = (morec, cloning, td3_bc, cql)
@@ -156,6 +157,25 @@ def test_a_true_reward_is_checked_before_anything_is_learned_and_told_after(data
     assert any("and not one learned from the log" in note for note in notes)
 
 
+def test_the_targets_of_cql_are_without_entropy(dataset, tmp_path):
+    shape, n = PolicyOptions(2, 1, hidden=8), 64
+    policy, critics = GaussianPolicy(shape, seed=0), Critics(shape, seed=1)
+    with torch.no_grad():
+        for weight in critics.parameters():
+            weight.zero_()
+    options = cql._options(config_of(cql, dataset, tmp_path / "run"))
+    learner = SoftActorCritic(policy, critics, options, total_steps=9, seed=0)
+    seen, never = torch.randn(n, 2), torch.zeros(n, dtype=torch.bool)
+    rows = Rows(seen, torch.zeros(n, 1), torch.zeros(n), seen, never, never)
+    assert learner([rows])["critic/loss"] == 0  # all is worth 0, and 0 is earned
+
+
+def test_one_elite_cannot_disagree(dataset, tmp_path):
+    config = config_of(morec, dataset, tmp_path / "run")
+    with pytest.raises(ValueError, match="elites must be at least 2; found 1"):
+        replace(config, base="mobile", world=replace(config.world, elites=1))
+
+
 def test_a_bound_within_the_log_is_refused(tmp_path):
     """Steps of 300 would be followed by 25, the bound that is meant for D4RL's tasks."""
     small = lived(STABILISING, 400, generator=ops.generator(0))
@@ -228,3 +248,4 @@ def test_the_record_says_what_was_learned_from(whole):
     page = (whole / "morec" / "report.html").read_text("utf-8")
     assert "Dynamics reward around what followed" in page
     assert "Error of the world, by the log&#x27;s own actions" in page
+    assert "those that it was fitted to: there it errs less than in new ones" in page

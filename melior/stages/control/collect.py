@@ -151,7 +151,10 @@ class Way:
 
 def _write(run: Run, plan: CollectPlan, stages: list[Stage], lived: Transitions) -> None:
     """Write all data sets, and what they hold."""
-    drawn, expert = _uniform(sizes(plan.task)[1], ops.generator(plan.loop.seed)), stages[-1]
+    drawn, expert = (
+        _uniform(sizes(plan.task)[1], ops.generator(ops.stream(plan.loop.seed, "evenly"))),
+        stages[-1],
+    )
     at_random, at_best = (
         returns(plan.task, act, episodes=FRESH, seed=FRESH_SEED)
         for act in (drawn, expert.policy.act)
@@ -193,7 +196,7 @@ def _place(run: Run, plan: CollectPlan, kind: str) -> Path:
 def _sets(plan: CollectPlan, actors: Actors, lived: Transitions) -> dict[str, Transitions]:
     """Return what random actions, two policies and the way to the first have done."""
     seed, rows, copies = plan.loop.seed, plan.rows, plan.online.copies
-    generator = ops.generator(seed + 1)
+    generator = ops.generator(ops.stream(seed, "logged actions"))
 
     def of(act: Act, kind: str) -> Transitions:
         return collect(plan.task, act, steps=rows, copies=copies, seed=_SEEDS[kind] + seed)

@@ -81,8 +81,8 @@ def imagination(
 ) -> Imagination:
     """Put together how a policy is rolled out; `penalty` weighs how unsure the ensemble is."""
     generators = {
-        name: ops.generator(seed + place)
-        for place, name in enumerate(("starts", "actions", "candidates", "choices"))
+        name: ops.generator(ops.stream(seed, name))
+        for name in ("starts", "actions", "candidates", "choices")
     }
     return Imagination(
         world,

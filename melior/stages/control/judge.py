@@ -191,7 +191,7 @@ def _reference(inputs: Inputs) -> str:
 
 
 def _windows(lived: Transitions) -> Windows | None:
-    """Return stretches of whole episodes, evenly spread; half the horizon must fit."""
+    """Return stretches of episodes, evenly spread, as long as the longest and the horizon allow."""
     lengths = [rows.stop - rows.start for rows in lived.episodes()]
     length = min(HORIZON, max(lengths))
     starts = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,10 +28,9 @@ from melior.models.control_policies import (
 from melior.options import OptimConfig, in_range
 from melior.records import Metrics
 from melior.sampling.control import candidates
-from melior.training.checkpoint import State
+from melior.training.checkpoint import State, under
 from melior.training.loop import Step, descend
 
-Kept = TypeVar("Kept")
 Schedule = Literal["cosine", "linear", "constant"]
 
 _NO_CUT = 1e6
@@ -62,6 +61,8 @@ class ActorCriticOptions:
     critic_rate: float = 3e-4
     temperature_rate: float = 1e-4
     actor_schedule: Schedule = "cosine"
+    max_temperature: float = math.inf
+    """Of the entropy, however low it is; 1 in the releases of MOPO and MOBILE."""
     entropy_in_target: bool = True
     """Without it what follows is worth its value alone (`deterministic_backup`)."""
 
@@ -115,7 +116,7 @@ class SoftActorCritic:
         """
         self.policy, self.critics, self.targets = policy, critics, frozen_copy(critics)
         self._doubt, self._caution = doubt, caution
-        self.generator = ops.generator(seed)
+        self.generator = ops.generator(ops.stream(seed, "learner"))
         self._options = options
         self._log_temperature = nn.Parameter(torch.zeros(()))
         self._target_entropy = -float(policy.options.actions)
@@ -140,7 +141,7 @@ class SoftActorCritic:
     @property
     def temperature(self) -> float:
         """Return the price of an action's surprise."""
-        return float(self._log_temperature.detach().exp())
+        return min(float(self._log_temperature.detach().exp()), self._options.max_temperature)
 
     def __call__(self, batch: Sequence[Rows]) -> Metrics:
         """Move critics, policy and temperature, then the targets."""
@@ -224,7 +225,8 @@ def conservative(*, weight: float, draws: int = 10) -> Caution:
 def inconsistent(dynamics: Dynamics, *, weight: float, draws: int = 10) -> Doubt:
     """Return the doubt of MOBILE: how far elites disagree on what follows is worth.
 
-    Sun et al. 2023 (ICML). Only of imagined rows; the log is what it is.
+    Sun et al. 2023 (ICML); as in their release the policy's actions are drawn there. Only of
+    imagined rows; the log is what it is.
     """
 
     def doubt(learner: SoftActorCritic, rows: Rows) -> Float[Tensor, " n"]:
@@ -236,7 +238,8 @@ def inconsistent(dynamics: Dynamics, *, weight: float, draws: int = 10) -> Doubt
             dynamics, seen, acted, draws=draws, bound=torch.inf, generator=learner.generator
         )
         following = drawn.next_observations.flatten(0, 1)
-        values = learner.targets(following, learner.policy.act(following)).amin(0)
+        acted, _ = learner.policy.draw(following, generator=learner.generator)
+        values = learner.targets(following, acted).amin(0)
         elites = values.view(len(seen), len(dynamics.elites), draws).transpose(0, 1)
         doubts[rows.imagined] = weight * losses.bellman_inconsistency(elites)
         return doubts
@@ -285,7 +288,7 @@ class Td3Bc:
     ) -> None:
         self.policy, self.critics = policy, critics
         self._followers = {"policy": frozen_copy(policy), "target": frozen_copy(critics)}
-        self._options, self._generator = options, ops.generator(seed)
+        self._options, self._generator = options, ops.generator(ops.stream(seed, "learner"))
         optim = _adam(options.learning_rate)
         self._steps = {
             "critic": descend(self._critic, _named(critics), optim, total_steps=total_steps),
@@ -387,14 +390,8 @@ def _load_state(
     generator: torch.Generator,
 ) -> None:
     for name, step in steps.items():
-        step.load_state(_under(f"step/{name}/", state))
+        step.load_state(under(f"step/{name}/", state))
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     for name, network in followers.items():
-        network.load_state_dict(_under(f"follower/{name}/", tensors))
+        network.load_state_dict(under(f"follower/{name}/", tensors))
     generator.set_state(tensors["generator"])
-
-
-def _under(prefix: str, state: Mapping[str, Kept]) -> dict[str, Kept]:
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }

@@ -57,7 +57,7 @@ class Online:
 
     def __init__(self, world: Lives, shape: PolicyOptions, options: OnlineOptions, *, seed: int):
         self.policy = GaussianPolicy(shape, seed=seed)
-        critics, rate = Critics(shape, seed=seed + 1), options.learning_rate
+        critics, rate = Critics(shape, seed=seed), options.learning_rate
         self._learner = SoftActorCritic(
             self.policy, critics,
             ActorCriticOptions(options.discount, actor_rate=rate, critic_rate=rate,
@@ -66,7 +66,7 @@ class Online:
         )  # fmt: skip
         self._scales = (self.policy.scale, critics.scale, self._learner.targets.scale)
         self._world, self._options = world, options
-        self._generator = ops.generator(seed)
+        self._generator = ops.generator(ops.stream(seed, "online"))
         self._parts: list[Transitions] = []
         self._learned = 0
 

@@ -52,7 +52,7 @@ class LogBatches:
 
     def __init__(self, log: Rows, *, size: int, total: int, seed: int) -> None:
         self._log, self._size, self._total = log, size, total
-        self._generator = ops.generator(seed)
+        self._generator = ops.generator(ops.stream(seed, "batches"))
         self._steps = 0
 
     def __call__(self) -> Iterator[Sequence[Rows]]:
@@ -108,7 +108,7 @@ class MixedBatches:
             seed: of the rows that are drawn.
         """
         self._log, self._imagine, self._mixture, self._total = log, imagine, mixture, total
-        self._generator = ops.generator(seed)
+        self._generator = ops.generator(ops.stream(seed, "batches"))
         self._steps = 0
         self._blocks: list[Rows] = []
         self._imagined = chosen(log, slice(0, 0))

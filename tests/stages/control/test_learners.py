@@ -4,6 +4,8 @@ The world is one decision: whatever is seen, `-4 (a - 0.5)^2` is earned and the 
 """
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,7 +85,7 @@ def test_td3_bc_lies_between_what_was_done_and_what_is_best():
     `4 (0.5 - a) = a (1 + 4 (0.5 - a)^2)`, of which 0.3965 is the only root.
     """
     cloned = trained(td3_bc(alpha=0.0), 150, spread=0.6, base=-1.0)
-    mixed = trained(td3_bc(alpha=1.0), 400, spread=0.6, base=-1.0)
+    mixed = trained(td3_bc(alpha=1.0), 1200, spread=0.6, base=-1.0)
     assert acts(cloned).mean().abs() < 0.06
     assert acts(mixed).mean().item() == pytest.approx(0.3965, abs=0.05)
 
@@ -129,8 +131,35 @@ def test_doubt_is_of_imagined_rows_and_of_members_that_differ():
     learner = soft()
     doubts = inconsistent(ensemble(5.0), weight=2.0)(learner, mixed)
     assert (doubts[:6] == 0).all() and (doubts[6:] > 1e-4).all()
-    assert (inconsistent(ensemble(0.0), weight=2.0)(learner, mixed) < 1e-6).all()
+    with torch.no_grad():  # a policy that always does the same
+        learner.policy.network.weights[-1].zero_()
+        learner.policy.network.biases[-1].copy_(torch.tensor([20.0, -20.0]))
+    assert (inconsistent(ensemble(0.0), weight=2.0)(learner, mixed) < 1e-4).all()
     assert (inconsistent(ensemble(5.0), weight=2.0)(learner, batch) == 0).all()
+
+
+def test_doubt_is_of_actions_that_are_drawn():
+    """A policy whose middle is worth the same everywhere, and whose draws are not."""
+    learner, batch = soft(), rows(n=64, imagined=True)
+    found = [inconsistent(ensemble(0.0), weight=1.0)(learner, batch) for _ in range(2)]
+    assert not torch.equal(*found)  # of one mind on what follows, and not on what is done there
+    with torch.no_grad():
+        for weight in learner.policy.parameters():
+            weight.zero_()
+        learner.policy.network.biases[-1][..., 1] = -20.0  # draws that are all but the middle
+    middle = inconsistent(ensemble(0.0), weight=1.0)(learner, batch)
+    assert middle.mean() < 0.1 * found[0].mean()
+
+
+def test_a_temperature_keeps_to_its_most():
+    learner = soft()
+    learner._log_temperature.data.fill_(2.0)
+    assert learner.temperature == pytest.approx(math.exp(2.0))
+    capped = SoftActorCritic(
+        learner.policy, learner.critics, replace(FAST, max_temperature=1.0), total_steps=9, seed=0
+    )
+    capped._log_temperature.data.fill_(2.0)
+    assert capped.temperature == 1.0
 
 
 def test_doubt_lowers_what_is_believed():
