@@ -12,6 +12,7 @@ from typing import Final
 
 import torch
 
+from melior import ops
 from melior.claims.claim import Measured
 from melior.claims.networks import side_by_side
 from melior.data.control import Transitions
@@ -71,7 +72,7 @@ def _half_learned(seed: int, steps: int) -> Transitions:
     with lives(TASK, copies=options.copies, seed=seed) as world:
         learner = Online(world, shape, options, seed=seed)
         fit(learner, learner.batches())
-    generator = torch.Generator().manual_seed(seed)
+    generator = ops.generator(ops.stream(seed, "log"))
     return collect(
         TASK, lambda seen: learner.policy.draw(seen, generator=generator)[0],
         steps=N_LOGGED, copies=options.copies, seed=seed + 1000,
@@ -84,7 +85,7 @@ def _learned(
     """Return the policy that an arm has learned in the world, by MOPO."""
     named, options = ARMS[arm]
     shape = PolicyOptions(*sizes(TASK), hidden=64)
-    policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed + 1)
+    policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     for scale in (policy.scale, critics.scale):
         scale.standardise(torch.from_numpy(logged.observations))
     learner = SoftActorCritic(
