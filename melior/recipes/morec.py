@@ -129,7 +129,8 @@ def _student(
     _note_escape(config, inputs, phases)
     if config.imagine.true_reward:
         phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
-    world, seed = learn_world(phases, inputs, config.world), config.train.seed
+    seed, is_filtered = config.train.seed, config.filter != "none"
+    world = learn_world(phases, inputs, config.world, with_reward=is_filtered)
     shape = policy_options(inputs, config.network)
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     standardise(inputs, (policy.scale, critics.scale))

@@ -193,6 +193,43 @@ def test_a_bound_within_the_log_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_world_is_handed_on_and_must_not_change_meanwhile(dataset, whole, tmp_path):
+    """A run in another's world keeps that world, and is not resumed once its weights are others."""
+    config = config_of(morec, dataset, tmp_path / "first", save_steps=20)
+    config = replace(config, world=replace(config.world, world=str(whole / "morec")))
+    morec.run(config)
+    second = replace(config, world=replace(config.world, world=str(tmp_path / "first")))
+    second = replace(second, train=replace(second.train, out=str(tmp_path / "second")))
+    morec.run(second)
+    files = files_of(tmp_path / "second")
+    assert files == files_of(tmp_path / "first")
+    assert (
+        files["model/dynamics/model.safetensors"]
+        == files_of(whole / "morec")["model/dynamics/model.safetensors"]
+    )
+    other = replace(config_of(morec, dataset, tmp_path / "other", seed=1), filter="none")
+    morec.run(other)
+    shutil.rmtree(tmp_path / "first" / "model" / "dynamics")
+    shutil.copytree(
+        tmp_path / "other" / "model" / "dynamics", tmp_path / "first" / "model" / "dynamics"
+    )
+    with pytest.raises(ValueError, match="found that world was"):
+        morec.run(replace(second, train=replace(second.train, resume=True)))
+
+
+def test_without_a_filter_no_reward_is_learned(dataset, tmp_path):
+    config = replace(config_of(morec, dataset, tmp_path / "none"), filter="none")
+    morec.run(config)
+    run = tmp_path / "none"
+    assert not (run / "model" / "dynamics_reward").exists()
+    assert not any(key.startswith("reward/") for row in rows_of(run) for key in row)
+    world = json.loads((run / "evaluation.json").read_text("utf-8"))["world"]
+    assert list(world["errors"]["the log's own actions"]) == ["any candidate", "the elites' mean"]
+    there = replace(config, filter="best", world=replace(config.world, world=str(run)))
+    with pytest.raises(ValueError, match=r"world: the folder of a finished run .*dynamics_reward"):
+        morec.run(replace(there, train=replace(there.train, out=str(tmp_path / "best"))))
+
+
 def test_a_world_of_other_data_is_refused(whole, tmp_path):
     other = tmp_path / "other.npz"
     write_logged(other, Logged(lived(STABILISING, 400, generator=ops.generator(1)), About()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,16 +101,11 @@ def named_filter(
     name: FilterName, world: World, options: ImagineOptions, generator: torch.Generator
 ) -> Filter:
     """Return how candidates are chosen; `none` takes any and rejects nothing."""
-    choices: Mapping[FilterName, Callable[[], Filter]] = {
-        "none": lambda: evenly(generator=generator),
-        "best": lambda: Filter(world.reward, best, options.threshold),
-        "softmax": lambda: Filter(
-            world.reward,
-            sharply(temperature=options.temperature, generator=generator),
-            options.threshold,
-        ),
-    }
-    return choices[name]()
+    if name == "none":
+        return evenly(generator=generator)
+    assert world.reward is not None  # a world for a filter is learned, or read, with its reward
+    softly = sharply(temperature=options.temperature, generator=generator)
+    return Filter(world.reward, best if name == "best" else softly, options.threshold)
 
 
 def described(imagined: Imagined, elites: Int[Tensor, " e"]) -> dict[str, float]:

@@ -125,7 +125,7 @@ def reward_around(world: World, logged: Transitions) -> dict[str, Any]:
     result is a place along the second number, and a place in it one along the first.
     """
     width = logged.observations.shape[1]
-    if width < 2:
+    if width < 2 or world.reward is None:
         return {}
     places = torch.randperm(len(logged), generator=ops.generator(0))[:AROUND].numpy()
     rows = logged.rows(places)
@@ -217,8 +217,7 @@ def _ways(world: World) -> Mapping[str, Follow]:
     def picked(transition_filter: Filter) -> Follow:
         return lambda seen, acted, drawn: transition_filter(seen, acted, drawn).next_observations
 
-    return {
-        "any candidate": picked(evenly(generator=ops.generator(1))),
-        "best by the dynamics reward": picked(Filter(world.reward, best, -torch.inf)),
-        "the elites' mean": mean,
-    }
+    ways = {"any candidate": picked(evenly(generator=ops.generator(1)))}
+    if world.reward is not None:
+        ways["best by the dynamics reward"] = picked(Filter(world.reward, best, -torch.inf))
+    return {**ways, "the elites' mean": mean}

@@ -81,7 +81,7 @@ class WorldOptions:
 
     world: str = ""
     """The folder of a run on the same data whose dynamics and reward are taken; empty learns
-    them."""
+    them, the reward only where a filter asks for it."""
     members: int = 7
     elites: int = 5
     """Members that are used once trained: those with the least held-out error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,35 +21,45 @@ class World:
     """What policies are rolled out in."""
 
     dynamics: Dynamics
-    reward: DynamicsReward
+    reward: DynamicsReward | None
+    """None where no filter asks for it."""
 
     def save(self, folder: Path) -> None:
         """Write both into a run's `model` folder."""
         self.dynamics.save(folder / "dynamics")
-        self.reward.save(folder / "dynamics_reward")
+        if self.reward is not None:
+            self.reward.save(folder / "dynamics_reward")
 
 
-def learn_world(phases: Phases, inputs: Inputs, options: WorldOptions) -> World:
+def learn_world(
+    phases: Phases, inputs: Inputs, options: WorldOptions, *, with_reward: bool
+) -> World:
     """Fit dynamics to a log, then learn their reward; or take both from another run."""
     if options.world:
-        return read_world(Path(options.world), inputs)
-    dynamics = _dynamics(phases, inputs, options)
-    world = World(dynamics, _reward(phases, inputs, options, dynamics))
+        folder = Path(options.world)
+        world = read_world(folder, inputs, with_reward=with_reward)
+        phases.about = {**phases.about, "world": _digest(folder)}
+    else:
+        dynamics = _dynamics(phases, inputs, options)
+        reward = _reward(phases, inputs, options, dynamics) if with_reward else None
+        world = World(dynamics, reward)
     world.save(phases.run.folder / "model")
     return world
 
 
-def read_world(folder: Path, inputs: Inputs) -> World:
+def read_world(folder: Path, inputs: Inputs, *, with_reward: bool) -> World:
     """Return the world that another run has learned.
 
     Raises:
         ValueError: it is of other data, or there is none.
     """
+    model = folder / "model"
     try:
         about = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        has_reward = with_reward or (model / "dynamics_reward").exists()
         world = World(
-            Dynamics.load(folder / "model" / "dynamics"),
-            DynamicsReward.load(folder / "model" / "dynamics_reward"),
+            Dynamics.load(model / "dynamics"),
+            DynamicsReward.load(model / "dynamics_reward") if has_reward else None,
         )
         sha256 = about["train"]["sha256"]
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -62,6 +73,14 @@ def read_world(folder: Path, inputs: Inputs) -> World:
             f"{sha256[:12]} and not {inputs.sha256[:12]}"
         )
     return world
+
+
+def _digest(folder: Path) -> str:
+    """Return the SHA-256 of a world's weights: between parts of a run they must not change."""
+    found = hashlib.sha256()
+    for file in sorted((folder / "model").glob("dynamics*/*.safetensors")):
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _dynamics(phases: Phases, inputs: Inputs, options: WorldOptions) -> Dynamics:
