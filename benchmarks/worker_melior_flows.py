@@ -37,7 +37,7 @@ class Worker:
         self.generator = ops.generator(request["seed"])
         self.model = start_flow_model(self.env, seed=request["seed"], width=request["width"])
         optim = OptimConfig(
-            learning_rate=1e-3, lr_scheduler_type="constant", warmup_ratio=0, max_grad_norm=1e6
+            learning_rate=1e-12, lr_scheduler_type="constant", warmup_ratio=0, max_grad_norm=1e6
         )
         loss = LOSSES[request["objective"]]
         self.step = descend(
@@ -60,10 +60,12 @@ class Worker:
 
     def learn(self, count: int) -> Message:
         """Take so many steps, each on a batch of its own."""
-        metrics: Message = {}
+        lengths = 0
         for _ in range(count):
-            metrics = self.step(next(self.rollouts))
-        return {"loss": metrics["loss"]}
+            batch = next(self.rollouts)
+            self.step(batch)
+            lengths += int(batch[0].lengths.sum())
+        return {"actions": lengths}
 
 
 if __name__ == "__main__":

@@ -44,11 +44,11 @@ class Worker:
             self.flows = SubTBGFlowNet(
                 pf=pf, pb=pb, logF=flow, weighting="geometric_within", lamda=0.9
             )
-        groups = [{"params": self.flows.pf_pb_parameters(), "lr": 1e-3}]
+        groups = [{"params": self.flows.pf_pb_parameters(), "lr": 1e-12}]
         if objective == "tb":
-            groups.append({"params": self.flows.logz_parameters(), "lr": 0.1})
+            groups.append({"params": self.flows.logz_parameters(), "lr": 1e-10})
         else:
-            groups.append({"params": self.flows.logF_parameters(), "lr": 1e-3})
+            groups.append({"params": self.flows.logF_parameters(), "lr": 1e-12})
         self.optimizer = torch.optim.Adam(groups)
 
     def draw(self, count: int) -> Message:
@@ -62,16 +62,17 @@ class Worker:
 
     def learn(self, count: int) -> Message:
         """Take so many steps, each on a batch of its own."""
-        loss = torch.zeros(())
+        lengths = 0
         for _ in range(count):
             found = self.flows.sample_trajectories(self.env, n=self.size, save_logprobs=True)
+            lengths += int(found.terminating_idx.sum())
             self.optimizer.zero_grad()
             loss = self.flows.loss_from_trajectories(
                 self.env, found, recalculate_all_logprobs=False
             )
             loss.backward()
             self.optimizer.step()
-        return {"loss": float(loss)}
+        return {"actions": lengths}
 
 
 if __name__ == "__main__":
