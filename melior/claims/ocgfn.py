@@ -285,7 +285,9 @@ Arms: outcome-conditioned flows after {STEPS} steps of {BATCH_SIZE} trajectories
 takes cells apart, and as many of their own at the same goals (Adam 1e-3, two layers of {WIDTH},
 failures worth 1e-4), converted exactly; the same with the paper's outcome teleportation; both with
 the flow of what is out of reach masked; a predictor of the sum after {STEPS} steps; and trajectory
-balance from scratch, {SCRATCH_BATCH} trajectories a step.""",
+balance from scratch, {SCRATCH_BATCH} trajectories a step. The modes of `sparse`, its three cells,
+are counted among the first objects that were built: by scratch while it learns, in its longest run,
+and by the exact conversion, which learns nothing meanwhile.""",
     limits="""The thresholds are those of a pilot on other seeds by other code. The network's
 form (flow and policy apart, losses summed over the edges) was chosen on seed 0 of this grid, after
 a first one fell short. A grid of 64 cells can be listed, which favours the exact sum; the steps

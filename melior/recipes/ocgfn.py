@@ -36,7 +36,8 @@ class PretrainConfig:
     `wander` takes any action; `backward` takes apart objects that can all be listed."""
     edge_reward: Literal["terminal", "teleport"] = "terminal"
     """Where failure counts: at the stop, as in plain detailed balance; or at every step, the
-    paper's outcome teleportation, after which a sum over outcomes is not to be trusted."""
+    paper's outcome teleportation, which long strings need for success, and after which a sum over
+    outcomes is not to be trusted."""
     epsilon: float = 1e-4
     """The reward of a failure, whose log must exist."""
     exploration: float = 0.1
