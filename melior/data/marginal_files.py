@@ -13,6 +13,15 @@ END = "\n"
 """Fills up lines that are shorter than a row: a value of its own, never what is summed over."""
 
 
+MOST_VALUES = 1 << 16
+"""An array may hold so many: a network says a number of each, at each position."""
+
+
+def is_array(path: Path) -> bool:
+    """Say whether a file holds numbers and no text."""
+    return path.suffix == ".npy"
+
+
 def read_rows(
     path: Path, *, length: int = 0, alphabet: str = ""
 ) -> tuple[Int[Tensor, "rows d"], str]:
@@ -26,7 +35,7 @@ def read_rows(
     Raises:
         ValueError: the file holds no rows, none that can be learned from, or other characters.
     """
-    if path.suffix == ".npy":
+    if is_array(path):
         return _array(path), ""
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
     if not lines:
@@ -64,5 +73,10 @@ def _array(path: Path) -> Int[Tensor, "rows d"]:
     if int(found.max()) < 1:
         raise ValueError(
             f"{path}: at least two values are needed, or there is nothing to learn; found only 0"
+        )
+    if int(found.max()) >= MOST_VALUES:
+        raise ValueError(
+            f"{path}: values below {MOST_VALUES} are needed, as a network says a number of each;"
+            f" found {int(found.max())}; number those that occur from 0 up"
         )
     return torch.from_numpy(found.astype(np.int64)) + 1

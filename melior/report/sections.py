@@ -25,6 +25,8 @@ PANELS: list[tuple[str, dict[str, str]]] = [
     ("Log-probability", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
     ("Success at what is asked for", {"success": ""}),
     ("Total variation from the reward", {"total_variation": ""}),
+    ("Divergence of what is drawn from the target", {"divergence": ""}),
+    ("Distance of all marginals from the target", {"distance": ""}),
     ("Modes built so far", {"modes": ""}),
     ("Reward", {"reward": ""}),
     ("KL to the start", {"kl": ""}),

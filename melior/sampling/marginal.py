@@ -63,6 +63,11 @@ def completed(
     for rank in range(known, length):
         place = at_rank(order, counts + (rank - known))
         chances = conditionals(tokens)[rows, place].softmax(-1)
+        if not chances.isfinite().all():
+            raise ValueError(
+                "the network's probabilities must be finite; found nan or infinity: it was damaged,"
+                " or training made it so; lower --learning-rate"
+            )
         value = chances.multinomial(1, generator=generator) + 1
         tokens = tokens.scatter(1, place[:, None], value)
     return tokens

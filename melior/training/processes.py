@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from melior.records import Metrics
@@ -190,7 +191,8 @@ def turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
 def command(words: Sequence[str]) -> list[str]:
     """Return what the user typed, `torchrun` included."""
     if count() == 1:
-        return list(words)
+        is_module = words[:1] and Path(words[0]).name == "__main__.py"  # python -m melior
+        return ["melior", *words[1:]] if is_module else list(words)
     each = os.environ.get("LOCAL_WORLD_SIZE", str(count()))
     nodes = count() // max(1, int(each))
     several = ["--nnodes", str(nodes)] if nodes > 1 else []

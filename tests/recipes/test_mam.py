@@ -41,6 +41,8 @@ def place(tmp_path_factory):
     np.save(folder / "rows.npy", np.arange(240).reshape(60, 4) % 3)
     np.save(folder / "zeros.npy", np.zeros((9, 4), dtype=int))
     np.save(folder / "reals.npy", np.ones((9, 4)))
+    np.save(folder / "far.npy", np.array([[0, 1], [1, 5_000_000_000]]))
+    (folder / "same.txt").write_text("abc\n" * 30)
     (folder / "alone.txt").write_text("aaa\naaa\n")
     (folder / "empty.txt").write_text("\n")
     run(Config.tiny(str(folder / "a")))
@@ -58,7 +60,7 @@ def said(capsys, *words):
 def test_an_energy_leaves_a_whole_run(place):
     found = json.loads((place / "a" / "evaluation.json").read_text())
     facts = found["facts"]
-    assert {"kl", "total variation", "pearson", "spearman", "self consistency error",
+    assert {"divergence", "distance", "pearson", "spearman", "self consistency error",
             "sum over all rows", "times faster than one order"} <= facts.keys()  # fmt: skip
     assert found["title"].endswith("held against exact")
     assert [one["kind"] for one in found["pictures"]] == ["against"]
@@ -148,7 +150,7 @@ def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
     cli.main(["mam", "--target", f"{place / 'own.py'}:up", "--length", "4", *SMALL, "--steps", "4",
               "--out", str(tmp_path / "c")])  # fmt: skip
     facts = json.loads((tmp_path / "c" / "evaluation.json").read_text())["facts"]
-    assert facts["kl"] >= 0
+    assert facts["divergence"] >= 0
 
 
 @pytest.mark.parametrize(
@@ -185,13 +187,32 @@ def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
         (("--data", "D/alone.txt"), "at least two values are needed, or there is nothing"),
         (("--data", "D/zeros.npy"), "at least two values are needed, or there is nothing"),
         (("--data", "D/reals.npy"), "rows and columns of integers from 0 are needed"),
+        (("--data", "D/far.npy"), "values below 65536 are needed, as a network says a number of"),
+        (("--data", "D/same.txt"), "rows that differ are needed; found the same in all 30"),
+        (
+            ("--target", "ising", "--side", "3", "--learning-rate", "1e9", "--steps", "9"),
+            "the network's probabilities must be finite; found nan or infinity",
+        ),
     ],
     ids=str,
 )
 def test_wrong_options_get_their_sentences(words, sentence, place, tmp_path, capsys):
     words = [word.replace("D/", f"{place}/") for word in words]
     assert sentence in said(capsys, "mam", *words, "--out", tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "x").exists() or "probabilities" in sentence  # known by then alone
+
+
+@pytest.mark.parametrize(("learned", "asked"), [("rows.txt", "rows.npy"), ("rows.npy", "rows.txt")])
+def test_rows_of_another_kind_than_were_learned_are_refused(
+    learned, asked, place, tmp_path, capsys
+):
+    cli.main(["mam", "--data", str(place / learned), *SMALL, "--steps", "4", "--out",
+              str(tmp_path / "b")])  # fmt: skip
+    capsys.readouterr()
+    words = ("--model", tmp_path / "b" / "model", "--data", place / asked)
+    assert "is needed, as the network knows" in said(
+        capsys, "evaluate", "marginal", *words, "--out", tmp_path / "e"
+    )
 
 
 def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
@@ -203,7 +224,7 @@ def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
     assert "Judged: 200 parts of rows, held against exact" in page
     assert "Log-marginals: one reading over exact, on average" in page  # the picture
     whole = json.loads((place / "a" / "evaluation.json").read_text())["facts"]
-    for name in ("kl", "total variation", "sum over all rows"):  # of all rows, not of queries
+    for name in ("divergence", "distance", "sum over all rows"):  # of all rows, not of queries
         assert found[name] == pytest.approx(whole[name])
 
 
@@ -211,7 +232,7 @@ def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
     ("words", "sentence"),
     [
         (("--target", "ising"), "rows of 9 positions and 2 values are needed, as the network's"),
-        (("--data", "D/rows.txt"), "rows of 9 values up to 2 are needed"),
+        (("--data", "D/rows.npy"), "rows of 9 values up to 2 are needed"),
         (("--model", "D", "--target", "ising"), "a folder of `melior mam` is needed"),
         (("--target", "ising", "--out", "D/a"), "out: a folder without a run is needed"),
         (("--target", "ising", "--out", "D/own.py"), "out: a folder is needed; found a file"),

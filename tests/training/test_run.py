@@ -274,3 +274,8 @@ def test_a_disk_that_fills_at_a_line_of_numbers_is_told_and_the_run_has_failed(t
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert record(tmp_path)["status"] == "failed" and "make room" in record(tmp_path)["reason"]
+
+
+def test_a_module_is_gone_on_with_by_its_command():
+    assert processes.command(["/x/melior/__main__.py", "dpo"]) == ["melior", "dpo"]
+    assert processes.command(["/x/bin/melior", "dpo"]) == ["/x/bin/melior", "dpo"]

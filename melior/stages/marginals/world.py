@@ -12,7 +12,7 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.marginal import all_rows
-from melior.data.marginal_files import read_rows
+from melior.data.marginal_files import is_array, read_rows
 from melior.models.marginal_saved import Marginals
 from melior.own import own
 from melior.rewards.marginal import Ising
@@ -90,6 +90,12 @@ def load_examined(options: MarginalOptions, found: Marginals) -> World:
             )
         return world
     alphabet = str(found.about.get("alphabet", ""))
+    if bool(alphabet) == is_array(Path(options.data)):
+        need, have = ("text", "an array") if alphabet else ("an array (.npy)", "text")
+        knows = "letters" if alphabet else "no letters"
+        raise ValueError(
+            f"{options.data}: {need} is needed, as the network knows {knows}; found {have}"
+        )
     rows, _ = read_rows(Path(options.data), length=found.length, alphabet=alphabet)
     if rows.shape[1] != found.length or int(rows.max()) > found.n_values:
         raise ValueError(
@@ -112,6 +118,10 @@ def _checked(name: str, rows: Tensor, found: Tensor) -> Float[Tensor, " n"]:
 
 def _of_rows(options: MarginalOptions, *, seed: int, share: float) -> World:
     rows, alphabet = read_rows(Path(options.data), length=options.length)
+    if bool((rows == rows[0]).all()):
+        raise ValueError(
+            f"{options.data}: rows that differ are needed; found the same in all {len(rows)}"
+        )
     n_values = len(alphabet) or int(rows.max())
     order = torch.randperm(len(rows), generator=ops.generator(seed))
     n_apart = min(MOST_HELD_OUT, round(share * len(rows)))
