@@ -56,8 +56,6 @@ TARGETS = (
     Target("groups", "tree", "tree of steps", 6, 0.35),
     Target("sampling", "8", "8 answers to a prompt", 2.5, 1),
     Target("sampling", "32", "32 answers to a prompt", 4, 1),
-    Target("sampling on one thread", "8", "8 answers, one thread each", 2.5, 1),
-    Target("sampling on one thread", "32", "32 answers, one thread each", 4, 1),
     Target("rows", "pairs", "data preparation, 100,000 rows", 4, 1),
 )
 BENCHMARKS: dict[str, Callable[[Sequence[str]], Message]] = {
@@ -67,19 +65,17 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], Message]] = {
     "reward": preference_step.main,
     "groups": policy_pass.main,
     "sampling": group_sampling.main,
-    "sampling on one thread": group_sampling.main,
     "rows": data_preparation.main,
     "scoring": reward_scoring.main,
 }
 OWN = {
     "simpo": ["--algorithm", "simpo", "--workloads", "long,short"],
     "reward": ["--algorithm", "reward", "--workloads", "long,short"],
-    "sampling on one thread": ["--threads", "1"],
     "rows": ["--rows", "100000"],
     "scoring": ["--workloads", "long,short"],
 }
 """Options of a benchmark's own."""
-WITH_ROUNDS = ("dpo", "simpo", "reward", "groups", "sampling", "sampling on one thread")
+WITH_ROUNDS = ("dpo", "simpo", "reward", "groups", "sampling")
 
 
 def main(arguments: Sequence[str] | None = None) -> Message:

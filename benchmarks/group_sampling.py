@@ -33,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> Message:
     for name in options.workloads.split(","):
         results["workloads"][name] = found = compare(int(name), options, results["versions"])
         print(f"{name} answers\n  " + " | ".join(cells(found)), flush=True)
-    what = "performance of sampling" + (" on one thread" if options.threads == 1 else "")
-    return finish(results, options, what, table(results))
+    return finish(results, options, "performance of sampling", table(results))
 
 
 def compare(k: int, options: argparse.Namespace, versions: dict[str, Message]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ answers whatever shares the batch, up to rounding.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ Decode = Callable[[Sequence[int]], str]
 """Tokens to text, without special tokens."""
 MAX_TOKENS = 32768
 """Rows times tokens held at once, at most; bounds the memory."""
+SMALL = 1 << 25
+"""Multiplications of a layer's largest product up to which one thread is as fast as several that
+sleep while they wait (`benchmarks/group_sampling.py`): waking them takes as long as the product."""
 BLOCK = 128
 """Tokens that are summed up as one when the next is drawn."""
 
@@ -103,7 +107,8 @@ def draw(
         with _answering(model):
             new = waiting.admitted(batch.alive, shares_prompts(model))
             batch.admit(new)
-            batch.step(ends)
+            with _threads(model, len(batch.rows)):
+                batch.step(ends)
         for row in new:
             if row.number == 0:
                 asked.append([])
@@ -173,6 +178,23 @@ def _answering(model: PreTrainedModel) -> Iterator[None]:
     finally:
         if was_training:
             model.train()
+
+
+@contextmanager
+def _threads(model: PreTrainedModel, n: int) -> Iterator[None]:
+    """Inside, one thread computes what is too small to be shared among threads that sleep."""
+    config, before = model.config.get_text_config(), torch.get_num_threads()
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    is_small = isinstance(inner, int) and n * config.hidden_size * inner <= SMALL
+    do_sleep = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    if before == 1 or model.device.type != "cpu" or not (is_small and do_sleep):
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(eq=False)

@@ -343,3 +343,19 @@ def test_an_empty_prompt_and_one_that_does_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"512 positions; found 500 tokens and max_new_tokens 13"):
         draw(model, [[1] * 500], Sampling(max_new_tokens=13))
     assert draw(model, [], Sampling()) == []
+
+
+@pytest.mark.parametrize(("policy", "n_threads"), [("PASSIVE", 1), ("ACTIVE", 2)])
+def test_few_rows_are_drawn_by_one_thread_where_others_sleep(policy, n_threads, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    before, seen = torch.get_num_threads(), []
+    model = tiny_model()
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        complete(model, [[1, 2, 3]], Sampling(max_new_tokens=4), stop_token_ids=(),
+                 decode=str, generator=torch.Generator().manual_seed(0))  # fmt: skip
+        assert seen[-1] == n_threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
