@@ -73,6 +73,27 @@ def test_rivals_get_as_many_looks_as_the_flows_took(objective, tmp_path):
     assert lines["mcmc"][-1][0] == lines["dqn"][-1][0] == 8 * n_batches
 
 
+def test_q_learning_reads_a_reward_whatever_its_factor(tmp_path):
+    """Of a reward beyond what `exp` can hold, and of one whose `exp` is 0."""
+    rows = []
+    for by in (0, 200, -200):
+        own = tmp_path / f"by{by}.py"
+        own.write_text(f"log_reward = lambda objects: {by} - objects.sum(-1).float()")
+        cli.main(["gfn", "--reward", f"{own}:log_reward", *SMALL, "--rivals", "dqn", "--steps", "5",
+                  "--out", str(tmp_path / str(by))])  # fmt: skip
+        (table,) = json.loads((tmp_path / str(by) / "evaluation.json").read_text())["tables"]
+        rows.append(table["rows"][-1][table["columns"].index("total variation")])
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_q_learning_reads_a_reward_whose_best_is_not_known(tmp_path):
+    """It is held against the best that flows built, where objects are too many to list."""
+    (tmp_path / "own.py").write_text("log_reward = lambda objects: 200 - objects.sum(-1).float()")
+    words = ("--reward", f"{tmp_path / 'own.py'}:log_reward", "--height", "150", *SMALL[2:])
+    cli.main(["gfn", *words, "--rivals", "dqn", "--steps", "2", "--out", str(tmp_path / "a")])
+    assert (tmp_path / "a" / "evaluation.json").exists()
+
+
 def test_without_a_step_there_is_nothing_to_hold_rivals_against(tmp_path):
     cli.main(["gfn", "--env", "strings", "--length", "3", "--reward", "site", *SMALL[2:],
               "--steps", "0", "--rivals", "mcmc", "dqn", "--out", str(tmp_path / "a")])  # fmt: skip
