@@ -180,8 +180,9 @@ def _verdict(
     for name in plan.rivals if finds.looks else ():
         built[name] = task.finds()
         found[name] = _RIVALS[name](plan, task, built[name], finds)
-    key = "top_reward" if task.truth is None else "total_variation"
-    name = f"reward of the {TOP} best" if task.truth is None else "total variation from the reward"
+    key, name = "total_variation", "total variation from the reward"
+    if task.truth is None:
+        key, name = "log_top_reward", f"log of the mean reward of the {TOP} best"
     return {
         "title": f"Ways to sample {plan.reward.reward}, {finds.looks} looks at the reward each",
         "comparisons": [

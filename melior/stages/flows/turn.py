@@ -281,32 +281,40 @@ def _verdict(plan: Turning, task: Task, learned: Policy, before: Metrics) -> dic
         pictures = _pictures(task.truth, ways)
     return {
         "title": f"Ways to sample {plan.reward.reward}",
-        "comparisons": [_comparison(task, found["sum over outcomes"], seed=seed)],
+        "comparisons": _comparisons(task, found["sum over outcomes"], seed=seed),
         "facts": facts,
         "tables": [side_by_side(found)],
         "pictures": pictures,
     }
 
 
-def _comparison(task: Task, found: Metrics, *, seed: int) -> dict[str, Any]:
-    """Hold the sum for this reward against that for one which is the same everywhere."""
+def _comparisons(task: Task, found: Metrics, *, seed: int) -> list[dict[str, Any]]:
+    """Hold the sum for this reward against that for one which is the same everywhere.
+
+    Nothing is held where what one of them drew is worth nothing, which has no log.
+    """
     evenly = replace(task, log_reward=torch.zeros_like(task.log_reward))
     is_listed = task.truth is not None
     key, name = (
         ("total_variation", "total variation from the reward")
         if is_listed
-        else ("top_reward", f"reward of the {TOP} best of {DRAWN}")
+        else ("log_top_reward", f"log of the mean reward of the {TOP} best of {DRAWN}")
     )
-    before, after = judged(evenly, exact(evenly), seed=seed)[key], found[key]
-    return {
-        "name": f"{name}, by flows that were not turned and by their sum",
-        "unit": "",
-        "before": before,
-        "after": after,
-        "difference": after - before,
-        "is_exact": is_listed,
-        "higher_is_better": not is_listed,
-    }
+    unturned = judged(evenly, exact(evenly), seed=seed)
+    if key not in unturned or key not in found:
+        return []
+    before, after = unturned[key], found[key]
+    return [
+        {
+            "name": f"{name}, by flows that were not turned and by their sum",
+            "unit": "",
+            "before": before,
+            "after": after,
+            "difference": after - before,
+            "is_exact": is_listed,
+            "higher_is_better": not is_listed,
+        }
+    ]
 
 
 def _coverage(task: Task, truth: Truth) -> float:
