@@ -16,7 +16,7 @@ from melior.data.flow import FlowEnvironment, KnowsReach, rows_of
 from melior.envs.flow import Strings
 from melior.evaluation.pictures import against, over_plane
 from melior.losses.flow_outcomes import converted
-from melior.models.flow import FlowModel
+from melior.models.flow import FlowModel, log_shares
 from melior.models.flow_outcomes import Predictor, Speller
 from melior.models.flow_saved import WEIGHTS, Saved, load_flows, read_about
 from melior.options import OptimConfig
@@ -196,7 +196,11 @@ def _summed(task: Task, states: Tensor, *, is_masked: bool) -> Tensor:
         n, y = len(states), len(task.outcomes)
         each, every = states.repeat_interleave(y, 0), task.outcomes.repeat(n, 1)
         log_flow = log_flow.masked_fill(~task.env.reachable(each, every).view(n, y), -torch.inf)
-    return converted(log_flow, log_forward, task.log_reward)[1]
+    # Flows not yet learned may lead to where nothing of worth is within reach, and the sum says
+    # nothing: there any way on will do that is allowed.
+    return log_shares(
+        converted(log_flow, log_forward, task.log_reward)[1], task.env.allowed(states)
+    )
 
 
 def amortiser(plan: Turning, task: Task) -> Amortiser[Any]:
