@@ -152,3 +152,11 @@ def test_every_balance_runs_to_the_same_bits(objective, tmp_path):
 def test_wrong_options_get_their_sentences(words, sentence, tmp_path, capsys):
     assert sentence in said(capsys, "gfn", *words, "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_built_in_reward_is_not_for_an_environment_of_ones_own(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "from melior.envs.flow import HyperGrid\nenv = HyperGrid(1, 21)"
+    )
+    words = ("--env", f"{tmp_path / 'own.py'}:env", "--reward", "corners", "--out", tmp_path / "x")
+    assert "reward corners is for grid; found" in said(capsys, "gfn", *words)
