@@ -77,10 +77,11 @@ def check_paths(env: FlowEnvironment, *, most: int = 64) -> None:
     Raises:
         ValueError: as `check_environment`; or paths do not end, or only one object can be built.
     """
-    level, n_objects, is_whole = env.start[None], 0, True
+    level, is_whole = env.start[None], True
+    objects: list[Tensor] = []
     for _ in range(env.longest):
         check_environment(env, level)
-        n_objects += int(env.allowed(level)[:, -1].sum())
+        objects.append(level[env.allowed(level)[:, -1]])
         reached = _onward(env, level)
         if not len(reached):
             break
@@ -92,6 +93,7 @@ def check_paths(env: FlowEnvironment, *, most: int = 64) -> None:
             f"environment: paths must end within {env.longest} actions, the stop among them, as"
             f" 'longest' says; found one that goes on at {level[0].tolist()}"
         )
+    n_objects = len(torch.cat(objects).unique(dim=0))  # one may stand at several levels
     if is_whole and n_objects < 2:
         raise ValueError(
             "environment: at least two objects are needed, or there is nothing to choose; found"

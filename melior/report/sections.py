@@ -22,6 +22,7 @@ PANELS: list[tuple[str, dict[str, str]]] = [
     ("Pairs ranked right by the reward model", {"accuracy": ""}),
     ("Margin of the reward model", {"margin": ""}),
     ("Rewards of a batch", {"min_reward": "least", "mean_reward": "mean", "max_reward": "most"}),
+    ("Log of the mean reward drawn", {"log_mean_reward": ""}),
     ("Log-probability", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
     ("Success at what is asked for", {"success": ""}),
     ("Total variation from the reward", {"total_variation": ""}),

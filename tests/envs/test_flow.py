@@ -190,6 +190,8 @@ def test_paths_that_do_not_end_or_lead_to_one_object_get_a_sentence():
         check_paths(Leaps(longest=3))
     with pytest.raises(ValueError, match=r"at least two objects are needed.*found 1"):
         check_paths(Lone())
+    with pytest.raises(ValueError, match=r"at least two objects are needed.*found 1"):
+        check_paths(Leaps())  # its one object, the last place, stands at two levels
     with pytest.raises(ValueError, match="only the way on is allowed"):
         check_paths(Leaps(undoable_from=2))
 

@@ -73,6 +73,27 @@ def test_rivals_get_as_many_looks_as_the_flows_took(objective, tmp_path):
     assert lines["mcmc"][-1][0] == lines["dqn"][-1][0] == 8 * n_batches
 
 
+def test_q_learning_reads_a_reward_whatever_its_factor(tmp_path):
+    """Of a reward beyond what `exp` can hold, and of one whose `exp` is 0."""
+    rows = []
+    for by in (0, 200, 1000, -200):
+        own = tmp_path / f"by{by}.py"
+        own.write_text(f"log_reward = lambda objects: {by} - objects.sum(-1).float()")
+        cli.main(["gfn", "--reward", f"{own}:log_reward", *SMALL, "--rivals", "dqn", "--steps", "5",
+                  "--out", str(tmp_path / str(by))])  # fmt: skip
+        (table,) = json.loads((tmp_path / str(by) / "evaluation.json").read_text())["tables"]
+        rows.append(table["rows"][-1][table["columns"].index("total variation")])
+    assert rows == rows[:1] * 4
+
+
+def test_q_learning_reads_a_reward_whose_best_is_not_known(tmp_path):
+    """It is held against the best that flows built, where objects are too many to list."""
+    (tmp_path / "own.py").write_text("log_reward = lambda objects: 200 - objects.sum(-1).float()")
+    words = ("--reward", f"{tmp_path / 'own.py'}:log_reward", "--height", "150", *SMALL[2:])
+    cli.main(["gfn", *words, "--rivals", "dqn", "--steps", "2", "--out", str(tmp_path / "a")])
+    assert (tmp_path / "a" / "evaluation.json").exists()
+
+
 def test_without_a_step_there_is_nothing_to_hold_rivals_against(tmp_path):
     cli.main(["gfn", "--env", "strings", "--length", "3", "--reward", "site", *SMALL[2:],
               "--steps", "0", "--rivals", "mcmc", "dqn", "--out", str(tmp_path / "a")])  # fmt: skip
@@ -131,3 +152,11 @@ def test_every_balance_runs_to_the_same_bits(objective, tmp_path):
 def test_wrong_options_get_their_sentences(words, sentence, tmp_path, capsys):
     assert sentence in said(capsys, "gfn", *words, "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_built_in_reward_is_not_for_an_environment_of_ones_own(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "from melior.envs.flow import HyperGrid\nenv = HyperGrid(1, 21)"
+    )
+    words = ("--env", f"{tmp_path / 'own.py'}:env", "--reward", "corners", "--out", tmp_path / "x")
+    assert "reward corners is for grid; found" in said(capsys, "gfn", *words)

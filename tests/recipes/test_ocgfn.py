@@ -246,6 +246,7 @@ def test_outcomes_are_built_by_name(place, tmp_path, capsys):
     ("outcome", "sentence"),
     [
         ("3,0", "outcome 3,0: one that can be built is needed; found that no way leads there"),
+        ("9,9", "outcome 9,9: one that can be built is needed; found that no way leads there"),
         ("-1,0", "outcome -1,0: one that can be built is needed"),
         ("1", "outcome '1': 2 whole numbers are needed, such as 1,1; found 1 words"),
         ("a,b", "2 whole numbers are needed"),

@@ -63,16 +63,21 @@ def refuse_unbuildable(env: FlowEnvironment, outcomes: Int[Tensor, "n d"]) -> No
     Raises:
         ValueError: naming the first to which none does.
     """
-    path = sample_back(env, outcomes, evenly(env.undoable), generator=ops.generator(0))
+    for outcome in outcomes:
+        if not _is_buildable(env, outcome[None]):
+            raise ValueError(
+                f"outcome {','.join(map(str, outcome.tolist()))}: one that can be built is needed;"
+                " found that no way leads there from the start, or that nothing stops there"
+            )
+
+
+def _is_buildable(env: FlowEnvironment, outcome: Int[Tensor, "1 d"]) -> bool:
+    try:
+        path = sample_back(env, outcome, evenly(env.undoable), generator=ops.generator(0))
+    except ValueError:  # it is further from the start than anything that is built
+        return False
     is_on_the_way = _allowed(env, path.states, path.actions) | ~path.is_step
-    is_from_start = (path.states[:, 0] == env.start).all(-1)
-    fine = is_from_start & is_on_the_way.all(-1)
-    if not fine.all():
-        wrong = outcomes[~fine][0].tolist()
-        raise ValueError(
-            f"outcome {','.join(map(str, wrong))}: one that can be built is needed; found that no"
-            " way leads there from the start, or that nothing stops there"
-        )
+    return bool((path.states[:, 0] == env.start).all() and is_on_the_way.all())
 
 
 def _allowed(env: FlowEnvironment, states: Tensor, actions: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -136,15 +137,21 @@ class Truth:
 
 
 def of_samples(objects: Int[Tensor, "n d"], log_reward: LogReward, modes: Modes | None) -> Metrics:
-    """Return what samples are worth, how they differ, and how many modes they reach, if known."""
+    """Return what samples are worth, how they differ, and how many modes they reach, if known.
+
+    The worth is the log of a mean reward, as the reward's factor may be beyond what `exp` can
+    hold; where nothing is worth anything it has no log, and is left out.
+    """
     reward = log_reward(objects)
     best, worth = top(objects, reward, TOP)
-    found = {
-        "reward": float(reward.double().exp().mean()),
-        "top_reward": float(worth.double().exp().mean()),
-        "top_diversity": diversity(best),
-    }
+    found = {"log_mean_reward": _log_mean(reward), "log_top_reward": _log_mean(worth)}
+    found = {key: own for key, own in found.items() if own > -math.inf}
+    found["top_diversity"] = diversity(best)
     return found | ({"modes": float(modes.among(objects).sum())} if modes else {})
+
+
+def _log_mean(log_reward: Float[Tensor, " n"]) -> float:
+    return float(log_reward.double().logsumexp(0)) - math.log(len(log_reward))
 
 
 def judged_by(

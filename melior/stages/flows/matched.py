@@ -32,7 +32,10 @@ def matched(
     onward = (flows.log_flow[:, None] + flows.log_forward)[:, :-1]
     onward = onward.masked_fill(~env.allowed(states)[:, :-1], -torch.inf)
     inflow = log_inflow(env, read, states[is_later])
-    kept = squared(flow_matching(inflow, onward[is_later], worth[is_later]))
+    # A reward is known up to a factor. Where all are small so are the flows, and flow matching's
+    # epsilon would hide them all: there flows are counted from the batch's best reward.
+    unit = worth.max().clamp(max=0)
+    kept = squared(flow_matching(inflow - unit, onward[is_later] - unit, worth[is_later] - unit))
     taught = squared((flows.log_flow + flows.log_forward[:, -1] - worth)[can_stop])
     loss = (kept.sum() + taught.sum()) / len(batch.actions)
     reward = worth[batch.actions[batch.is_step] == env.n_actions]

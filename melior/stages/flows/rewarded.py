@@ -28,6 +28,7 @@ from melior.stages.flows.judge import (
     Truth,
     judged_by,
     listed,
+    objects_of,
     of_samples,
     side_by_side,
 )
@@ -178,9 +179,10 @@ def _verdict(
     found, built = {"flows, untrained": before, "flows": after}, {"flows": finds}
     for name in plan.rivals if finds.looks else ():
         built[name] = task.finds()
-        found[name] = _RIVALS[name](plan, task, built[name], finds.looks)
-    key = "top_reward" if task.truth is None else "total_variation"
-    name = f"reward of the {TOP} best" if task.truth is None else "total variation from the reward"
+        found[name] = _RIVALS[name](plan, task, built[name], finds)
+    key, name = "total_variation", "total variation from the reward"
+    if task.truth is None:
+        key, name = "log_top_reward", f"log of the mean reward of the {TOP} best"
     return {
         "title": f"Ways to sample {plan.reward.reward}, {finds.looks} looks at the reward each",
         "comparisons": [
@@ -212,24 +214,28 @@ def _about(plan: Rewarded) -> dict[str, Any]:
     return {"env": asdict(plan.flow), "width": plan.width, "depth": plan.depth}
 
 
-def _by_chains(plan: Rewarded, task: Task, finds: Finds, looks: int) -> Metrics:
-    """Let as many chains as there are trajectories in a batch walk until the looks are spent."""
+def _by_chains(plan: Rewarded, task: Task, finds: Finds, flows: Finds) -> Metrics:
+    """Let as many chains as there are trajectories in a batch walk until flows' looks are spent."""
     loop = plan.loop
     walked = back_and_forth(
         task.env, task.log_reward, chains=loop.batch_size,
         longest=max(1, min(task.env.longest - 1, 4)), generator=ops.generator(loop.seed + 5),
     )  # fmt: skip
-    objects = _followed(islice(walked, -(-looks // loop.batch_size)), finds)
+    objects = _followed(islice(walked, -(-flows.looks // loop.batch_size)), finds)
     return of_samples(objects, task.log_reward, task.modes)
 
 
-def _by_values(plan: Rewarded, task: Task, finds: Finds, looks: int) -> Metrics:
-    """Let Q-learning build objects until the looks are spent, and judge its last policy."""
-    loop, last = plan.loop, [evenly(task.env.allowed)]
+def _by_values(plan: Rewarded, task: Task, finds: Finds, flows: Finds) -> Metrics:
+    """Let Q-learning build objects until flows' looks are spent, and judge its last policy.
+
+    It learns rewards and not their logs: over the best that is known, as a factor may be beyond
+    what `exp` can hold.
+    """
+    loop, last, best = plan.loop, [evenly(task.env.allowed)], _best_known(task, flows)
     learned = q_learning(
-        task.env, task.log_reward, batch_size=loop.batch_size, width=plan.width,
-        exploration=plan.exploration, optim=plan.optim, steps=-(-looks // loop.batch_size),
-        seed=loop.seed + 6,
+        task.env, lambda objects: task.log_reward(objects) - best, batch_size=loop.batch_size,
+        width=plan.width, exploration=plan.exploration, optim=plan.optim,
+        steps=-(-flows.looks // loop.batch_size), seed=loop.seed + 6,
     )  # fmt: skip
 
     def built() -> Iterable[Tensor]:
@@ -241,7 +247,14 @@ def _by_values(plan: Rewarded, task: Task, finds: Finds, looks: int) -> Metrics:
     return found | (task.truth.metrics(last[0]) if task.truth else {})
 
 
-_RIVALS: dict[str, Callable[[Rewarded, Task, Finds, int], Metrics]] = {
+def _best_known(task: Task, flows: Finds) -> float:
+    """Return the best log-reward: of all objects, else of what flows built; 0 of known modes."""
+    if task.truth is None:
+        return flows.best
+    return float(task.log_reward(objects_of(task.truth.graph)).max())
+
+
+_RIVALS: dict[str, Callable[[Rewarded, Task, Finds, Finds], Metrics]] = {
     "mcmc": _by_chains,
     "dqn": _by_values,
 }

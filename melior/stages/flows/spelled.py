@@ -7,6 +7,7 @@ listed, nor its reward known before it is drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ from melior.records import Metrics
 from melior.rewards.flow import LogReward
 from melior.sampling.flow import drawn, sample
 from melior.stages.flows.finetune import predicted
+
+LEAST = -15.0
+"""The log of what all strings together count at least, over the best one."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def amortise_spelled(
         worth,
         log_flow=flows.log_flow,
         log_forward=flows.log_forward.gather(-1, taken)[:, 0],
+        least=LEAST - env.length * math.log(env.n_letters),
     )
     loss = squared(residual).mean()
     return loss, {"loss": loss.item()}

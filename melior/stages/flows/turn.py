@@ -16,7 +16,7 @@ from melior.data.flow import FlowEnvironment, KnowsReach, rows_of
 from melior.envs.flow import Strings
 from melior.evaluation.pictures import against, over_plane
 from melior.losses.flow_outcomes import converted
-from melior.models.flow import FlowModel
+from melior.models.flow import FlowModel, log_shares
 from melior.models.flow_outcomes import Predictor, Speller
 from melior.models.flow_saved import WEIGHTS, Saved, load_flows, read_about
 from melior.options import OptimConfig
@@ -196,7 +196,11 @@ def _summed(task: Task, states: Tensor, *, is_masked: bool) -> Tensor:
         n, y = len(states), len(task.outcomes)
         each, every = states.repeat_interleave(y, 0), task.outcomes.repeat(n, 1)
         log_flow = log_flow.masked_fill(~task.env.reachable(each, every).view(n, y), -torch.inf)
-    return converted(log_flow, log_forward, task.log_reward)[1]
+    # Flows not yet learned may lead to where nothing of worth is within reach, and the sum says
+    # nothing: there any way on will do that is allowed.
+    return log_shares(
+        converted(log_flow, log_forward, task.log_reward)[1], task.env.allowed(states)
+    )
 
 
 def amortiser(plan: Turning, task: Task) -> Amortiser[Any]:
@@ -281,32 +285,40 @@ def _verdict(plan: Turning, task: Task, learned: Policy, before: Metrics) -> dic
         pictures = _pictures(task.truth, ways)
     return {
         "title": f"Ways to sample {plan.reward.reward}",
-        "comparisons": [_comparison(task, found["sum over outcomes"], seed=seed)],
+        "comparisons": _comparisons(task, found["sum over outcomes"], seed=seed),
         "facts": facts,
         "tables": [side_by_side(found)],
         "pictures": pictures,
     }
 
 
-def _comparison(task: Task, found: Metrics, *, seed: int) -> dict[str, Any]:
-    """Hold the sum for this reward against that for one which is the same everywhere."""
+def _comparisons(task: Task, found: Metrics, *, seed: int) -> list[dict[str, Any]]:
+    """Hold the sum for this reward against that for one which is the same everywhere.
+
+    Nothing is held where what one of them drew is worth nothing, which has no log.
+    """
     evenly = replace(task, log_reward=torch.zeros_like(task.log_reward))
     is_listed = task.truth is not None
     key, name = (
         ("total_variation", "total variation from the reward")
         if is_listed
-        else ("top_reward", f"reward of the {TOP} best of {DRAWN}")
+        else ("log_top_reward", f"log of the mean reward of the {TOP} best of {DRAWN}")
     )
-    before, after = judged(evenly, exact(evenly), seed=seed)[key], found[key]
-    return {
-        "name": f"{name}, by flows that were not turned and by their sum",
-        "unit": "",
-        "before": before,
-        "after": after,
-        "difference": after - before,
-        "is_exact": is_listed,
-        "higher_is_better": not is_listed,
-    }
+    unturned = judged(evenly, exact(evenly), seed=seed)
+    if key not in unturned or key not in found:
+        return []
+    before, after = unturned[key], found[key]
+    return [
+        {
+            "name": f"{name}, by flows that were not turned and by their sum",
+            "unit": "",
+            "before": before,
+            "after": after,
+            "difference": after - before,
+            "is_exact": is_listed,
+            "higher_is_better": not is_listed,
+        }
+    ]
 
 
 def _coverage(task: Task, truth: Truth) -> float:

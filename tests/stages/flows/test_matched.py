@@ -68,6 +68,22 @@ def test_exact_flows_have_no_loss():
     assert loss.item() < 1e-10
 
 
+def test_flows_that_do_not_match_cost_the_same_whatever_the_rewards_factor():
+    """Of rewards below epsilon too: an even policy at flows that are right but for it."""
+    batch = sample(ENV, evenly(ENV.allowed), 32, generator=ops.generator(0))
+    losses = []
+    for by in (-5.0, -60.0):
+
+        def log_reward(cells, by=by):
+            return corners(3)(cells) + by
+
+        model = Exact(log_reward)
+        model.policy = ENV.allowed(GRAPH.states).double().log().log_softmax(-1)
+        losses.append(matched(ENV, model, log_reward, batch)[0].item())
+    assert losses[0] > 1
+    assert abs(losses[1] / losses[0] - 1) < 1e-4
+
+
 def test_a_small_target_is_learned():
     model = start_flow_model(ENV, seed=0, width=32)
     batches = rollouts(ENV, model, batch_size=16, exploration=0.2, generator=ops.generator(0))

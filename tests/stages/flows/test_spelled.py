@@ -128,6 +128,18 @@ def test_exact_sums_and_shares_have_no_loss():
     assert loss.item() < 1e-10
 
 
+def test_what_is_little_worth_is_not_held_up_as_many_strings_are_so():
+    """Below -15 each, yet together above it: there are 8 of them."""
+    model = start_flow_model(ENV, seed=3, is_conditioned=True, width=8)
+    exact, by = Exact(model), -14.5
+    exact.weight += by
+    assert -17 < exact.weight.min() < -15.5
+    loss, _ = amortise_spelled(
+        ENV, model, exact, lambda objects: log_reward(objects) + by, exact.batch, best=0.0
+    )
+    assert loss.item() < 1e-9
+
+
 def test_edges_lead_where_their_actions_do_and_serve_what_begins_so():
     batches = spelled_edges(
         ENV, speller(), batch_size=16, exploration=0.2, generator=ops.generator(0)
