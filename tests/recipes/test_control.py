@@ -118,6 +118,26 @@ def test_a_score_is_not_of_the_policy_before_it_learned(judged):
     assert before != half
 
 
+@pytest.mark.parametrize("step", [0, 40, 60])
+def test_a_run_that_is_judged_only_once_it_is_resumed_keeps_each_judgement(step, judged, tmp_path):
+    """Cut off at a step of 60, of which 30 and 60 are judged; before it learned only where at 0."""
+    blind = replace(judged.train, out=str(tmp_path / "run"), eval_episodes=0, save_steps=10)
+    cloning.run(replace(judged, train=replace(blind, save_total_limit=100)))
+    run = tmp_path / "run"
+    for place in run.glob("checkpoints/policy/step-*"):
+        if int(place.name.removeprefix("step-")) > step:
+            shutil.rmtree(place)
+    again = replace(blind, resume=True, allow_changes=True, eval_episodes=2)
+    cloning.run(replace(judged, train=again))
+    found = {row["step"]: row["eval_return"] for row in rows_of(run) if "eval_return" in row}
+    assert list(found) == [one for one in (0, 30, 60) if one > step or step == one == 0]
+    tables = json.loads((run / "evaluation.json").read_text("utf-8"))["tables"]
+    learned = [value for at, value in found.items() if at > 0]
+    means = [dict(table["rows"])["return"] for table in tables]
+    assert means == ([pytest.approx(np.mean(learned), rel=1e-12)] if learned else [])
+    assert (run / "report.html").exists()
+
+
 @pytest.mark.parametrize("options", [{"filter": "best"}, {"filter": "none"}, {"base": "mobile"}])
 def test_each_base_and_filter_runs_in_a_world_that_was_learned_before(
     options, dataset, whole, tmp_path
