@@ -16,6 +16,7 @@ from melior.envs.control import collect
 from melior.models.control_policies import Critics, GaussianPolicy, PolicyOptions, load_policy
 from melior.recipes import cloning, cql, morec, td3_bc
 from melior.stages.control.learners import Rows, SoftActorCritic
+from melior.stages.control.options import WorldOptions
 
 TASK = "tests.control_task:Dot-v0"
 METHODS = (morec, cloning, td3_bc, cql)
@@ -143,7 +144,7 @@ def test_each_base_and_filter_runs_in_a_world_that_was_learned_before(
     options, dataset, whole, tmp_path
 ):
     config = config_of(morec, dataset, tmp_path / "run")
-    config = replace(config, world=replace(config.world, world=str(whole / "morec")), **options)
+    config = replace(config, world=WorldOptions(str(whole / "morec")), **options)
     morec.run(config)
     assert load_policy(tmp_path / "run" / "model" / "policy").options.observations == 2
     again = replace(config, train=replace(config.train, out=str(tmp_path / "again")))
@@ -194,6 +195,11 @@ def test_one_elite_cannot_disagree(dataset, tmp_path):
     config = config_of(morec, dataset, tmp_path / "run")
     with pytest.raises(ValueError, match="elites must be at least 2; found 1"):
         replace(config, base="mobile", world=replace(config.world, elites=1))
+    alone = replace(config, filter="none", world=replace(config.world, elites=1))
+    morec.run(alone)
+    taken = replace(config, base="mobile", filter="none", world=WorldOptions(alone.train.out))
+    with pytest.raises(ValueError, match="elites of the world must be at least 2; found 1"):
+        morec.run(replace(taken, train=replace(taken.train, out=str(tmp_path / "taken"))))
 
 
 def test_a_bound_within_the_log_is_refused(tmp_path):
@@ -216,9 +222,9 @@ def test_a_bound_within_the_log_is_refused(tmp_path):
 def test_a_world_is_handed_on_and_must_not_change_meanwhile(dataset, whole, tmp_path):
     """A run in another's world keeps that world, and is not resumed once its weights are others."""
     config = config_of(morec, dataset, tmp_path / "first", save_steps=20)
-    config = replace(config, world=replace(config.world, world=str(whole / "morec")))
+    config = replace(config, world=WorldOptions(str(whole / "morec")))
     morec.run(config)
-    second = replace(config, world=replace(config.world, world=str(tmp_path / "first")))
+    second = replace(config, world=WorldOptions(str(tmp_path / "first")))
     second = replace(second, train=replace(second.train, out=str(tmp_path / "second")))
     morec.run(second)
     files = files_of(tmp_path / "second")
@@ -245,7 +251,7 @@ def test_without_a_filter_no_reward_is_learned(dataset, tmp_path):
     assert not any(key.startswith("reward/") for row in rows_of(run) for key in row)
     world = json.loads((run / "evaluation.json").read_text("utf-8"))["world"]
     assert list(world["errors"]["the log's own actions"]) == ["any candidate", "the elites' mean"]
-    there = replace(config, filter="best", world=replace(config.world, world=str(run)))
+    there = replace(config, filter="best", world=WorldOptions(str(run)))
     with pytest.raises(ValueError, match=r"world: the folder of a finished run .*dynamics_reward"):
         morec.run(replace(there, train=replace(there.train, out=str(tmp_path / "best"))))
 
@@ -254,10 +260,10 @@ def test_a_world_of_other_data_is_refused(whole, tmp_path):
     other = tmp_path / "other.npz"
     write_logged(other, Logged(lived(STABILISING, 400, generator=ops.generator(1)), About()))
     config = config_of(morec, other, tmp_path / "run")
-    config = replace(config, world=replace(config.world, world=str(whole / "morec")))
+    config = replace(config, world=WorldOptions(str(whole / "morec")))
     with pytest.raises(ValueError, match="world: dynamics of the same data are needed; found"):
         morec.run(config)
-    config = replace(config, world=replace(config.world, world=str(tmp_path)))
+    config = replace(config, world=WorldOptions(str(tmp_path)))
     with pytest.raises(ValueError, match="world: the folder of a finished run"):
         morec.run(replace(config, train=replace(config.train, overwrite=True)))
 
