@@ -108,7 +108,7 @@ def transitions(columns: Columns, *, where: str) -> Transitions:
         for name, names in NAMES.items()
     }
     if found["timeouts"] is None and found["episodes"] is not None:
-        found["timeouts"] = _time_outs(found["episodes"], found["terminals"], where)
+        found["timeouts"] = _time_outs(found, where)
     del found["episodes"]
     whole = {name: column for name, column in found.items() if column is not None}
     for name in found.keys() - whole.keys():
@@ -179,12 +179,16 @@ def _missing(name: str, columns: Columns, where: str) -> ValueError:
     return ValueError(f"{where}: transitions need {wanted}; found {sorted(columns)}{advice}")
 
 
-def _time_outs(episodes: Array, terminals: Array | None, where: str) -> Rows:
+def _time_outs(found: Mapping[str, Array | None], where: str) -> Rows:
     """Return which rows are their episode's last without being terminal."""
-    if episodes.ndim == 2 and episodes.shape[1] == 1:
-        episodes = episodes[:, 0]
-    if episodes.ndim != 1:
-        raise _shape("episodes", "[n]", episodes, where)
+    episodes, terminals, seen = found["episodes"], found["terminals"], found["observations"]
+    assert episodes is not None  # whoever has `timeouts` does not ask
+    count = len(episodes if seen is None else seen)
+    if episodes.shape not in ((count,), (count, 1)):
+        raise _shape("episodes", f"[{count}]", episodes, where)
+    episodes = episodes.reshape(count)
+    if episodes.dtype.kind == "f":
+        _finite(episodes, "episodes", where)
     is_last = np.append(episodes[1:] != episodes[:-1], True)
     if terminals is None:
         return is_last

@@ -92,6 +92,14 @@ def codes(table, **options):
             columns() | {"terminals": np.full(9, np.nan)},
             r"f:1: 'terminals' must be true or false; found nan",
         ),
+        (
+            {**columns(), "timeouts": None, "episodes": np.array([0.0] * 4 + [np.nan] * 5)},
+            r"f:5: 'episodes' must be finite; found nan, and 4 more",
+        ),
+        (
+            {**columns(), "timeouts": None, "episodes": np.zeros(5)},
+            r"'episodes' must have the shape \[9\]; found \[5\]",
+        ),
         (columns() | {"rewards": np.array(["a"] * 9)}, r"'rewards' must hold numbers; found <U1"),
         (
             {name: column[:0] for name, column in columns().items()},
