@@ -41,14 +41,12 @@ class Config:
         in_range("episodes", self.episodes, 1)
         in_range("seed", self.seed, 0, 2**31)
         if not self.runs:
-            raise ValueError("evaluate control: at least one run folder is needed; found none")
+            raise ValueError("at least one run folder is needed; found none")
         places = [Path(run).resolve() for run in self.runs]
         twice = [run for run, place in zip(self.runs, places, strict=True)
                  if places.count(place) > 1]  # fmt: skip
         if twice:
-            raise ValueError(
-                f"evaluate control: each run is needed once; found {' and '.join(twice)}"
-            )
+            raise ValueError(f"each run is needed once; found {' and '.join(twice)}")
         if Path(self.out).exists() and not Path(self.out).is_dir():
             raise ValueError(f"out: a folder is needed; found a file: {self.out}")
         if (Path(self.out) / "run.json").exists():

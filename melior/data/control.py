@@ -108,7 +108,7 @@ def transitions(columns: Columns, *, where: str) -> Transitions:
         for name, names in NAMES.items()
     }
     if found["timeouts"] is None and found["episodes"] is not None:
-        found["timeouts"] = _time_outs(found["episodes"], found["terminals"], where)
+        found["timeouts"] = _time_outs(found, where)
     del found["episodes"]
     whole = {name: column for name, column in found.items() if column is not None}
     for name in found.keys() - whole.keys():
@@ -147,7 +147,8 @@ def lint_transitions(logged: Transitions, *, low: float = -1.0, high: float = 1.
     found = [
         _finding("error", "timeouts-as-terminals", _taken_for_terminals(logged),
                  "a terminal at the very length at which the longest episodes end, where no row "
-                 "is a time-out: give time-outs as 'timeouts', or values stop there"),
+                 "but perhaps the last is a time-out: give time-outs as 'timeouts', or values stop "
+                 "there"),
         _finding("error", "timeouts-as-terminals", _both(logged),
                  "a terminal and a time-out, as every time-out here is: 'terminals' must be true "
                  "where the task itself is over, not where either is, or values stop there"),
@@ -178,12 +179,16 @@ def _missing(name: str, columns: Columns, where: str) -> ValueError:
     return ValueError(f"{where}: transitions need {wanted}; found {sorted(columns)}{advice}")
 
 
-def _time_outs(episodes: Array, terminals: Array | None, where: str) -> Rows:
+def _time_outs(found: Mapping[str, Array | None], where: str) -> Rows:
     """Return which rows are their episode's last without being terminal."""
-    if episodes.ndim == 2 and episodes.shape[1] == 1:
-        episodes = episodes[:, 0]
-    if episodes.ndim != 1:
-        raise _shape("episodes", "[n]", episodes, where)
+    episodes, terminals, seen = found["episodes"], found["terminals"], found["observations"]
+    assert episodes is not None  # whoever has `timeouts` does not ask
+    count = len(episodes if seen is None else seen)
+    if episodes.shape not in ((count,), (count, 1)):
+        raise _shape("episodes", f"[{count}]", episodes, where)
+    episodes = episodes.reshape(count)
+    if episodes.dtype.kind == "f":
+        _finite(episodes, "episodes", where)
     is_last = np.append(episodes[1:] != episodes[:-1], True)
     if terminals is None:
         return is_last
@@ -236,11 +241,12 @@ def _shape(name: str, wanted: str, column: Array, where: str) -> ValueError:
 def _taken_for_terminals(logged: Transitions) -> Rows:
     """Return the terminals at the longest length, where they are many and no row is a time-out.
 
-    What ends a task by itself does so at lengths of its own; a limit always at the same one.
+    What ends a task by itself does so at lengths of its own; a limit always at the same one. The
+    last row does not count: where a log breaks off, it is a time-out whatever others are.
     """
     none = np.zeros(len(logged), dtype=bool)
     ends = np.flatnonzero(logged.terminals)
-    if logged.timeouts.any() or len(ends) < 3:
+    if logged.timeouts[:-1].any() or len(ends) < 3:
         return none
     lengths = np.diff(ends, prepend=-1)
     at_limit = lengths == lengths.max()
@@ -254,9 +260,11 @@ def _both(logged: Transitions) -> Rows:
     """Return the time-outs that are terminals too, where they are many and no time-out is none.
 
     The mark of `done = terminated or truncated`: by itself a task rarely ends just at its limit.
+    Again the last row, where the log may break off, does not count.
     """
-    all_both = logged.timeouts.sum() >= 3 and logged.terminals[logged.timeouts].all()
-    return logged.timeouts & all_both
+    both = logged.timeouts & logged.terminals
+    late = logged.timeouts[:-1]
+    return both & (late.sum() >= 3 and both[:-1][late].all())
 
 
 def _constant(logged: Transitions) -> list[int]:

@@ -179,13 +179,15 @@ def _said(
 ) -> Tensor:
     """Return what the user's own function says of logged transitions, a number for each.
 
+    It is given copies: what it does to them in place must not reach the log.
+
     Raises:
         ValueError: it fails, or says something else.
     """
     columns = (logged.observations, logged.actions, logged.next_observations)
     wanted = f"{option} must give a tensor [{len(logged)}] of as many transitions"
     try:
-        said = function(*map(torch.from_numpy, columns))
+        said = function(*map(torch.tensor, columns))
     except Exception as error:  # the user's code, which may fail in any way
         raise ValueError(f"{wanted}; found {type(error).__name__}: {error}") from error
     if not isinstance(said, Tensor):

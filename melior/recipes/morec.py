@@ -160,6 +160,8 @@ def _learner(
         max_temperature=1.0, entropy_in_target=config.entropy_in_target,
     )  # fmt: skip
     is_mobile = config.base == "mobile"
+    if is_mobile:  # a world that is taken brings its own
+        in_range("elites of the world", len(world.dynamics.elites), 2)
     doubt = inconsistent(world.dynamics, weight=config.penalty) if is_mobile else no_doubt
     return SoftActorCritic(
         policy, critics, options, total_steps=config.train.steps, seed=config.train.seed,

@@ -207,11 +207,13 @@ def imagine(
             dynamics, observations, actions, draws=draws, bound=bound, generator=generator
         )
         picked = transition_filter(observations, actions, drawn)
-        over = is_over(observations, actions, picked.next_observations)
+        over = is_over(observations.clone(), actions.clone(), picked.next_observations.clone())
         rejected = picked.scores < transition_filter.threshold
         earned = picked.rewards
         if true_reward is not None:
-            earned = true_reward(observations, actions, picked.next_observations)
+            earned = true_reward(
+                observations.clone(), actions.clone(), picked.next_observations.clone()
+            )
         parts.append({
             "observations": observations, "actions": actions,
             "rewards": earned - penalty(drawn.prediction),

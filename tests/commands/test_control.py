@@ -187,7 +187,7 @@ def test_only_seeds_of_one_method_on_one_log_are_repetitions(sets, tmp_path, cap
     assert (same["runs"], same["left_out"]) == ([runs[0], runs[2]], [runs[1]])
     assert (other["name"], other["runs"]) == ("cloning 2", [runs[3]])
     assert f"a run of the same seed is counted: {runs[1]}" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="each run is needed once; found"):
+    with pytest.raises(ValueError, match=r"^each run is needed once; found"):
         evaluate_control.Config((runs[0], f"{runs[0]}/../a"))
 
 

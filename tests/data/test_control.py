@@ -92,6 +92,14 @@ def codes(table, **options):
             columns() | {"terminals": np.full(9, np.nan)},
             r"f:1: 'terminals' must be true or false; found nan",
         ),
+        (
+            {**columns(), "timeouts": None, "episodes": np.array([0.0] * 4 + [np.nan] * 5)},
+            r"f:5: 'episodes' must be finite; found nan, and 4 more",
+        ),
+        (
+            {**columns(), "timeouts": None, "episodes": np.zeros(5)},
+            r"'episodes' must have the shape \[9\]; found \[5\]",
+        ),
         (columns() | {"rewards": np.array(["a"] * 9)}, r"'rewards' must hold numbers; found <U1"),
         (
             {name: column[:0] for name, column in columns().items()},
@@ -173,11 +181,25 @@ def test_ends_of_either_kind_logged_as_terminals_are_told():
     assert codes(table) == []
 
 
+def test_a_log_that_breaks_off_hides_no_time_outs_taken_for_terminals():
+    """Its last row is a time-out, whatever was logged of the others."""
+    table = columns((5, 5, 2, 5, 3), (True, True, True, True, False))
+    assert codes(table) == ["timeouts-as-terminals"]
+    del table["timeouts"]
+    table["episode_id"] = np.repeat(np.arange(5), (5, 5, 2, 5, 3))
+    assert codes(table) == ["timeouts-as-terminals"]
+    table = columns((5, 4, 2, 6, 3), (False,) * 5)
+    table["terminals"] = table["timeouts"] & (np.arange(20) < 19)
+    assert codes(table) == ["timeouts-as-terminals"]
+    found = lint_transitions(transitions(table, where="f"))[0]
+    assert found.examples == ("row 5", "row 9", "row 11", "row 17")
+
+
 @pytest.mark.parametrize(
     ("lengths", "ends"),
     [
         ((5, 5, 2, 4, 3), (True,) * 5),  # only two at the longest
-        ((5, 5, 5, 4, 3), (True, True, True, True, False)),  # somebody knows of time-outs
+        ((5, 5, 5, 4, 3), (True, True, True, False, True)),  # somebody knows of time-outs
         ((1, 1, 1, 1), (True,) * 4),  # a task of one step
     ],
 )

@@ -151,6 +151,21 @@ def test_a_users_function_that_fails_or_says_something_else_is_told(function, fo
             check()
 
 
+def test_what_a_users_function_does_in_place_stays_with_it():
+    rows = logged([False, False, True])
+
+    def writes(observations, actions, next_observations):
+        for given in (observations, actions, next_observations):
+            given *= 0
+        return torch.zeros(3)
+
+    with pytest.raises(ValueError, match="termination must give bools"):
+        control.check_termination(writes, rows, where="f")
+    control.check_reward(writes, rows)
+    for name, column in vars(logged([False, False, True])).items():
+        assert (getattr(rows, name) == column).all()
+
+
 def test_a_true_reward_is_held_against_the_log():
     """The log's rewards are its places: 0, 1, 2."""
     rows = logged([False, False, True])

@@ -16,6 +16,7 @@ from melior.envs.control import collect
 from melior.models.control_policies import Critics, GaussianPolicy, PolicyOptions, load_policy
 from melior.recipes import cloning, cql, morec, td3_bc
 from melior.stages.control.learners import Rows, SoftActorCritic
+from melior.stages.control.options import WorldOptions
 
 TASK = "tests.control_task:Dot-v0"
 METHODS = (morec, cloning, td3_bc, cql)
@@ -118,12 +119,32 @@ def test_a_score_is_not_of_the_policy_before_it_learned(judged):
     assert before != half
 
 
+@pytest.mark.parametrize("step", [0, 40, 60])
+def test_a_run_that_is_judged_only_once_it_is_resumed_keeps_each_judgement(step, judged, tmp_path):
+    """Cut off at a step of 60, of which 30 and 60 are judged; before it learned only where at 0."""
+    blind = replace(judged.train, out=str(tmp_path / "run"), eval_episodes=0, save_steps=10)
+    cloning.run(replace(judged, train=replace(blind, save_total_limit=100)))
+    run = tmp_path / "run"
+    for place in run.glob("checkpoints/policy/step-*"):
+        if int(place.name.removeprefix("step-")) > step:
+            shutil.rmtree(place)
+    again = replace(blind, resume=True, allow_changes=True, eval_episodes=2)
+    cloning.run(replace(judged, train=again))
+    found = {row["step"]: row["eval_return"] for row in rows_of(run) if "eval_return" in row}
+    assert list(found) == [one for one in (0, 30, 60) if one > step or step == one == 0]
+    tables = json.loads((run / "evaluation.json").read_text("utf-8"))["tables"]
+    learned = [value for at, value in found.items() if at > 0]
+    means = [dict(table["rows"])["return"] for table in tables]
+    assert means == ([pytest.approx(np.mean(learned), rel=1e-12)] if learned else [])
+    assert (run / "report.html").exists()
+
+
 @pytest.mark.parametrize("options", [{"filter": "best"}, {"filter": "none"}, {"base": "mobile"}])
 def test_each_base_and_filter_runs_in_a_world_that_was_learned_before(
     options, dataset, whole, tmp_path
 ):
     config = config_of(morec, dataset, tmp_path / "run")
-    config = replace(config, world=replace(config.world, world=str(whole / "morec")), **options)
+    config = replace(config, world=WorldOptions(str(whole / "morec")), **options)
     morec.run(config)
     assert load_policy(tmp_path / "run" / "model" / "policy").options.observations == 2
     again = replace(config, train=replace(config.train, out=str(tmp_path / "again")))
@@ -174,6 +195,11 @@ def test_one_elite_cannot_disagree(dataset, tmp_path):
     config = config_of(morec, dataset, tmp_path / "run")
     with pytest.raises(ValueError, match="elites must be at least 2; found 1"):
         replace(config, base="mobile", world=replace(config.world, elites=1))
+    alone = replace(config, filter="none", world=replace(config.world, elites=1))
+    morec.run(alone)
+    taken = replace(config, base="mobile", filter="none", world=WorldOptions(alone.train.out))
+    with pytest.raises(ValueError, match="elites of the world must be at least 2; found 1"):
+        morec.run(replace(taken, train=replace(taken.train, out=str(tmp_path / "taken"))))
 
 
 def test_a_bound_within_the_log_is_refused(tmp_path):
@@ -196,9 +222,9 @@ def test_a_bound_within_the_log_is_refused(tmp_path):
 def test_a_world_is_handed_on_and_must_not_change_meanwhile(dataset, whole, tmp_path):
     """A run in another's world keeps that world, and is not resumed once its weights are others."""
     config = config_of(morec, dataset, tmp_path / "first", save_steps=20)
-    config = replace(config, world=replace(config.world, world=str(whole / "morec")))
+    config = replace(config, world=WorldOptions(str(whole / "morec")))
     morec.run(config)
-    second = replace(config, world=replace(config.world, world=str(tmp_path / "first")))
+    second = replace(config, world=WorldOptions(str(tmp_path / "first")))
     second = replace(second, train=replace(second.train, out=str(tmp_path / "second")))
     morec.run(second)
     files = files_of(tmp_path / "second")
@@ -225,7 +251,7 @@ def test_without_a_filter_no_reward_is_learned(dataset, tmp_path):
     assert not any(key.startswith("reward/") for row in rows_of(run) for key in row)
     world = json.loads((run / "evaluation.json").read_text("utf-8"))["world"]
     assert list(world["errors"]["the log's own actions"]) == ["any candidate", "the elites' mean"]
-    there = replace(config, filter="best", world=replace(config.world, world=str(run)))
+    there = replace(config, filter="best", world=WorldOptions(str(run)))
     with pytest.raises(ValueError, match=r"world: the folder of a finished run .*dynamics_reward"):
         morec.run(replace(there, train=replace(there.train, out=str(tmp_path / "best"))))
 
@@ -234,10 +260,10 @@ def test_a_world_of_other_data_is_refused(whole, tmp_path):
     other = tmp_path / "other.npz"
     write_logged(other, Logged(lived(STABILISING, 400, generator=ops.generator(1)), About()))
     config = config_of(morec, other, tmp_path / "run")
-    config = replace(config, world=replace(config.world, world=str(whole / "morec")))
+    config = replace(config, world=WorldOptions(str(whole / "morec")))
     with pytest.raises(ValueError, match="world: dynamics of the same data are needed; found"):
         morec.run(config)
-    config = replace(config, world=replace(config.world, world=str(tmp_path)))
+    config = replace(config, world=WorldOptions(str(tmp_path)))
     with pytest.raises(ValueError, match="world: the folder of a finished run"):
         morec.run(replace(config, train=replace(config.train, overwrite=True)))
 

@@ -227,6 +227,19 @@ def test_the_rule_sees_what_is_kept():
     assert path(rows, 0) == [25.0]  # 25.5 within the bound
 
 
+def test_what_a_users_functions_do_in_place_does_not_reach_what_is_imagined():
+    def writes(observations, actions, next_observations):
+        for given in (observations, actions, next_observations):
+            given.zero_()
+        return torch.zeros(len(given))
+
+    starts = [0.5, 2.0]
+    plain = rolled(starts, true_reward=lambda s, a, after: torch.zeros(len(s)))
+    other = rolled(starts, is_over=lambda *given: writes(*given) > 0, true_reward=writes)
+    for name, column in vars(plain).items():
+        assert torch.as_tensor(getattr(other, name) == column).all()
+
+
 def test_the_same_seed_imagines_the_same():
     options = {
         "is_over": never, "penalty": free, "horizon": 3, "draws": 2, "bound": 25.0,

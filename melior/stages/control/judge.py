@@ -53,9 +53,13 @@ def write_verdict(
     world: World | None,
     *,
     train: TrainOptions,
+    before: int,
     facts: Mapping[str, str],
 ) -> None:
-    """Write `evaluation.json`: returns against the log's, and the world's errors."""
+    """Write `evaluation.json`: returns against the log's, and the world's errors.
+
+    `before` is the step of the run at which the policy began to learn.
+    """
     found: dict[str, Any] = {
         "title": f"Before: the episodes of the log. After: the policy, in {EPISODES} new ones",
         "comparisons": [],
@@ -65,7 +69,7 @@ def write_verdict(
     if train.eval_episodes:
         lived = returns(inputs.task, policy.act, episodes=EPISODES, seed=SEED)
         found["comparisons"] = _comparisons(inputs, lived)
-        found["tables"] = [_scores(folder, inputs)]
+        found["tables"] = _scores(folder, inputs, before)
     if world is not None:
         found["world"] = world_facts(world, inputs, policy.act if train.eval_episodes else None)
     write_json(folder / "evaluation.json", found)
@@ -166,22 +170,30 @@ def _comparisons(inputs: Inputs, lived: Float[np.ndarray, " n"]) -> list[dict[st
     return rows
 
 
-def _scores(folder: Path, inputs: Inputs) -> dict[str, Any]:
-    """Return the mean of the last judgements, which is what a run is reported by."""
-    _, *learned = (row for row in read_rows(folder) if "eval_return" in row)
-    judged = learned[-LAST:]  # and never the first: it was judged before it learned
+def _scores(folder: Path, inputs: Inputs, before: int) -> list[dict[str, Any]]:
+    """Return the mean of the last judgements, which is what a run is reported by.
+
+    Never that of the policy before it learned; no table where nothing else was judged, as in a run
+    that learned with `--eval-episodes 0` and is judged only now that it is resumed.
+    """
+    judged = [
+        row for row in read_rows(folder) if "eval_return" in row and int(row["step"]) > before
+    ][-LAST:]
+    if not judged:
+        return []
     names = {"eval_return": "return", "eval_score": "normalised score"}
     rows = [
         [said, fmean(float(row[key]) for row in judged)]
         for key, said in names.items()
-        if judged and key in judged[-1]
+        if key in judged[-1]
     ]
-    return {
+    table = {
         "title": f"Mean of the last {len(judged)} judgements",
         "columns": ["", "mean"],
         "rows": rows,
         "note": f"Task {inputs.task}; references {_reference(inputs)}.",
     }
+    return [table]
 
 
 def _reference(inputs: Inputs) -> str:

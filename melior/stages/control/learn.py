@@ -89,9 +89,12 @@ def learn(
         about = {"options": config_to_dict(plan.config), "data": inputs.sha256}
         phases = Phases(run, train, about)
         who, world = student(phases)
+        before = phases.taken
         _teach(phases, inputs, who)
         who.policy.save(run.folder / "model" / "policy")
-        write_verdict(run.folder, inputs, who.policy, world, train=train, facts=who.facts)
+        write_verdict(
+            run.folder, inputs, who.policy, world, train=train, before=before, facts=who.facts
+        )
     return run.folder
 
 
