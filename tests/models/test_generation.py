@@ -9,7 +9,8 @@ from transformers.cache_utils import DynamicCache
 
 from melior.models import decoding
 from melior.models.decoding import Cached, Recomputed, shares_prompts
-from melior.models.generation import complete, next_token_log_probs
+from melior.models.generation import complete
+from melior.models.next_token import next_token_log_probs
 from melior.options import Sampling
 from tests.tiny import EXPERTS, FAMILIES, PADDED, tiny_model, tiny_tokenizer
 
