@@ -254,7 +254,7 @@ them to the value of nothing that is subtracted. **error** is the mean absolute 
 **Spearman** their correlation with the truth. The released evaluation correlates only values some
 nats apart; "separated" does so at {SEPARATION:g} nat. **speed** is how many times faster those
 queries are read at once than along one order by the conditionals, which read a query once for each
-site that it knows.
+site that it knows, in CPU time.
 
 Arms: MaM after {STEPS} steps of {COUNT} chains (two residual nets of 3 x {WIDTH}, Adam 1e-3,
 alpha 4, blocks of {BLOCK}); the same with alpha 0; ARM, {ARM_STEPS} steps with likelihoods read
