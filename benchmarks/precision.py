@@ -6,8 +6,8 @@ The gradient of a batch's DPO loss is computed in float64 by the plain model, on
 at a time, and held against melior's in both precisions and TRL's under autocast. Then melior in
 float32, melior in bfloat16 and TRL under autocast each take ten updates on the same batches, and
 the margins (nats by which chosen answers lead, relative to the start) that they end with are
-compared, once as they computed and once in float32 with the float32 weights that they learned,
-which are what a run saves. What lies farther apart than stated here ends the run.
+compared; melior's of bfloat16 once more in float32, by the float32 weights that it learned, which
+are what a run saves. What lies farther apart than stated here ends the run.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def _policies(seed: int, steps: int) -> dict[str, dict[str, float]]:
     shape = DynamicsOptions(*sizes(TASK), hidden=64, layers=2)
     dynamics = Dynamics(shape, seed=seed)
     fit_dynamics(dynamics, logged, FittingOptions(max_epochs=min(30, steps)), seed=seed)
-    adversary = AdversaryOptions(steps=min(1000, 10 * steps), spread=2)
+    adversary = AdversaryOptions(steps=min(1000, 300 + 10 * steps), spread=2)
     world = World(dynamics, learn_reward(dynamics, logged, adversary, seed=seed))
     found = {"log": {RETURN: float(logged.whole_returns().mean())}}
     for arm in ARMS:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from melior.evaluation.compare import t_interval
 from melior.records import Facts
 from melior.report import charts, maps, pictures
 from melior.report.load import Run, mapping, mappings, numbers
@@ -53,6 +52,8 @@ def _map(title: str, row: Facts) -> Html | None:
 
 
 def _dots(title: str, row: Facts) -> Html | None:
+    from melior.evaluation.compare import t_interval  # loads torch, which other reports do without
+
     found = {name: numbers(own) for name, own in mapping(row.get("values")).items()}
     rows = [
         pictures.Row(name, tuple(own), t_interval(own, name=name))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from melior.evaluation.compare import Interval
 from melior.report.charts import Point, Scale, padded, ticks
 from melior.report.markup import Html, join, tag
+
+if TYPE_CHECKING:
+    from melior.evaluation.compare import Interval
 
 WIDTH, ROW, MARGIN, AXIS = 680, 28, 16, 44
 LABELS = 230

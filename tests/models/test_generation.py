@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from melior.models import decoding
+from melior.models import decoding, generation
 from melior.models.decoding import Cached, Recomputed, shares_prompts
 from melior.models.generation import complete
 from melior.models.next_token import next_token_log_probs
@@ -346,9 +346,13 @@ def test_an_empty_prompt_and_one_that_does_not_fit_are_refused():
     assert draw(model, [], Sampling()) == []
 
 
-@pytest.mark.parametrize(("policy", "n_threads"), [("PASSIVE", 1), ("ACTIVE", 2)])
-def test_few_rows_are_drawn_by_one_thread_where_others_sleep(policy, n_threads, monkeypatch):
+@pytest.mark.parametrize(
+    ("policy", "small", "n_threads"),
+    [("PASSIVE", generation.SMALL, 1), ("PASSIVE", 0, 2), ("ACTIVE", generation.SMALL, 2)],
+)
+def test_few_rows_are_drawn_by_one_thread_where_others_sleep(policy, small, n_threads, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    monkeypatch.setattr(generation, "SMALL", small)
     before, seen = torch.get_num_threads(), []
     model = tiny_model()
     model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))

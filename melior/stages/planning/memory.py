@@ -15,7 +15,7 @@ from melior.models.skeleton import ModelConfig, n_layers
 
 KERNELS, BETWEEN = 160 << 20, 0.3
 """Bytes that oneDNN keeps for the shapes of its products, and what the C library's heap keeps free
-between blocks that come and go, as a share of them: set after the runs of `docs/plan.md`."""
+between the blocks of a step, as a share of these: set after the runs of `docs/plan.md`."""
 
 
 @dataclass(frozen=True)
