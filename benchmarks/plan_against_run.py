@@ -126,8 +126,8 @@ def table(found: dict[str, Any], about: dict[str, Any]) -> str:
         f"`melior simpo {' '.join(SHARED)}` on 64 rows, and "
         + "; ".join(f"*{name}*: `{' '.join(CASES[name][1])}`" for name in found)
         + ". *Off by* is the plan over the truth, less one. Time is the CPU time of all threads,"
-        " in the plan and in the run: other work went on meanwhile. A run's time is at most what is"
-        " planned where answers end before their limit; the report is in no plan.",
+        " in the plan and in the run: other work went on meanwhile. Answers are planned at"
+        " their limit, so that their part is at most that; the report is in no plan.",
         f"{datetime.date.today().isoformat()}; {describe_machine(about)}.",
     ]
     return "\n".join(
