@@ -6,7 +6,7 @@ in `models.control`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -207,13 +207,10 @@ def imagine(
             dynamics, observations, actions, draws=draws, bound=bound, generator=generator
         )
         picked = transition_filter(observations, actions, drawn)
-        over = is_over(observations.clone(), actions.clone(), picked.next_observations.clone())
+        step = observations, actions, picked.next_observations
+        over = is_over(*_copies(step))
         rejected = picked.scores < transition_filter.threshold
-        earned = picked.rewards
-        if true_reward is not None:
-            earned = true_reward(
-                observations.clone(), actions.clone(), picked.next_observations.clone()
-            )
+        earned = picked.rewards if true_reward is None else true_reward(*_copies(step))
         parts.append({
             "observations": observations, "actions": actions,
             "rewards": earned - penalty(drawn.prediction),
@@ -224,11 +221,22 @@ def imagine(
         })  # fmt: skip
         goes_on = ~(over | rejected)
         rows, observations = rows[goes_on], picked.next_observations[goes_on]
+    return _joined(parts, n_starts=len(starts), drops=on_reject == "drop")
+
+
+def _copies(step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a user's own function may write into."""
+    observations, actions, following = step
+    return observations.clone(), actions.clone(), following.clone()
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]], *, n_starts: int, drops: bool) -> Imagined:
+    """Put the steps of all depths behind one another, rejected ones counted and kept or not."""
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     rejected = columns["rejected"]
-    if on_reject == "drop":
+    if drops:
         columns = {name: column[~rejected] for name, column in columns.items()}
-    return Imagined(**columns, n_starts=len(starts), n_rejected=int(rejected.sum()))
+    return Imagined(**columns, n_starts=n_starts, n_rejected=int(rejected.sum()))
 
 
 def _same(
