@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-from melior.options import one_of
+from melior.checks import one_of
 
 
 def check_name(option: str, value: str, known: Iterable[str]) -> None:

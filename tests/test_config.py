@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from melior.checks import in_range
 from melior.config import config_from_dict, config_to_dict, config_values, read_config
-from melior.options import LoopOptions, OptimConfig, in_range
+from melior.options import LoopOptions, OptimConfig
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ FLOORS = {
     "ops": 1,
     "intervals": 1,
     "correlation": 1,
+    "checks": 1,
     "options": 1,
     "own": 1,
     "config": 1,
@@ -110,7 +111,15 @@ def test_only_models_and_what_reads_tokenizers_import_transformers():
 
 
 def test_records_and_options_need_no_torch():
-    for name in ("records.py", "options.py", "own.py", "config.py", "data/files.py", "cli.py"):
+    for name in (
+        "records.py",
+        "checks.py",
+        "options.py",
+        "own.py",
+        "config.py",
+        "data/files.py",
+        "cli.py",
+    ):
         path = ROOT / name
         if not path.exists():
             continue

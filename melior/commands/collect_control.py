@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from melior.options import in_range
+from melior.checks import in_range
 
 KINDS = ("random", "medium", "medium-replay", "expert", "medium-expert")
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
+from melior.checks import in_range
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 
 if TYPE_CHECKING:
     from melior.commands.trl.given import Translation

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from melior.options import ModelOptions, in_range
+from melior.checks import in_range
+from melior.options import ModelOptions
 from melior.records import Group, Pair, Turns, text
 
 if TYPE_CHECKING:

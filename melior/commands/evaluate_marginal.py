@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from melior.options import in_range
+from melior.checks import in_range
 from melior.stages.marginals.options import PAPER, MarginalOptions
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import tyro
 
+from melior.checks import in_range
 from melior.commands import score
-from melior.options import ScoringOptions, in_range
+from melior.options import ScoringOptions
 from melior.records import Group, text
 from melior.rewards.named import check_prompted, find_scorer
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from melior.options import in_range
+from melior.checks import in_range
 from melior.records import Metrics
 from melior.stages.reward_models.margins import (
     fitted_temperature,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from melior.options import in_range
+from melior.checks import in_range
 from melior.stages.planning.machines import here, told
 
 if TYPE_CHECKING:

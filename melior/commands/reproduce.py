@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from melior.options import in_range, one_of
+from melior.checks import in_range, one_of
 
 CLAIMS = (
     "simpo",

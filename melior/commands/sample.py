@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from melior.options import ModelOptions, Sampling, WorkerOptions, in_range, known_device
+from melior.checks import in_range, known_device
+from melior.options import ModelOptions, Sampling, WorkerOptions
 from melior.records import Group, Metrics
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import tyro
 
-from melior.options import in_range
+from melior.checks import in_range
 from melior.records import Group, Metrics, Pair
 
 File = tyro.conf.Positional[str]

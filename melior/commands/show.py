@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from melior.options import ModelOptions, in_range
+from melior.checks import in_range
+from melior.options import ModelOptions
 from melior.records import Group, Pair, Turns
 
 if TYPE_CHECKING:

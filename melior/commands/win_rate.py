@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from melior.options import in_range
+from melior.checks import in_range
 
 if TYPE_CHECKING:
     from melior.data.judgements import LeaderboardRow

@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from melior.checks import one_of
 from melior.data import foreign, layouts
 from melior.data.formats import Fields, need
 from melior.data.layouts import Layout
 from melior.data.rows import Row, number
 from melior.data.sources import Source, content_hash, near, parse_source, read_records
-from melior.options import one_of
 from melior.records import CUT_OFF, Candidate, Facts, Group, Pair, Turns, is_cut_off
 
 __all__ = [

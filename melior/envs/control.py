@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from melior.checks import in_range
 from melior.data.control import Transitions
-from melior.options import in_range
 
 Termination = Callable[
     [Float[Tensor, "n d"], Float[Tensor, "n a"], Float[Tensor, "n d"]], Bool[Tensor, " n"]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from melior.options import in_range
+from melior.checks import in_range
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from melior import ops
+from melior.checks import in_range, one_of
 from melior.models.parts import load_part, save_part
-from melior.options import in_range, one_of
 
 Activation = Literal["relu", "silu"]
 _ACTIVATIONS = {"relu": nn.functional.relu, "silu": nn.functional.silu}

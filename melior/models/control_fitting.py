@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from melior import ops
+from melior.checks import in_range
 from melior.data.control import Transitions
 from melior.losses.control import gaussian_nll
 from melior.models.control import Dynamics
-from melior.options import OptimConfig, in_range
+from melior.options import OptimConfig
 from melior.records import Metrics
 from melior.training.checkpoint import State
 from melior.training.loop import Hook, Step, descend, fit

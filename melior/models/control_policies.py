@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from melior import ops
+from melior.checks import in_range
 from melior.models.control import Perceptrons, Scale
 from melior.models.parts import OPTIONS, load_part, save_part
-from melior.options import in_range
 
 Network = TypeVar("Network", bound=nn.Module)
 

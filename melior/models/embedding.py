@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from melior import ops
+from melior.checks import in_range, one_of
 from melior.losses.general import mean_one_gate
 from melior.models.parts import load_part, save_part
-from melior.options import in_range, one_of
 
 GATES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "mean-one": mean_one_gate,

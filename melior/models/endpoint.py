@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from melior.options import in_range
+from melior.checks import in_range
 
 Q = TypeVar("Q")
 A = TypeVar("A")

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from melior.checks import in_range
 from melior.models.parts import load_part, save_part
-from melior.options import in_range
 
 
 @dataclass(frozen=True)

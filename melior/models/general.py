@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from melior import ops
+from melior.checks import in_range
 from melior.data.chat import ChatFormat, Encoded
 from melior.data.forest import Forest, filled, plant
 from melior.data.portions import divided, portions
@@ -29,7 +30,7 @@ from melior.models.embedding import GateOptions, PlaneGate, check_dimensions, dr
 from melior.models.heads import RewardModel, load_reward_model, save_reward_model
 from melior.models.loading import folder_of
 from melior.models.names import KIND_FILE, kind_of
-from melior.options import ModelOptions, in_range
+from melior.options import ModelOptions
 
 KIND, GATE = "general", "gate"
 

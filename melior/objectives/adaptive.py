@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from melior.checks import in_range
 from melior.objectives.relative import Relative
-from melior.options import in_range
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from melior.checks import in_range
 from melior.objectives.objective import Objective
-from melior.options import in_range
 
 if TYPE_CHECKING:
     from melior.stages.method import Answers, Method

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from melior.checks import in_range
 from melior.data.examples import Data
-from melior.options import in_range
 
 if TYPE_CHECKING:
     from melior.stages.method import Method

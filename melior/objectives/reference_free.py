@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
+from melior.checks import in_range
 from melior.objectives.objective import ChosenLikelihood, Objective
-from melior.options import in_range
 
 if TYPE_CHECKING:
     from melior.stages.method import Method

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from melior.checks import in_range
 from melior.objectives.objective import ChosenLikelihood, Objective
-from melior.options import in_range
 
 if TYPE_CHECKING:
     from melior.stages.method import Method

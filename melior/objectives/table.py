@@ -56,7 +56,7 @@ def objective_kind(name: str) -> type[Objective]:
     Raises:
         ValueError: there is none of this name.
     """
-    from melior.options import one_of
+    from melior.checks import one_of
 
     known = OBJECTIVES | MARGIN_WEIGHTED
     one_of("objective", name, known)

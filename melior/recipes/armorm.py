@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
+from melior.checks import in_range
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.stages.inputs import check_inputs
 
 if TYPE_CHECKING:

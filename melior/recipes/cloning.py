@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from melior.options import in_range
+from melior.checks import in_range
 from melior.stages.control.options import LogOptions, NetworkOptions, TrainOptions
 
 PAPER = "Pomerleau 1991, Neural Computation 3(1)"

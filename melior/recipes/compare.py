@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from melior.checks import in_range, one_of
 from melior.config import read_config
 from melior.data.examples import read_examples
 from melior.data.files import read_any, read_pairs
 from melior.evaluation.grid import Grid, Setting, Value, read_alone, unlike
 from melior.models.names import check_named, find
 from melior.objectives.table import objective_kind
-from melior.options import ModelOptions, in_range, one_of
+from melior.options import ModelOptions
 from melior.training.folder import check_folder
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from melior.options import in_range
+from melior.checks import in_range
 from melior.stages.control.options import LogOptions, NetworkOptions, TrainOptions
 
 if TYPE_CHECKING:

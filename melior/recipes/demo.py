@@ -13,14 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melior.options import (
-    DataOptions,
-    LoopOptions,
-    ModelOptions,
-    OptimConfig,
-    Sampling,
-    in_range,
-)
+from melior.checks import in_range
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, Sampling
 from melior.records import Candidate, Group, Pair, text
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from melior.checks import in_range
 from melior.objectives.objective import Objective
-from melior.options import JudgeOptions, ModelOptions, OptimConfig, in_range
+from melior.options import JudgeOptions, ModelOptions, OptimConfig
 from melior.records import Group, text
 from melior.stages.inputs import check_prompted
 from melior.stages.online.options import (

@@ -15,8 +15,9 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from melior.checks import in_range
 from melior.objectives.adaptive import Madpo
-from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Metrics, Pair
 from melior.stages.inputs import check_inputs
 

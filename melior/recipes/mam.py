@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from melior.options import OptimConfig, in_range, not_read
+from melior.checks import in_range, not_read
+from melior.options import OptimConfig
 from melior.stages.marginals.options import PAPER, MarginalOptions, NetworkOptions
 from melior.training.folder import check_folder
 from melior.training.options import StepOptions

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from melior.options import in_range
+from melior.checks import in_range
 from melior.stages.control.options import (
     ImagineOptions,
     LogOptions,

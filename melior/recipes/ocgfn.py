@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from melior.options import OptimConfig, in_range
+from melior.checks import in_range
+from melior.options import OptimConfig
 from melior.stages.flows.options import FlowOptions, RewardOptions
 from melior.training.folder import check_folder
 from melior.training.options import StepOptions

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
+from melior.checks import in_range
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.stages.inputs import check_inputs
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from melior.checks import in_range
 from melior.models.names import ORIGINAL, SEVERAL, refuse_kinds
-from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.stages.inputs import check_inputs
 
 if TYPE_CHECKING:

@@ -14,16 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from melior.checks import in_range
 from melior.data.goals import GoalFormat, spelled
 from melior.objectives.table import objective_kind
-from melior.options import (
-    DataOptions,
-    GoalOptions,
-    LoopOptions,
-    ModelOptions,
-    OptimConfig,
-    in_range,
-)
+from melior.options import DataOptions, GoalOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.records import Group, Pair
 from melior.stages.inputs import check_inputs
 

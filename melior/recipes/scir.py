@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
+from melior.checks import in_range
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.stages.inputs import check_inputs, check_rounds
 from melior.stages.internal.options import (
     ConsistencyOptions,

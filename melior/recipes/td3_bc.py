@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from melior.options import in_range
+from melior.checks import in_range
 from melior.stages.control.options import LogOptions, NetworkOptions, TrainOptions
 
 PAPER = "Fujimoto, Gu 2021, arXiv 2106.06860"

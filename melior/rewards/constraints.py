@@ -24,7 +24,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from melior.options import one_of
+from melior.checks import one_of
 
 OTHER_WORDS: Final = 3
 AT: Final = ("exactly", "at least", "at most")

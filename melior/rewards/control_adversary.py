@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from melior import ops
+from melior.checks import in_range
 from melior.data.control import Transitions
 from melior.losses.control import discriminator, gradient_penalty, looks_real
 from melior.models.control import DiscriminatorOptions, Discriminators, Dynamics
-from melior.options import OptimConfig, in_range
+from melior.options import OptimConfig
 from melior.records import Metrics
 from melior.rewards.control import DynamicsReward, Snapshot, spread
 from melior.training.checkpoint import State

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from melior.checks import in_range
 from melior.data.kept import Kept
-from melior.options import in_range
 from melior.records import Turns
 from melior.rewards.comparisons import TIE, Verdict
 from melior.rewards.judge_prompts import (

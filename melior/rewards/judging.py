@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from melior.options import one_of
+from melior.checks import one_of
 from melior.records import Group
 from melior.rewards.comparisons import logit_facts, mean_wins, pairings
 from melior.rewards.judge import (

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from melior.checks import in_range
 from melior.data.marginal import all_rows
-from melior.options import in_range
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from melior.checks import one_of
 from melior.data.template import NAMED
 from melior.models.names import adapter_base, check_named, find, kind_of, policy_and_reference
-from melior.options import ModelOptions, ScoringOptions, one_of
+from melior.options import ModelOptions, ScoringOptions
 from melior.records import Facts, Group
 from melior.rewards.judging import JudgeScorer
 from melior.rewards.rules import RuleScorer, constraints_in

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from melior.checks import in_range
 from melior.data.flow import NO_ACTION, FlowEnvironment, Trajectories
-from melior.options import in_range
 
 Policy = Callable[[Int[Tensor, "n d"], Int[Tensor, " n"]], Float[Tensor, "n a"]]
 """From states, and the numbers of their trajectories, to log-probabilities of actions; hardly any

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from melior.checks import in_range
 from melior.data.marginal import UNKNOWN, at_rank, drawn_orders, revealed
 from melior.losses.marginal import log_conditionals
-from melior.options import in_range
 
 Conditionals = Callable[[Int[Tensor, "n d"]], Float[Tensor, "n d k"]]
 """From rows with unknown values to the logits of the values of every position."""

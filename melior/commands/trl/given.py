@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from melior.options import one_of
+from melior.checks import one_of
 from melior.records import Facts
 
 TRAINERS = ("dpo", "cpo", "orpo", "kto")

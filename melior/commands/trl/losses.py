@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from melior.checks import one_of
 from melior.commands.trl.given import Given, Translation
-from melior.options import one_of
 
 DPO_LOSSES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "sigmoid": ("dpo", {"beta": "beta"}),

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from melior import ops
+from melior.checks import in_range
 from melior.losses import control as losses
 from melior.models.control import Dynamics
 from melior.models.control_policies import (
@@ -25,7 +26,7 @@ from melior.models.control_policies import (
     follow,
     frozen_copy,
 )
-from melior.options import OptimConfig, in_range
+from melior.options import OptimConfig
 from melior.records import Metrics
 from melior.sampling.control import candidates
 from melior.training.checkpoint import State, under

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from melior import ops
+from melior.checks import in_range
 from melior.data.control import Transitions
 from melior.envs.control import Lives, by_life
 from melior.models.control_policies import Critics, GaussianPolicy, PolicyOptions
-from melior.options import in_range
 from melior.records import Metrics
 from melior.stages.control.learners import ActorCriticOptions, Rows, SoftActorCritic
 from melior.stages.control.replay import drawn, joined, logged_rows

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from melior.options import in_range
+from melior.checks import in_range
 
 
 @dataclass(frozen=True)

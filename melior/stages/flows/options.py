@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from melior.options import in_range, not_read
+from melior.checks import in_range, not_read
 from melior.own import check_name
 
 ENVIRONMENTS = ("grid", "strings", "growing", "fillings")

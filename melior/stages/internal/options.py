@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig, in_range
+from melior.checks import in_range
+from melior.options import DataOptions, LoopOptions, ModelOptions, OptimConfig
 from melior.stages.online.options import ProposalOptions
 
 JudgeName = Literal["judge", "implicit"]

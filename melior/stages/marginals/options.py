@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from melior.options import in_range, not_read
+from melior.checks import in_range, not_read
 from melior.own import check_name
 
 PAPER = "Liu, Ramadge, Adams 2024, arXiv 2310.12920"

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from melior.options import LoopOptions, Sampling, in_range
+from melior.checks import in_range
+from melior.options import LoopOptions, Sampling
 
 Select = Literal["best-and-worst", "best-and-random", "best-and-second", "random", "all"]
 """Which answers of a prompt are learned from; `all` is for objectives of whole lists."""

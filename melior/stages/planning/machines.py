@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from melior.options import one_of
+from melior.checks import one_of
 
 if TYPE_CHECKING:
     import torch
