@@ -25,7 +25,7 @@ from melior.stages.control.imagination import FilterName, imagination
 from melior.stages.control.learners import ActorCriticOptions, SoftActorCritic
 from melior.stages.control.online import Online, OnlineOptions
 from melior.stages.control.options import ImagineOptions
-from melior.stages.control.replay import MixedBatches, Mixture, logged_rows
+from melior.stages.control.replay import NO_FLOOR, Floor, MixedBatches, Mixture
 from melior.stages.control.world import World
 from melior.training.loop import fit
 
@@ -35,7 +35,8 @@ N_SEEDS = 3
 LEARNED = 3000
 """Steps in the task of who is logged: about half way."""
 N_LOGGED, BATCH, EPISODES, JUDGED = 10_000, 256, 50, 7_000_000
-IMAGINE = ImagineOptions(horizon=50, starts=200, every=500, on_reject="truncate")
+DISCOUNT: Final = 0.99
+IMAGINE = ImagineOptions(horizon=50, starts=200, every=500)
 ARMS: Final[dict[str, tuple[FilterName, ImagineOptions]]] = {
     "none": ("none", IMAGINE),
     "random candidate": ("softmax", replace(IMAGINE, temperature=1e6)),
@@ -89,16 +90,23 @@ def _learned(
     for scale in (policy.scale, critics.scale):
         scale.standardise(torch.from_numpy(logged.observations))
     learner = SoftActorCritic(
-        policy, critics, ActorCriticOptions(actor_rate=1e-3, critic_rate=1e-3),
+        policy, critics, ActorCriticOptions(DISCOUNT, actor_rate=1e-3, critic_rate=1e-3),
         total_steps=steps, seed=seed,
     )  # fmt: skip
     imagine = imagination(
         world, policy, logged, transition_filter=named, is_over=never_over, penalty=0.5,
         options=options, seed=seed,
     )  # fmt: skip
+    floor = NO_FLOOR if named == "none" else Floor.of(logged, discount=DISCOUNT)
     mixture = Mixture(BATCH, round(options.real_share * BATCH), options.every, options.keep)
     batches = MixedBatches(
-        logged_rows(logged), imagine, mixture, describe=lambda _: {}, total=steps, seed=seed
+        logged,
+        imagine,
+        mixture,
+        describe=lambda _: {},
+        total=steps,
+        seed=seed,
+        floor=floor,
     )
     fit(learner, batches())
     return policy
