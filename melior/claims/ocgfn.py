@@ -118,14 +118,15 @@ def of_seed(world: World, seed: int, steps: int) -> Found:
                 reward: amortised_error(world, model, own, seed, steps)
                 for reward, own in REWARDS.items()
             }
-    for name, n in SCRATCH_STEPS.items():
+    scratch = {name: min(n, steps) for name, n in SCRATCH_STEPS.items()}
+    for name, n in scratch.items():
         found[name] = {}
         for reward, own in REWARDS.items():
             policy, objects = from_scratch(world, own, seed, n)
             found[name][reward] = error(world, policy, own)
         found |= by_then("scratch", world, objects)  # of the last reward; the longest run stays
     for name in ARMS:
-        looks = SCRATCH_STEPS.get(name, 0) * SCRATCH_BATCH or HEIGHT**2
+        looks = scratch.get(name, 0) * SCRATCH_BATCH or HEIGHT**2
         found[name][LOOKS] = math.log10(looks)
     return found
 
