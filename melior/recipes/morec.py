@@ -7,7 +7,7 @@ it. The policy learns by MOPO or by MOBILE, with or without the filter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from melior.checks import in_range
@@ -17,6 +17,7 @@ from melior.stages.control.options import (
     NetworkOptions,
     TrainOptions,
     WorldOptions,
+    as_learned,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Config:
         in_range("actor_rate", self.actor_rate, 0, above=True)
         in_range("critic_rate", self.critic_rate, 0, above=True)
         if self.base == "mobile":
-            in_range("elites", self.world.elites, 2)
+            of = " of the world" if self.world.world else ""
+            in_range(f"elites{of}", self.world.elites, 2)
 
     @classmethod
     def tiny(cls, dataset: str, out: str) -> Config:
@@ -86,6 +88,7 @@ def run(config: Config) -> None:
     from melior.stages.control.inputs import read_inputs, rule_of
     from melior.stages.control.learn import ControlPlan, learn
 
+    config = replace(config, world=as_learned(config.world))
     inputs = read_inputs(config.log, config.train)
     _check_bound(config, inputs)
     is_over, earned = rule_of(config.log, inputs), _reward_of(config, inputs)
@@ -160,8 +163,6 @@ def _learner(
         max_temperature=1.0, entropy_in_target=config.entropy_in_target,
     )  # fmt: skip
     is_mobile = config.base == "mobile"
-    if is_mobile:  # a world that is taken brings its own
-        in_range("elites of the world", len(world.dynamics.elites), 2)
     doubt = inconsistent(world.dynamics, weight=config.penalty) if is_mobile else no_doubt
     return SoftActorCritic(
         policy, critics, options, total_steps=config.train.steps, seed=config.train.seed,
