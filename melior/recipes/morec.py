@@ -126,6 +126,7 @@ def _student(
     """Learn the world, and put together who learns to act in it."""
     from melior.models.control_policies import Critics, GaussianPolicy
     from melior.stages.control.learn import Student, policy_options, standardise
+    from melior.stages.control.reality import note_reality
     from melior.stages.control.world import learn_world
     from melior.training.checkpoint import Generators
 
@@ -134,6 +135,9 @@ def _student(
         phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
     seed, is_filtered = config.train.seed, config.filter != "none"
     world = learn_world(phases, inputs, config.world, with_reward=is_filtered)
+    facts = {"reward of imagined steps": earned}
+    if is_filtered:
+        facts |= note_reality(phases, world, inputs.logged, config.imagine)
     shape = policy_options(inputs, config.network)
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     standardise(inputs, (policy.scale, critics.scale))
@@ -142,7 +146,7 @@ def _student(
     student = Student(
         policy, learner, batches,
         {"batches": batches, "imagination": Generators(imagine.generators)},
-        lambda: dict(batches.metrics), {"reward of imagined steps": earned},
+        lambda: dict(batches.metrics), facts,
     )  # fmt: skip
     return student, world
 

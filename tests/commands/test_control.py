@@ -281,6 +281,7 @@ def test_a_task_of_ones_own_is_learned_in_with_its_own_rule(sets, tmp_path):
     morec.run(replace(config, log=log))
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text("utf-8"))
     assert [row["name"] for row in found["comparisons"]] == ["normalised score", "return"]
-    assert found["facts"] == {"reward of imagined steps": "learned"}
+    assert found["facts"]["reward of imagined steps"] == "learned"
+    assert "of the log's own steps" in found["facts"]["dynamics reward"]
     with pytest.raises(ValueError, match=r"termination is needed of 'tests.control_task:Dot-v0'"):
         morec.run(morec.Config.tiny(str(sets / "medium.npz"), str(tmp_path / "none")))
