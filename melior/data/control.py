@@ -201,7 +201,7 @@ def _vectors(column: Array, name: str, count: int, where: str) -> Float[np.ndarr
     if column.dtype.kind not in "fiu" or (name == "actions" and column.dtype.kind != "f"):
         kinds = "real numbers (a choice among actions is not supported)"
         raise ValueError(f"{where}: {name!r} must hold {kinds}; found {column.dtype}")
-    return _finite(column.astype(np.float32), name, where)
+    return _finite(column, name, where)
 
 
 def _numbers(column: Array, name: str, count: int, where: str) -> Shaped[np.ndarray, " n"]:
@@ -210,7 +210,7 @@ def _numbers(column: Array, name: str, count: int, where: str) -> Shaped[np.ndar
         raise _shape(name, f"[{count}]", column, where)
     if flat.dtype.kind not in "fiub":
         raise ValueError(f"{where}: {name!r} must hold numbers; found {column.dtype}")
-    return flat.astype(np.float32)
+    return flat
 
 
 def _flags(column: Array, name: str, count: int, where: str) -> Rows:
@@ -224,14 +224,18 @@ def _flags(column: Array, name: str, count: int, where: str) -> Rows:
 
 
 def _finite(column: Array, name: str, where: str) -> Array:
-    wrong = np.argwhere(~np.isfinite(column))
+    """Return a column in float32, in which every number is one."""
+    with np.errstate(over="ignore"):  # what is too large becomes inf, and is told below
+        found = column.astype(np.float32)
+    wrong = np.argwhere(~np.isfinite(found))
     if wrong.size:
         row, *dimension = wrong[0].tolist()
         which = f"{name!r}[{dimension[0]}]" if dimension else repr(name)
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         value = column[tuple(wrong[0])]
-        raise ValueError(f"{where}:{row + 1}: {which} must be finite; found {value:g}{more}")
-    return column
+        kind = " in float32" if np.isfinite(value) else ""
+        raise ValueError(f"{where}:{row + 1}: {which} must be finite{kind}; found {value:g}{more}")
+    return found
 
 
 def _shape(name: str, wanted: str, column: Array, where: str) -> ValueError:

@@ -7,7 +7,7 @@ it. The policy learns by MOPO or by MOBILE, with or without the filter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from melior.checks import in_range
@@ -17,6 +17,7 @@ from melior.stages.control.options import (
     NetworkOptions,
     TrainOptions,
     WorldOptions,
+    as_learned,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Config:
         in_range("actor_rate", self.actor_rate, 0, above=True)
         in_range("critic_rate", self.critic_rate, 0, above=True)
         if self.base == "mobile":
-            in_range("elites", self.world.elites, 2)
+            of = " of the world" if self.world.world else ""
+            in_range(f"elites{of}", self.world.elites, 2)
 
     @classmethod
     def tiny(cls, dataset: str, out: str) -> Config:
@@ -86,6 +88,7 @@ def run(config: Config) -> None:
     from melior.stages.control.inputs import read_inputs, rule_of
     from melior.stages.control.learn import ControlPlan, learn
 
+    config = replace(config, world=as_learned(config.world))
     inputs = read_inputs(config.log, config.train)
     _check_bound(config, inputs)
     is_over, earned = rule_of(config.log, inputs), _reward_of(config, inputs)
@@ -130,6 +133,7 @@ def _student(
     """Learn the world, and put together who learns to act in it."""
     from melior.models.control_policies import Critics, GaussianPolicy
     from melior.stages.control.learn import Student, policy_options, standardise
+    from melior.stages.control.reality import note_reality
     from melior.stages.control.world import learn_world
     from melior.training.checkpoint import Generators
 
@@ -143,6 +147,9 @@ def _student(
         )
     seed, is_filtered = config.train.seed, config.filter != "none"
     world = learn_world(phases, inputs, config.world, with_reward=is_filtered)
+    facts = {"reward of imagined steps": earned}
+    if is_filtered:
+        facts |= note_reality(phases, world, inputs.logged, config.imagine)
     shape = policy_options(inputs, config.network)
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     standardise(inputs, (policy.scale, critics.scale))
@@ -151,7 +158,7 @@ def _student(
     student = Student(
         policy, learner, batches,
         {"batches": batches, "imagination": Generators(imagine.generators)},
-        lambda: dict(batches.metrics), {"reward of imagined steps": earned},
+        lambda: dict(batches.metrics), facts,
     )  # fmt: skip
     return student, world
 
@@ -172,8 +179,6 @@ def _learner(
         max_temperature=1.0, entropy_in_target=config.entropy_in_target,
     )  # fmt: skip
     is_mobile = config.base == "mobile"
-    if is_mobile:  # a world that is taken brings its own
-        in_range("elites of the world", len(world.dynamics.elites), 2)
     doubt = inconsistent(world.dynamics, weight=config.penalty) if is_mobile else no_doubt
     return SoftActorCritic(
         policy, critics, options, total_steps=config.train.steps, seed=config.train.seed,

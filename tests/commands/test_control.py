@@ -202,12 +202,12 @@ def test_runs_that_share_a_world_are_told(sets, tmp_path, capsys):
         return str(tmp_path / name)
 
     runs = [learned("a", 0), learned("b", 1), learned("c", 2, "a"), learned("d", 3, "b"),
-            learned("e", 4, members=4)]  # fmt: skip
+            learned("f", 5, "c"), learned("e", 4, members=4)]  # fmt: skip
     found, page = evaluated(runs, tmp_path)
-    assert [row["runs"] for row in found["methods"]] == [runs[:4], runs[4:]]
-    assert found["methods"][0]["worlds"] == "in 2 worlds"
-    assert "over 4 seeds, in 2 worlds" in capsys.readouterr().out
-    assert "4 runs in 2 worlds, whose luck they share" in page
+    assert [row["runs"] for row in found["methods"]] == [runs[:5], runs[5:]]
+    assert found["methods"][0]["worlds"] == "in 2 worlds"  # the fifth's was handed on by the third
+    assert "over 5 seeds, in 2 worlds" in capsys.readouterr().out
+    assert "5 runs in 2 worlds, whose luck they share" in page
     assert evaluated(runs[:2], tmp_path)[0]["methods"][0]["worlds"] == ""
 
 
@@ -281,6 +281,7 @@ def test_a_task_of_ones_own_is_learned_in_with_its_own_rule(sets, tmp_path):
     morec.run(replace(config, log=log))
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text("utf-8"))
     assert [row["name"] for row in found["comparisons"]] == ["normalised score", "return"]
-    assert found["facts"] == {"reward of imagined steps": "learned"}
+    assert found["facts"]["reward of imagined steps"] == "learned"
+    assert "of the log's own steps" in found["facts"]["dynamics reward"]
     with pytest.raises(ValueError, match=r"termination is needed of 'tests.control_task:Dot-v0'"):
         morec.run(morec.Config.tiny(str(sets / "medium.npz"), str(tmp_path / "none")))

@@ -65,6 +65,10 @@ def codes(table, **options):
         ),
         (changed("rewards", 8, np.nan), r"f:9: 'rewards' must be finite; found nan"),
         (
+            columns() | {"rewards": np.full(9, 1e300)},
+            r"f:1: 'rewards' must be finite in float32; found 1e\+300, and 8 more",
+        ),
+        (
             columns() | {"actions": np.zeros((8, 1), np.float32)},
             r"'actions' must have the shape \[9, width\]; found \[8, 1\]",
         ),

@@ -11,12 +11,13 @@ import torch
 
 from melior import ops
 from melior.claims.morec_world import STABILISING, lived
+from melior.config import config_from_dict, read_config
 from melior.data.control_files import About, Logged, Reference, write_logged
 from melior.envs.control import collect
 from melior.models.control_policies import Critics, GaussianPolicy, PolicyOptions, load_policy
 from melior.recipes import cloning, cql, morec, td3_bc
 from melior.stages.control.learners import Rows, SoftActorCritic
-from melior.stages.control.options import WorldOptions
+from melior.stages.control.options import WorldOptions, as_learned
 
 TASK = "tests.control_task:Dot-v0"
 METHODS = (morec, cloning, td3_bc, cql)
@@ -256,6 +257,17 @@ def test_without_a_filter_no_reward_is_learned(dataset, tmp_path):
         morec.run(replace(there, train=replace(there.train, out=str(tmp_path / "best"))))
 
 
+def test_the_options_of_a_world_that_is_taken_hold_and_are_written_down(dataset, whole, tmp_path):
+    config = config_of(morec, dataset, tmp_path / "run")
+    theirs = replace(config.world, world=str(whole / "morec"))
+    with pytest.raises(ValueError, match=r"members: the world in .* learned with 3, .*; found 4"):
+        morec.run(replace(config, world=replace(theirs, members=4)))
+    assert not (tmp_path / "run").exists()
+    morec.run(replace(config, world=WorldOptions(str(whole / "morec"))))
+    written = config_from_dict(morec.Config, read_config(tmp_path / "run" / "config.yaml"))
+    assert written.world == theirs == as_learned(written.world)
+
+
 def test_a_world_of_other_data_is_refused(whole, tmp_path):
     other = tmp_path / "other.npz"
     write_logged(other, Logged(lived(STABILISING, 400, generator=ops.generator(1)), About()))
@@ -263,9 +275,14 @@ def test_a_world_of_other_data_is_refused(whole, tmp_path):
     config = replace(config, world=WorldOptions(str(whole / "morec")))
     with pytest.raises(ValueError, match="world: dynamics of the same data are needed; found"):
         morec.run(config)
-    config = replace(config, world=WorldOptions(str(tmp_path)))
-    with pytest.raises(ValueError, match="world: the folder of a finished run"):
-        morec.run(replace(config, train=replace(config.train, overwrite=True)))
+    half = tmp_path / "half"
+    shutil.copytree(whole / "morec", half, ignore=shutil.ignore_patterns("model"))
+    for place, said in (
+        (tmp_path, "no run in"), (whole / "cloning", "another run in"), (half, "no model/dynamics"),
+    ):  # fmt: skip
+        config = replace(config, world=WorldOptions(str(place)))
+        with pytest.raises(ValueError, match=f"world: the folder of a finished run .*found {said}"):
+            morec.run(replace(config, train=replace(config.train, overwrite=True)))
 
 
 def test_resuming_with_other_data_or_options_is_refused(dataset, whole, tmp_path):
