@@ -25,6 +25,7 @@ from melior.stages.control.imagination import FilterName, imagination
 from melior.stages.control.learners import ActorCriticOptions, SoftActorCritic
 from melior.stages.control.online import Online, OnlineOptions
 from melior.stages.control.options import ImagineOptions
+from melior.stages.control.reality import reality
 from melior.stages.control.replay import NO_FLOOR, Floor, MixedBatches, Mixture
 from melior.stages.control.world import World
 from melior.training.loop import fit
@@ -37,13 +38,14 @@ LEARNED = 3000
 N_LOGGED, BATCH, EPISODES, JUDGED = 10_000, 256, 50, 7_000_000
 DISCOUNT: Final = 0.99
 IMAGINE = ImagineOptions(horizon=50, starts=200, every=500)
-ARMS: Final[dict[str, tuple[FilterName, ImagineOptions]]] = {
-    "none": ("none", IMAGINE),
-    "random candidate": ("softmax", replace(IMAGINE, temperature=1e6)),
-    "filter": ("softmax", IMAGINE),
+ARMS: Final[dict[str, tuple[FilterName, float | None]]] = {
+    "none": ("none", 0.0),
+    "choice alone": ("softmax", 0.0),
+    "filter": ("softmax", IMAGINE.threshold),
+    "sparing filter": ("softmax", None),
 }
-"""How a step is taken: any candidate, and nothing stops; any, and below the threshold a roll-out
-stops; one by the reward, and it stops, too."""
+"""How a step is chosen, and the threshold below which a roll-out is stopped: none, the authors', or
+the one that stops few of the log's own stretches as long as roll-outs."""
 RETURN = "Pendulum: return"
 
 
@@ -84,7 +86,10 @@ def _learned(
     arm: str, world: World, logged: Transitions, *, seed: int, steps: int
 ) -> GaussianPolicy:
     """Return the policy that an arm has learned in the world, by MOPO."""
-    named, options = ARMS[arm]
+    named, threshold = ARMS[arm]
+    if threshold is None:
+        threshold = reality(world, logged, IMAGINE).sparing
+    options = replace(IMAGINE, threshold=threshold)
     shape = PolicyOptions(*sizes(TASK), hidden=64)
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     for scale in (policy.scale, critics.scale):
@@ -97,7 +102,7 @@ def _learned(
         world, policy, logged, transition_filter=named, is_over=never_over, penalty=0.5,
         options=options, seed=seed,
     )  # fmt: skip
-    floor = NO_FLOOR if named == "none" else Floor.of(logged, discount=DISCOUNT)
+    floor = Floor.of(logged, discount=DISCOUNT) if threshold else NO_FLOOR
     mixture = Mixture(BATCH, round(options.real_share * BATCH), options.every, options.keep)
     batches = MixedBatches(
         logged,

@@ -218,6 +218,7 @@ def _floor(config: Config, inputs: Inputs) -> Floor:
     """Return what rewards are counted from, where a rejected step is a terminal."""
     from melior.stages.control.replay import NO_FLOOR, Floor
 
-    if config.filter == "none" or config.imagine.on_reject != "terminal":
-        return NO_FLOOR
+    options = config.imagine
+    if config.filter == "none" or options.on_reject != "terminal" or options.threshold <= 0:
+        return NO_FLOOR  # nothing is rejected: a dynamics reward is above 0
     return Floor.of(inputs.logged, discount=config.discount)
