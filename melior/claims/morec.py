@@ -213,7 +213,8 @@ world four policies learn by MOPO, 6000 steps, penalty 0.5, roll-outs of 50 step
 candidate and stops nothing; *choice alone* draws one by `exp(reward / 0.1)`; *filter* stops below a
 reward of 0.6 besides, as the authors do; *sparing filter* below what stops one in fifty of the
 log's own stretches of 50 steps. What is stopped is a terminal, and rewards are counted from the
-log's lowest, so that nothing is worse. **Return** is the mean of 50 episodes in Pendulum itself.""",
+log's lowest, so that nothing is worse.
+**Return** is the mean of 50 episodes in Pendulum itself.""",
     limits="""The thresholds (a share of 0.9, a correlation of -0.4, a share of 0.6, and near
 the log no harm) were taken from four pilot seeds of a prototype, in a summary of the paper; a pilot
 of this code on seed 0 moved none. The world's push, its episodes of 8 steps and the stop of the
