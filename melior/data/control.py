@@ -40,6 +40,8 @@ _CONSTANT = 1e-6
 """A range this small beside a number's size, or beside 1, is float32's rounding."""
 _ROUNDING = 1e-5
 """How far beyond the range an action may lie: float32 written as text and read back."""
+_LARGE = 1e15
+"""Beyond it float32 does not hold the sum of many squares: scales and losses would be inf."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,9 @@ def lint_transitions(logged: Transitions, *, low: float = -1.0, high: float = 1.
                  "neither terminal nor time-out, and yet the next row does not go on from it"),
         _finding("error", "actions-out-of-range", outside,
                  f"an action outside [{low:g}, {high:g}]: scale actions to the range"),
+        _finding("error", "too-large", _too_large(logged),
+                 f"a number beyond {_LARGE:g}, whose square is lost in float32: give observations "
+                 "and rewards in other units"),
         _finding("warning", "unfinished", ~ends & is_last,
                  "the last row, and no end of an episode: its return counts as far as it is"),
     ]  # fmt: skip
@@ -269,6 +274,11 @@ def _both(logged: Transitions) -> Rows:
     both = logged.timeouts & logged.terminals
     late = logged.timeouts[:-1]
     return both & (late.sum() >= 3 and both[:-1][late].all())
+
+
+def _too_large(logged: Transitions) -> Rows:
+    columns = (logged.observations, logged.next_observations, logged.rewards[:, None])
+    return np.asarray((np.abs(np.concatenate(columns, axis=1)) > _LARGE).any(-1))
 
 
 def _constant(logged: Transitions) -> list[int]:

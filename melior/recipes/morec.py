@@ -73,8 +73,7 @@ class Config:
         """Return a config that runs in seconds."""
         return cls(
             LogOptions(dataset),
-            TrainOptions(out, steps=60, batch_size=32, eval_steps=30, eval_episodes=2,
-                         save_steps=20),
+            TrainOptions.tiny(out),
             WorldOptions(members=3, elites=2, dynamics_hidden=16, dynamics_layers=2, max_epochs=10,
                          reward_steps=40, reward_hidden=16, snapshot_every=4),
             ImagineOptions(horizon=5, starts=20, every=30),

@@ -167,6 +167,16 @@ def test_sound_episodes_have_nothing_wrong():
     assert codes(columns()) == []
 
 
+@pytest.mark.parametrize("name", ["observations", "next_observations", "rewards"])
+def test_numbers_whose_squares_float32_does_not_hold_are_told(name):
+    place = (8, 1) if name != "rewards" else 8
+    assert "too-large" not in codes(changed(name, place, 1e14))
+    found = lint_transitions(transitions(changed(name, place, -1e25), where="f"))
+    assert [(one.code, one.examples) for one in found if one.code == "too-large"] == [
+        ("too-large", ("row 9",))
+    ]
+
+
 def test_time_outs_taken_for_terminals_are_told():
     table = columns((5, 5, 2, 5, 3), (True,) * 5)
     assert codes(table) == ["timeouts-as-terminals"]

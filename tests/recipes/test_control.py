@@ -348,6 +348,7 @@ def test_the_record_says_what_was_learned_from(whole):
     assert len(world["errors"]["the log's own actions"]["any candidate"]) == STABILISING.length
     assert np.shape(world["reward"]["rewards"]) == (17, 17)
     page = (whole / "morec" / "report.html").read_text("utf-8")
+    assert "Trained, not judged" in page and "in 20 new ones" not in page
     assert "Dynamics reward around what followed" in page
     assert "Error of the world, by the log&#x27;s own actions" in page
     assert "those that it was fitted to: there it errs less than in new ones" in page

@@ -61,12 +61,15 @@ def write_verdict(
     `before` is the step of the run at which the policy began to learn.
     """
     found: dict[str, Any] = {
-        "title": f"Before: the episodes of the log. After: the policy, in {EPISODES} new ones",
+        "title": "",
         "comparisons": [],
         "tables": [],
         "facts": dict(facts),
     }
     if train.eval_episodes:
+        found["title"] = (
+            f"Before: the episodes of the log. After: the policy, in {EPISODES} new ones"
+        )
         lived = returns(inputs.task, policy.act, episodes=EPISODES, seed=SEED)
         found["comparisons"] = _comparisons(inputs, lived)
         found["tables"] = _scores(folder, inputs, before)

@@ -63,6 +63,11 @@ class TrainOptions:
         in_range("save_steps", self.save_steps, 0)
         in_range("seed", self.seed, 0, 2**31)
 
+    @classmethod
+    def tiny(cls, out: str) -> TrainOptions:
+        """Return options of a run of seconds."""
+        return cls(out, steps=60, batch_size=32, eval_steps=30, eval_episodes=2, save_steps=20)
+
 
 @dataclass(frozen=True)
 class NetworkOptions:
