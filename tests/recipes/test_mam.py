@@ -69,8 +69,8 @@ def test_an_energy_leaves_a_whole_run(place):
 
 @pytest.mark.parametrize("file", ["rows.txt", "rows.npy"])
 def test_rows_are_learned_in_two_stages(file, place, tmp_path):
-    cli.main(["mam", "--data", str(place / file), *SMALL, "--steps", "10", "--out",
-              str(tmp_path / "b")])  # fmt: skip
+    cli.main(["mam", "--data", str(place / file), *SMALL, "--steps", "10", "--rivals", "arm",
+              "--out", str(tmp_path / "b")])  # fmt: skip
     found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
     facts = found["facts"]
     assert "bits a position" in facts
@@ -79,6 +79,13 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
         facts[f"negative log-likelihood, {orders}"] for orders in ("one order", "5 orders")
     )
     assert of_five < of_one
+    own = load_marginals(tmp_path / "b" / "model")
+    held_out = load_world(
+        MarginalOptions(data=str(place / file)), seed=42, validation_share=0.1
+    ).held_out
+    ahead = torch.arange(own.length).expand(len(held_out), -1)
+    nats = -log_likelihood(own.rivals["arm"], held_out, ahead).mean().item()
+    assert facts["negative log-likelihood, arm"] == pytest.approx(nats)
     rows = [json.loads(x) for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
@@ -146,6 +153,25 @@ def test_every_pull_runs_to_the_same_bits(pull, tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_rivals_stand_beside_an_energy_and_are_asked_again(tmp_path):
+    words = ("--target", "ising", "--side", "3")
+    cli.main(["mam", *words, *SMALL, "--steps", "4", "--rivals", "arm", "arm-mc",
+              "--out", str(tmp_path / "r")])  # fmt: skip
+    cli.main(["evaluate", "marginal", "--model", str(tmp_path / "r" / "model"), *words, "--out",
+              str(tmp_path / "e")])  # fmt: skip
+    ran, asked = (
+        json.loads((tmp_path / name / "evaluation.json").read_text())["facts"] for name in "re"
+    )
+    own = load_marginals(tmp_path / "r" / "model")
+    assert list(own.rivals) == ["arm", "arm-mc"]
+    assert ran["divergence, arm"] != ran["divergence, arm-mc"]
+    for name in own.rivals:
+        assert asked[f"divergence, {name}"] == pytest.approx(ran[f"divergence, {name}"])
+        by_samples = ran[f"KL of what is drawn, by samples, {name}"]
+        error = ran[f"its standard error, {name}"]
+        assert abs(by_samples - ran[f"divergence, {name}"]) < 5 * error
+
+
 def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
     cli.main(["mam", "--target", f"{place / 'own.py'}:up", "--length", "4", *SMALL, "--steps", "4",
               "--out", str(tmp_path / "c")])  # fmt: skip
@@ -166,6 +192,7 @@ def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
         (("--target", "D/own.py:number", "--length", "3"), "a function of rows is needed; found 3"),
         (("--target", "ising", "--side", "2"), "side must be at least 3"),
         (("--target", "ising", "--values", "1"), "values must be at least 2"),
+        (("--data", "D/rows.txt", "--rivals", "arm-mc"), "rivals: arm-mc guesses how far rows are"),
         (("--target", "ising", "--length", "9"), "--length is not read with --target ising"),
         (
             ("--target", "D/own.py:up", "--length", "3", "--field", "0"),
@@ -233,6 +260,10 @@ def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
     [
         (("--target", "ising"), "rows of 9 positions and 2 values are needed, as the network's"),
         (("--data", "D/rows.npy"), "rows of 9 values up to 2 are needed"),
+        (
+            ("--data", "D/rows.npy", "--length", "4"),
+            "--length is not read beside --data, as the network knows it: leave it out; found 4",
+        ),
         (("--model", "D", "--target", "ising"), "a folder of `melior mam` is needed"),
         (("--target", "ising", "--out", "D/a"), "out: a folder without a run is needed"),
         (("--target", "ising", "--out", "D/own.py"), "out: a folder is needed; found a file"),
