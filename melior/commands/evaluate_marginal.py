@@ -32,7 +32,7 @@ class Config:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.source.data:
-            not_read(self.source, ("length",), "beside --data, as the network knows it")
+            not_read(self.source, ("length", "tokens"), "beside --data, as the network knows it")
         in_range("n_queries", self.n_queries, 3)
         in_range("orders", self.orders, 1)
         in_range("seed", self.seed, 0, 2**63 - 1)

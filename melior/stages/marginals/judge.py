@@ -31,6 +31,7 @@ from melior.models.marginal_saved import Marginals
 from melior.records import Metrics
 from melior.sampling.marginal import Conditionals, any_order, completed, log_likelihood
 from melior.stages.marginals.energy import Chains, inconsistency
+from melior.stages.marginals.show import shown
 from melior.stages.marginals.world import World
 
 DRAWN, REPEATS, CHUNK = 1000, 10, 8192
@@ -141,12 +142,17 @@ def verdict(found: Marginals, exam: Exam) -> dict[str, Any]:
             facts[f"pearson of {len(kept)} values {least:g} nats apart"] = float(
                 pearson(said[kept, None], wanted[kept])
             )
-    facts |= _likelihood(found, exam) | _total(found, exam) | timed(found, exam)
+    seen = shown(found, exam.world, seed=exam.seed + 4)
+    facts |= _likelihood(found, exam) | _total(found, exam) | timed(found, exam) | seen["facts"]
     return {
         "title": f"{len(exam.queries)} parts of rows, held against {exam.standard}",
         "comparisons": [],
         "facts": {key.replace("_", " "): value for key, value in facts.items()},
-        "pictures": [against("Log-marginals", (exam.standard, "one reading"), wanted, said)],
+        "tables": seen["tables"],
+        "pictures": [
+            against("Log-marginals", (exam.standard, "one reading"), wanted, said),
+            *seen["pictures"],
+        ],
     }
 
 
