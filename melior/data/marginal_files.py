@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from melior.data.formats import not_utf8
 from melior.data.marginal_tokens import split
 
 END = "\n"
@@ -85,8 +86,12 @@ def written(row: Sequence[int], alphabet: Sequence[str]) -> str:
 
 def _lines(path: Path, tokens: str) -> dict[int, tuple[str, ...]]:
     """Return the tokens of lines that hold any, by the lines' numbers."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise not_utf8(str(path), error) from error
     found: dict[int, tuple[str, ...]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             found[number] = split(line, tokens)
         except ValueError as error:
@@ -114,8 +119,11 @@ def _unknown(token: str, known: dict[str, int], size: int) -> str:
 def _array(path: Path) -> Rows:
     try:
         found = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path}: an array of integers is needed; found that {error}") from error
+    except (ValueError, EOFError) as error:
+        # numpy's own words would have what is no array unpickled.
+        raise ValueError(
+            f"{path}: an array of integers, as numpy.save writes it, is needed; found another file"
+        ) from error
     is_table = isinstance(found, np.ndarray) and found.ndim in (2, 3) and found.size
     if not is_table or found.dtype.kind not in "iub" or int(found.min()) < 0:
         said = getattr(found, "dtype", type(found).__name__), getattr(found, "shape", ())

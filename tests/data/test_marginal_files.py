@@ -111,7 +111,16 @@ def test_arrays_that_are_no_rows_get_their_sentence(array, sentence, tmp_path):
         read_rows(tmp_path / "rows.npy")
 
 
-def test_a_file_that_is_no_array_gets_its_sentence(tmp_path):
-    (tmp_path / "rows.npy").write_text("not an array")
-    with pytest.raises(ValueError, match="an array of integers is needed; found that"):
+@pytest.mark.parametrize("held", [b"not an array", b"", b"\x93NUMPY\x01\x00"])
+def test_a_file_that_is_no_array_gets_its_sentence(held, tmp_path):
+    (tmp_path / "rows.npy").write_bytes(held)
+    with pytest.raises(ValueError, match=r"rows.npy: an array of integers.* found another file"):
         read_rows(tmp_path / "rows.npy")
+
+
+def test_text_of_another_encoding_gets_its_sentence_and_a_mark_of_order_is_no_value(tmp_path):
+    (tmp_path / "rows.txt").write_bytes(b"a\xe9\nb\n")
+    with pytest.raises(ValueError, match=r"rows.txt: needs UTF-8; found the byte 0xe9"):
+        read_rows(tmp_path / "rows.txt")
+    (tmp_path / "rows.txt").write_bytes("\ufeffab\r\nba\r\n".encode())
+    assert read_rows(tmp_path / "rows.txt").alphabet == ("a", "b")
