@@ -26,7 +26,7 @@ class Marginals:
     marginals: MarginalModel
     conditionals: ConditionalModel
     about: Mapping[str, Any]
-    rivals: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    rivals: Mapping[str, ConditionalModel] = field(default_factory=dict)
     """Conditionals that learn alone, from left to right, by name."""
 
     @property
@@ -37,7 +37,7 @@ class Marginals:
     @property
     def whole(self) -> nn.ModuleDict:
         """What is saved."""
-        return nn.ModuleDict({**self.both, "rivals": self.rivals})
+        return nn.ModuleDict({**self.both, "rivals": nn.ModuleDict(self.rivals)})
 
     @property
     def length(self) -> int:
@@ -61,7 +61,7 @@ def start_marginals(about: Mapping[str, Any], *, seed: int) -> Marginals:
         torch.manual_seed(seed)
         both = MarginalModel(*shape, **size), ConditionalModel(*shape, **size)
         rivals = {name: ConditionalModel(*shape, **size) for name in about.get("rivals", ())}
-        return Marginals(*both, about, nn.ModuleDict(rivals))
+        return Marginals(*both, about, rivals)
 
 
 def save_marginals(folder: Path, found: Marginals) -> None:

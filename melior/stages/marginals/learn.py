@@ -156,9 +156,9 @@ def _first_steps(plan: MarginalPlan) -> int:
     return round(plan.likelihood_share * plan.loop.steps)
 
 
-def _alone_on_rows(plan: MarginalPlan, world: World, _: str, rival: nn.Module) -> None:
+def _alone_on_rows(plan: MarginalPlan, world: World, _: str, rival: ConditionalModel) -> None:
     """Teach a rival the batches that the first stage reads: after a stop, from the start again."""
-    assert world.rows is not None and isinstance(rival, ConditionalModel)
+    assert world.rows is not None
     loop, n = plan.loop, _first_steps(plan)
     batches = Shuffled(world.rows, loop.batch_size, ops.generator(loop.seed))
     step = descend(
@@ -167,9 +167,9 @@ def _alone_on_rows(plan: MarginalPlan, world: World, _: str, rival: nn.Module) -
     fit(step, islice(batches, n))
 
 
-def _alone_at_energy(plan: MarginalPlan, world: World, name: str, rival: nn.Module) -> None:
+def _alone_at_energy(plan: MarginalPlan, world: World, name: str, rival: ConditionalModel) -> None:
     """Teach a rival on as many rows of its own as there are chains, for as many steps."""
-    assert world.log_target is not None and isinstance(rival, ConditionalModel)
+    assert world.log_target is not None
     loop, way = plan.loop, {"arm": all_steps, "arm-mc": one_step}[name]
     batches = draws(rival, count=loop.batch_size, generator=ops.generator(loop.seed))
     objective = partial(way, rival, world.log_target, baseline=plan.baseline)
