@@ -61,22 +61,20 @@ def read_rows(
     size = length or max(map(len, lines.values()))
     if tokens != "characters":
         _refuse_long(path, lines, size)
-    rows = {
-        (number, a): (*line[a : a + size], *[END] * (size - len(line[a : a + size])))
+    rows = [
+        (number, line[a : a + size])
         for number, line in lines.items()
         for a in range(0, len(line), size)
-    }
-    alphabet = tuple(alphabet) or tuple(sorted(set().union(*rows.values())))
+    ]
+    if not alphabet:
+        ends = [END] if any(len(row) < size for _, row in rows) else []
+        alphabet = sorted(set(ends).union(*lines.values()))
     if len(alphabet) < 2:
         raise ValueError(
             f"{path}: at least two values are needed, or there is nothing to learn; found only"
             f" {alphabet[0]!r}"
         )
-    known = {token: i for i, token in enumerate(alphabet, 1)}
-    for (number, _), row in rows.items():
-        if strange := [token for token in row if token not in known]:
-            raise ValueError(f"{path}:{number}: {_unknown(strange[0], known, size)}")
-    return Rows(torch.tensor([[known[token] for token in row] for row in rows.values()]), alphabet)
+    return Rows(_numbered(path, rows, size, alphabet), tuple(alphabet))
 
 
 def written(row: Sequence[int], alphabet: Sequence[str]) -> str:
@@ -84,13 +82,13 @@ def written(row: Sequence[int], alphabet: Sequence[str]) -> str:
     return "".join(alphabet[value - 1] for value in row).rstrip(END)
 
 
-def _lines(path: Path, tokens: str) -> dict[int, tuple[str, ...]]:
+def _lines(path: Path, tokens: str) -> dict[int, Sequence[str]]:
     """Return the tokens of lines that hold any, by the lines' numbers."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise not_utf8(str(path), error) from error
-    found: dict[int, tuple[str, ...]] = {}
+    found: dict[int, Sequence[str]] = {}
     for number, line in enumerate(text.split("\n"), 1):
         try:
             found[number] = split(line, tokens)
@@ -99,7 +97,7 @@ def _lines(path: Path, tokens: str) -> dict[int, tuple[str, ...]]:
     return {number: own for number, own in found.items() if own}
 
 
-def _refuse_long(path: Path, lines: dict[int, tuple[str, ...]], size: int) -> None:
+def _refuse_long(path: Path, lines: dict[int, Sequence[str]], size: int) -> None:
     """Check that no molecule would be cut: its parts are none."""
     for number, line in lines.items():
         if len(line) > size:
@@ -109,11 +107,27 @@ def _refuse_long(path: Path, lines: dict[int, tuple[str, ...]], size: int) -> No
             )
 
 
-def _unknown(token: str, known: dict[str, int], size: int) -> str:
-    if token == END:
-        return f"{size} values are needed, as the network knows no end of shorter rows; found fewer"
-    shown = " ".join(map(repr, list(known)[:60]))
-    return f"one of {shown} is needed, as the network knows; found {token!r}"
+def _numbered(
+    path: Path, rows: list[tuple[int, Sequence[str]]], size: int, alphabet: Sequence[str]
+) -> Int[Tensor, "rows d"]:
+    """Return the numbers of tokens, filled up with that of an end."""
+    known = {token: i for i, token in enumerate(alphabet, 1)}
+    values = np.full((len(rows), size), known.get(END, 0))
+    for place, (number, row) in enumerate(rows):
+        if len(row) < size and END not in known:
+            raise ValueError(
+                f"{path}:{number}: {size} values are needed, as the network knows no end of shorter"
+                f" rows; found {len(row)}"
+            )
+        try:
+            values[place, : len(row)] = [known[token] for token in row]
+        except KeyError as error:
+            shown = " ".join(map(repr, alphabet[:60]))
+            raise ValueError(
+                f"{path}:{number}: one of {shown} is needed, as the network knows; found"
+                f" {error.args[0]!r}"
+            ) from error
+    return torch.from_numpy(values)
 
 
 def _array(path: Path) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _PATTERNS = {
     # After OpenSMILES: atoms in brackets, those that need none, rings, bonds and branches.
@@ -12,14 +13,14 @@ _PATTERNS = {
 }
 
 
-def split(line: str, kind: str) -> tuple[str, ...]:
+def split(line: str, kind: str) -> Sequence[str]:
     """Return the tokens of a line: `characters`, `smiles` or `selfies`.
 
     Raises:
         ValueError: some of it is no token.
     """
     if kind == "characters":
-        return tuple(line)
+        return line  # as a text of millions of characters takes least
     pattern, place, found = _PATTERNS[kind], 0, []
     while place < len(line):
         match = pattern.match(line, place)
@@ -30,4 +31,4 @@ def split(line: str, kind: str) -> tuple[str, ...]:
             )
         found.append(match[0])
         place = match.end()
-    return tuple(found)
+    return found
