@@ -69,9 +69,12 @@ def sample_on(
                 f" says; found one that goes on at {here[0].tolist()}"
             )
         log_probs = policy(here, going)
-        if temperature != 1 or exploration:
-            allowed = env.allowed(here)
-            log_probs = _mixed((log_probs / temperature).log_softmax(-1), allowed, exploration)
+        if temperature != 1:
+            log_probs = log_probs / temperature
+        if exploration:
+            explores = torch.rand(len(here), 1, generator=generator, device=here.device)
+            is_even = env.allowed(here) & (explores < exploration)
+            log_probs = log_probs.masked_fill(is_even, 0.0)  # where a policy has hardly any else
         chosen = drawn(log_probs, generator=generator)
         steps.append((going, here, chosen))
         left = (chosen != env.n_actions).nonzero()[:, 0]
@@ -144,14 +147,6 @@ def _side_by_side(steps: Sequence[_Drawn]) -> Trajectories:
     states[going, place] = here
     where = time.minimum((actions != NO_ACTION).sum(-1, keepdim=True) - 1)
     return Trajectories(states.gather(1, where[..., None].expand(states.shape)), actions)
-
-
-def _mixed(log_probs: Tensor, allowed: Tensor, exploration: float) -> Tensor:
-    own = log_probs.masked_fill(~allowed, -torch.inf)
-    if not exploration:
-        return own
-    share = log_probs.new_tensor(exploration)
-    return torch.logaddexp(own + (-share).log1p(), _even(allowed).to(own) + share.log())
 
 
 def _even(mask: Bool[Tensor, "n a"]) -> Tensor:
