@@ -115,11 +115,12 @@ class _Perceptron(nn.Module):
         self.rest = nn.ModuleList([*inner, nn.Linear(width, n_out)])
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        found = self.of_state(features)
+        # By `forward`, as of few rows what modules do around it costs as much as the product.
+        found = self.of_state.forward(features)
         if self.of_condition is not None:
-            found = found + self.of_condition(condition)
+            found = found + self.of_condition.forward(condition)
         for layer in self.rest:
-            found = layer(found.relu())
+            found = layer.forward(found.relu())
         return found
 
 
@@ -213,9 +214,10 @@ def along(
 def log_shares(logits: Float[Tensor, "*n a"], mask: Bool[Tensor, "*m a"]) -> Float[Tensor, "*n a"]:
     """Return log-probabilities of what the mask allows; about -1e9 elsewhere.
 
-    Masked by a number and not by -inf, as nothing can be undone at the start.
+    Masked by a number and not by -inf, as nothing can be undone at the start. The gradient keeps a
+    mask of its own: one that an environment made while a trajectory was drawn cannot be kept.
     """
-    return logits.where(mask, -1e9).log_softmax(-1)
+    return logits.masked_fill(~mask, -1e9).log_softmax(-1)
 
 
 def _unpacked(values: Tensor, is_step: Tensor) -> Tensor:
