@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
@@ -217,8 +218,7 @@ def _one_hot_letters(states: Int[Tensor, "n d"], n_letters: int) -> Float[Tensor
 def _one_hot(
     values: Int[Tensor, "*n"], n: int, dtype: torch.dtype | None = None
 ) -> Shaped[Tensor, "*n k"]:
-    rows = _eye(n, dtype or torch.get_default_dtype(), values.device)
-    return rows.index_select(0, values.flatten()).view(*values.shape, n)
+    return F.embedding(values, _eye(n, dtype or torch.get_default_dtype(), values.device))
 
 
 @cache
