@@ -95,7 +95,8 @@ def _learned(
     for scale in (policy.scale, critics.scale):
         scale.standardise(torch.from_numpy(logged.observations))
     learner = SoftActorCritic(
-        policy, critics, ActorCriticOptions(DISCOUNT, actor_rate=1e-3, critic_rate=1e-3),
+        policy, critics,
+        ActorCriticOptions(DISCOUNT, actor_rate=1e-3, critic_rate=1e-3, max_temperature=1.0),
         total_steps=steps, seed=seed,
     )  # fmt: skip
     imagine = imagination(

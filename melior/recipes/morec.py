@@ -140,8 +140,8 @@ def _student(
         phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
     if floor.reward < 0:
         phases.run.note(
-            f"rewards are counted from the log's lowest, {floor.reward:.4g}, so that nothing is "
-            "worse than a rejected step, after which nothing follows; values are higher by "
+            f"rewards are counted from the log's lowest, {floor.reward:.4g}, so that none of its "
+            "steps is worse than a rejected one, after which nothing follows; values are higher by "
             f"{-floor.reward / (1 - floor.discount):.4g}"
         )
     seed, is_filtered = config.train.seed, config.filter != "none"

@@ -25,9 +25,10 @@ class Floor:
 
     Nothing follows a terminal, and where rewards are at least 0, as in the tasks of Luo et al.
     2023, arXiv 2310.05422, nothing is worth less. Where they are below 0, nothing would be worth
-    more than to go on, and a policy would seek what is rejected. Counted from the lowest reward,
-    all values are higher by the same, `-reward / (1 - discount)`, so that no other choice changes:
-    what truly ends is paid for the steps that do not follow.
+    more than to go on, and a policy would seek what is rejected. Counted from the log's lowest
+    reward (a penalty may still be lower) all values are higher by the same,
+    `-reward / (1 - discount)`, so that no other choice changes: what truly ends is paid for the
+    steps that do not follow.
     """
 
     reward: float = 0.0
@@ -46,7 +47,7 @@ class Floor:
             raise ValueError(
                 "discount: below 1 is needed where rewards are below 0 and rejected steps are "
                 f"terminals; found 1 and a reward of {reward:.6g}; give --discount 0.99, or "
-                "--on-reject truncate"
+                "--filter none"
             )
         return cls(reward, discount)
 
