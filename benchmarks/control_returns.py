@@ -115,6 +115,8 @@ def _sac_by_melior(data: Logged, seed: int, asked: argparse.Namespace) -> Act:
 
 
 def _by_peer(method: str, asked: argparse.Namespace) -> Learn:
+    if not (asked.peer / "d3rlpy").is_dir():
+        raise SystemExit(f"{asked.peer}: d3rlpy is needed there; see requirements-d3rlpy.txt")
     sys.path.append(str(asked.peer))
     with contextlib.redirect_stderr(io.StringIO()):  # its gym says that it is old
         import d3rlpy
