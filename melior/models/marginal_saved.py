@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from melior.models.marginal import ConditionalModel, MarginalModel
+from melior.models.parts import OPTIONS, WEIGHTS, read_options
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "marginals"
 
 
@@ -69,7 +69,7 @@ def save_marginals(folder: Path, found: Marginals) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(found.whole.state_dict(), folder / WEIGHTS)
     said = json.dumps({"kind": KIND, **found.about}, indent=1, ensure_ascii=False) + "\n"
-    (folder / CONFIG).write_text(said, encoding="utf-8")
+    (folder / OPTIONS).write_text(said, encoding="utf-8")
 
 
 def load_marginals(folder: Path) -> Marginals:
@@ -79,26 +79,14 @@ def load_marginals(folder: Path) -> Marginals:
         FileNotFoundError: the folder holds none.
         ValueError: it holds something else, or the weights are damaged.
     """
-    file = folder / CONFIG
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder}: a folder of `melior mam` is needed, such as runs/a/model; found no"
-            f" {CONFIG} there"
-        )
+    about = read_options(folder, KIND, command="melior mam")
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: JSON is needed; found {error}") from error
-    kind = about.get("kind") if isinstance(about, dict) else None
-    if kind != KIND:
-        raise ValueError(f"{folder}: {KIND} are needed; found {kind or 'another model'}")
-    try:
-        found = start_marginals({k: v for k, v in about.items() if k != "kind"}, seed=0)
+        found = start_marginals(about, seed=0)
         found.whole.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, LookupError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{folder}: its weights and {CONFIG} are needed whole; found {reason}"
+            f"{folder}: its weights and {OPTIONS} are needed whole; found {reason}"
         ) from error
     found.whole.requires_grad_(False)
     return found
