@@ -126,9 +126,14 @@ class Worker:
         return {**answer, "cpu": self.cpu_seconds() - cpu, "wall": wall}
 
     def cpu_seconds(self) -> float:
-        """Read user and system time so far, of all its threads and of children that have ended."""
+        """Read user and system time so far, of all its threads and of children that have ended.
+
+        Its own by its clock, whose name the kernel makes of its number (clock_getcpuclockid(3)):
+        what `stat` says goes by hundredths of a second.
+        """
+        own = time.clock_gettime(~self.process.pid << 3 | 2)
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        return own + sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
 
     def forget_peak(self) -> None:
         """Let the peak count from here: loading may have needed more than training does."""

@@ -112,13 +112,11 @@ def test_every_balance_arrives_at_the_target(loss):
         return 2.0 * (cells == torch.tensor([2, 1])).all(-1)
 
     model = start_flow_model(env, seed=0, width=32, learns_backward=True)
-    read = unconditioned(model, env)
+    read, policy = unconditioned(model, env), policy_of(model, env)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = ops.generator(0)
     for _ in range(150):
-        ways = sample(
-            env, lambda s, r: read(s, r).log_forward, 16, generator=generator, exploration=0.2
-        )
+        ways = sample(env, policy, 16, generator=generator, exploration=0.2)
         optimizer.zero_grad()
         loss(model, *along(read, ways, log_reward(ways.objects))).mean().backward()
         optimizer.step()
