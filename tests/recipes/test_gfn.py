@@ -111,11 +111,14 @@ def test_q_learning_reads_a_reward_whatever_its_factor(tmp_path):
 
 
 def test_q_learning_reads_a_reward_whose_best_is_not_known(tmp_path):
-    """It is held against the best that flows built, where objects are too many to list."""
+    """It is held against the best it built: flows may have reached none of the reward's modes."""
     (tmp_path / "own.py").write_text("log_reward = lambda objects: 200 - objects.sum(-1).float()")
-    words = ("--reward", f"{tmp_path / 'own.py'}:log_reward", "--height", "150", *SMALL[2:])
-    cli.main(["gfn", *words, "--rivals", "dqn", "--steps", "2", "--out", str(tmp_path / "a")])
-    assert (tmp_path / "a" / "evaluation.json").exists()
+    grid = ("--reward", f"{tmp_path / 'own.py'}:log_reward", "--height", "150")
+    bits = ("--env", "strings", "--length", "12", "--reward", "modes", "--sharpness", "200")
+    for name, words in {"grid": grid, "bits": bits}.items():
+        cli.main(["gfn", *words, *SMALL[2:], "--rivals", "dqn", "--steps", "2",
+                  "--out", str(tmp_path / name)])  # fmt: skip
+        assert (tmp_path / name / "evaluation.json").exists()
 
 
 def test_without_a_step_there_is_nothing_to_hold_rivals_against(tmp_path):

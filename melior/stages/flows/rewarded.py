@@ -29,7 +29,6 @@ from melior.stages.flows.judge import (
     Truth,
     judged_by,
     listed,
-    objects_of,
     of_samples,
     side_by_side,
 )
@@ -243,14 +242,10 @@ def _by_chains(plan: Rewarded, task: Task, finds: Finds, flows: Finds) -> Metric
 
 
 def _by_values(plan: Rewarded, task: Task, finds: Finds, flows: Finds) -> Metrics:
-    """Let Q-learning build objects until flows' looks are spent, and judge its last policy.
-
-    It learns rewards and not their logs: over the best that is known, as a factor may be beyond
-    what `exp` can hold.
-    """
-    loop, last, best = plan.loop, [evenly(task.env.allowed)], _best_known(task, flows)
+    """Let Q-learning build objects until flows' looks are spent, and judge its last policy."""
+    loop, last = plan.loop, [evenly(task.env.allowed)]
     learned = q_learning(
-        task.env, lambda objects: task.log_reward(objects) - best, batch_size=loop.batch_size,
+        task.env, task.log_reward, batch_size=loop.batch_size,
         width=plan.width, exploration=plan.exploration, optim=plan.optim,
         steps=-(-flows.looks // loop.batch_size), seed=loop.seed + 6,
     )  # fmt: skip
@@ -262,13 +257,6 @@ def _by_values(plan: Rewarded, task: Task, finds: Finds, flows: Finds) -> Metric
 
     found = of_samples(_followed(built(), finds), task.log_reward, task.modes)
     return found | (task.truth.metrics(last[0]) if task.truth else {})
-
-
-def _best_known(task: Task, flows: Finds) -> float:
-    """Return the best log-reward: of all objects, else of what flows built; 0 of known modes."""
-    if task.truth is None:
-        return flows.best
-    return float(task.log_reward(objects_of(task.truth.graph)).max())
 
 
 _RIVALS: dict[str, Callable[[Rewarded, Task, Finds, Finds], Metrics]] = {
