@@ -119,7 +119,7 @@ def test_before_and_after_are_asked_the_same_of_what_was_learned(source, place, 
 @pytest.mark.parametrize(
     ("total", "weighs", "said"),
     [
-        (1.2, ALPHA, "add up to 1.2; train longer, or weigh consistency more (--alpha)"),
+        (1.2, ALPHA, f"add up to 1.2; train longer{ALPHA}"),
         (math.nan, "", "add up to nan; train longer"),
         (0.9, ALPHA, ""),
     ],

@@ -35,7 +35,7 @@ from melior.types import Objective
 QUERIES, ORDERS = 200, 5
 OFF = 0.15
 """How far from 1 the sum over all rows may be without a warning."""
-ALPHA = ", or weigh consistency more (--alpha)"
+ALPHA = ", let the rate fall (--lr-scheduler-type linear), or weigh consistency more (--alpha)"
 """What helps besides, where marginals are pulled to a target."""
 SCALED = ("sum over all rows", "sum over all rows, by importance")
 
