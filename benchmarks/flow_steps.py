@@ -4,12 +4,14 @@
 
 Both learn the same objective by the same network (two layers of 256, ReLU, a one-hot cell) from
 batches of 16, drawn from the network as it then is, without exploration; all ways back are equally
-likely. torchgfn keeps the log-probabilities that it draws by, its fastest way; melior computes them
-anew. The learning rate is next to nothing, so that both go on drawing trajectories as long as those
-of a fresh network: a step costs the same at any rate, and policies that part would not. CPU time of
-one thread each for an action drawn, or drawn and learned from; the ratio is that of medians over
-rounds, with the least and the most of a round. torchgfn lives in an environment of its own, as it
-needs numpy below 2.
+likely. Both draw without gradients and compute log-probabilities when they learn, as torchgfn's own
+benchmark does: keeping those that it draws by costs torchgfn more. Its `debug` is off; torch's
+distributions check their arguments, as they do unless told not to (`--unchecked`). The learning
+rate is next to nothing, so that both go on drawing trajectories as long as those of a fresh
+network: a step costs the same at any rate, and policies that part would not. CPU time of one thread
+each for an action drawn, or drawn and learned from; the ratio is that of medians over rounds, with
+the least and the most of a round. torchgfn lives in an environment of its own, as it needs numpy
+below 2.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--count", type=int, default=40, help="batches of a turn")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--unchecked", action="store_true", help="torchgfn's distributions")
     made.add_argument("--json", type=Path)
     made.add_argument("--markdown", type=Path, nargs="+", default=[])
     made.add_argument("--rival-env", type=Path, default=ENVIRONMENT)
@@ -64,7 +67,7 @@ def measured(
     """Let both draw and learn, turn by turn."""
     request = {
         "axes": axes, "height": options.height, "objective": objective, "width": 256,
-        "batch_size": 16, "seed": options.seed,
+        "batch_size": 16, "seed": options.seed, "checked": not options.unchecked,
     }  # fmt: skip
     pythons = {"melior": Path(sys.executable), "torchgfn": rival(options.rival_env)}
     workers = {

@@ -14,14 +14,15 @@ from turns import Message, serve
 
 
 class Worker:
-    """A grid, a network and a step: uniform way back, log-probabilities kept as they are drawn.
+    """A grid, a network and a step: uniform way back, log-probabilities computed when it learns.
 
     Args:
-        request: as melior's.
+        request: as melior's, and whether torch's distributions are `checked`.
     """
 
     def __init__(self, request: Message) -> None:
         torch.manual_seed(request["seed"])
+        torch.distributions.Distribution.set_default_validate_args(request["checked"])
         axes, height, width = request["axes"], request["height"], request["width"]
         self.env = HyperGrid(ndim=axes, height=height, reward_fn_str="original",
                              validate_modes=False)  # fmt: skip
@@ -64,12 +65,11 @@ class Worker:
         """Take so many steps, each on a batch of its own."""
         lengths = 0
         for _ in range(count):
-            found = self.flows.sample_trajectories(self.env, n=self.size, save_logprobs=True)
+            with torch.no_grad():
+                found = self.flows.sample_trajectories(self.env, n=self.size)
             lengths += int(found.terminating_idx.sum())
             self.optimizer.zero_grad()
-            loss = self.flows.loss_from_trajectories(
-                self.env, found, recalculate_all_logprobs=False
-            )
+            loss = self.flows.loss_from_trajectories(self.env, found, recalculate_all_logprobs=True)
             loss.backward()
             self.optimizer.step()
         return {"actions": lengths}

@@ -7,10 +7,11 @@ An environment of one's own is a class with the same few members (`data.flow.Flo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from melior.checks import in_range
@@ -49,7 +50,8 @@ class HyperGrid:
 
     def allowed(self, states: Int[Tensor, "n d"]) -> Bool[Tensor, "n actions"]:
         """On until the wall, and stop anywhere."""
-        return F.pad(states < self.height - 1, (0, 1), value=True)
+        onward = states < self.height - 1
+        return torch.cat([onward, onward.new_ones(len(states), 1)], -1)
 
     def undoable(self, states: Int[Tensor, "n d"]) -> Bool[Tensor, "n a"]:
         """Back to the other wall."""
@@ -57,15 +59,15 @@ class HyperGrid:
 
     def step(self, states: Int[Tensor, "n d"], actions: Int[Tensor, " n"]) -> Int[Tensor, "n d"]:
         """Go on by a cell."""
-        return states + F.one_hot(actions, self.n_axes)
+        return states + _one_hot(actions, self.n_axes, states.dtype)
 
     def undo(self, states: Int[Tensor, "n d"], actions: Int[Tensor, " n"]) -> Int[Tensor, "n d"]:
         """Go back by a cell."""
-        return states - F.one_hot(actions, self.n_axes)
+        return states - _one_hot(actions, self.n_axes, states.dtype)
 
     def features(self, states: Int[Tensor, "n d"]) -> Float[Tensor, "n f"]:
         """One-hot, axis by axis."""
-        return torch.eye(self.height, device=states.device)[states].flatten(1)
+        return _one_hot(states, self.height).flatten(1)
 
     def reachable(
         self, states: Int[Tensor, "n d"], outcomes: Int[Tensor, "n d"]
@@ -210,4 +212,17 @@ class Fillings:
 
 
 def _one_hot_letters(states: Int[Tensor, "n d"], n_letters: int) -> Float[Tensor, "n f"]:
-    return F.one_hot(states, n_letters + 1)[..., 1:].flatten(1).to(torch.get_default_dtype())
+    return _one_hot(states, n_letters + 1)[..., 1:].flatten(1)
+
+
+def _one_hot(
+    values: Int[Tensor, "*n"], n: int, dtype: torch.dtype | None = None
+) -> Shaped[Tensor, "*n k"]:
+    return F.embedding(values, _eye(n, dtype or torch.get_default_dtype(), values.device))
+
+
+@cache
+def _eye(n: int, dtype: torch.dtype, device: torch.device) -> Shaped[Tensor, "n n"]:
+    """Made once: where a step is of a few states, its calls are what it costs."""
+    with torch.inference_mode(False):
+        return torch.eye(n, dtype=dtype, device=device)

@@ -100,7 +100,8 @@ class FlowModel(nn.Module):
         allowed: Bool[Tensor, "*n actions"],
     ) -> Float[Tensor, "*n actions"]:
         """Return the ways on alone, for whoever draws: half of the reading."""
-        return log_shares(self.ways(features, condition)[..., : self.n_actions + 1], allowed)
+        ways = self.ways(features, condition)
+        return log_shares(ways.narrow(-1, 0, self.n_actions + 1), allowed)
 
 
 class _Perceptron(nn.Module):
@@ -110,14 +111,17 @@ class _Perceptron(nn.Module):
         super().__init__()
         self.of_state = nn.Linear(n_features, width)
         self.of_condition = nn.Linear(n_condition, width, bias=False) if n_condition else None
-        inner = [part for _ in range(depth - 1) for part in (nn.ReLU(), nn.Linear(width, width))]
-        self.rest = nn.Sequential(*inner, nn.ReLU(), nn.Linear(width, n_out))
+        inner = [nn.Linear(width, width) for _ in range(depth - 1)]
+        self.rest = nn.ModuleList([*inner, nn.Linear(width, n_out)])
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        start = self.of_state(features)
+        # By `forward`, as of few rows what modules do around it costs as much as the product.
+        found = self.of_state.forward(features)
         if self.of_condition is not None:
-            start = start + self.of_condition(condition)
-        return self.rest(start)
+            found = found + self.of_condition.forward(condition)
+        for layer in self.rest:
+            found = layer.forward(found.relu())
+        return found
 
 
 def start_flow_model(
@@ -177,14 +181,15 @@ def policy_of(
     model: FlowModel, env: FlowEnvironment, outcomes: Int[Tensor, "n d"] | None = None
 ) -> Forward:
     """Return the policy of a network: towards an outcome for each trajectory, where it has any."""
-    wanted = None if outcomes is None else env.features(outcomes)
-
-    def policy(states: Tensor, rows: Tensor) -> Tensor:
-        features = env.features(states)
-        condition = features[:, :0] if wanted is None else wanted[rows]
-        return model.on(features, condition, allowed=env.allowed(states))
-
-    return policy
+    if outcomes is None:
+        nothing = env.features(env.start[None])[:, :0]
+        return lambda states, _: model.on(
+            env.features(states), nothing, allowed=env.allowed(states)
+        )
+    wanted = env.features(outcomes)
+    return lambda states, rows: model.on(
+        env.features(states), wanted[rows], allowed=env.allowed(states)
+    )
 
 
 def along(
@@ -209,9 +214,10 @@ def along(
 def log_shares(logits: Float[Tensor, "*n a"], mask: Bool[Tensor, "*m a"]) -> Float[Tensor, "*n a"]:
     """Return log-probabilities of what the mask allows; about -1e9 elsewhere.
 
-    Masked by a number and not by -inf, as nothing can be undone at the start.
+    Masked by a number and not by -inf, as nothing can be undone at the start. The gradient keeps a
+    mask of its own: one that an environment made while a trajectory was drawn cannot be kept.
     """
-    return logits.where(mask, -1e9).log_softmax(-1)
+    return logits.masked_fill(~mask, -1e9).log_softmax(-1)
 
 
 def _unpacked(values: Tensor, is_step: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ class Config:
     log: LogOptions
     train: TrainOptions
     network: NetworkOptions = NetworkOptions()
-    conservatism: float = 5.0
-    """Weight of the caution; the authors' in locomotion."""
+    conservatism: float = 2.5
+    """Weight of the caution beside half a squared distance (eq. 4); the authors' code has 5 in
+    locomotion, beside the whole one, which is the same."""
     draws: int = 10
     """Actions drawn of each of three kinds."""
     discount: float = 0.99

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from melior.stages.control.learn import Student
     from melior.stages.control.learners import SoftActorCritic
     from melior.stages.control.phases import Phases
-    from melior.stages.control.replay import MixedBatches
+    from melior.stages.control.replay import Floor, MixedBatches
     from melior.stages.control.world import World
 
 PAPER = "Luo, Xu, Cao, Yu 2023, arXiv 2310.05422"
@@ -91,9 +91,10 @@ def run(config: Config) -> None:
     inputs = read_inputs(config.log, config.train)
     _check_bound(config, inputs)
     is_over, earned = rule_of(config.log, inputs), _reward_of(config, inputs)
+    floor = _floor(config, inputs)
     plan = ControlPlan("morec", PAPER, config.log, config.train, config)
     present([learn(plan, inputs, lambda phases: _student(
-        config, inputs, is_over, phases=phases, earned=earned
+        config, inputs, is_over, phases=phases, earned=earned, floor=floor
     ))])  # fmt: skip
 
 
@@ -120,7 +121,13 @@ def _reward_of(config: Config, inputs: Inputs) -> str:
 
 
 def _student(
-    config: Config, inputs: Inputs, is_over: Termination, *, phases: Phases, earned: str
+    config: Config,
+    inputs: Inputs,
+    is_over: Termination,
+    *,
+    phases: Phases,
+    earned: str,
+    floor: Floor,
 ) -> tuple[Student, World]:
     """Learn the world, and put together who learns to act in it."""
     from melior.models.control_policies import Critics, GaussianPolicy
@@ -129,9 +136,14 @@ def _student(
     from melior.stages.control.world import learn_world
     from melior.training.checkpoint import Generators
 
-    _note_escape(config, inputs, phases)
     if config.imagine.true_reward:
         phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
+    if floor.reward < 0:
+        phases.run.note(
+            f"rewards are counted from the log's lowest, {floor.reward:.4g}, so that nothing is "
+            "worse than a rejected step, after which nothing follows; values are higher by "
+            f"{-floor.reward / (1 - floor.discount):.4g}"
+        )
     seed, is_filtered = config.train.seed, config.filter != "none"
     world = learn_world(phases, inputs, config.world, with_reward=is_filtered)
     facts = {"reward of imagined steps": earned}
@@ -141,7 +153,7 @@ def _student(
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     standardise(inputs, (policy.scale, critics.scale))
     learner = _learner(config, policy, critics, world)
-    imagine, batches = _batches(config, inputs, is_over, world=world, policy=policy)
+    imagine, batches = _batches(config, inputs, is_over, world=world, policy=policy, floor=floor)
     student = Student(
         policy, learner, batches,
         {"batches": batches, "imagination": Generators(imagine.generators)},
@@ -180,10 +192,11 @@ def _batches(
     *,
     world: World,
     policy: GaussianPolicy,
+    floor: Floor,
 ) -> tuple[Imagination, MixedBatches]:
     """Return how the policy is rolled out, and batches of that and of the log."""
     from melior.stages.control.imagination import described, imagination
-    from melior.stages.control.replay import MixedBatches, Mixture, logged_rows
+    from melior.stages.control.replay import MixedBatches, Mixture
 
     train, options = config.train, config.imagine
     imagine = imagination(
@@ -193,18 +206,18 @@ def _batches(
     n_real = round(options.real_share * train.batch_size)
     mixture = Mixture(train.batch_size, n_real, options.every, options.keep)
     batches = MixedBatches(
-        logged_rows(inputs.logged), imagine, mixture, total=train.steps, seed=train.seed,
+        inputs.logged, imagine, mixture, total=train.steps, seed=train.seed,
         describe=lambda found: described(found, world.dynamics.elites),
+        floor=floor,
     )  # fmt: skip
     return imagine, batches
 
 
-def _note_escape(config: Config, inputs: Inputs, phases: Phases) -> None:
-    """Say that a terminal is a way out where rewards are below 0, and rejected steps are such."""
-    mean = float(inputs.logged.rewards.mean())
-    if config.filter != "none" and config.imagine.on_reject == "terminal" and mean < 0:
-        phases.run.note(
-            f"a rejected step ends the task, which is worth 0 and more than the log's rewards, "
-            f"{mean:.3g} on average: the policy may seek what is rejected; take --on-reject "
-            "truncate where rewards are below 0"
-        )
+def _floor(config: Config, inputs: Inputs) -> Floor:
+    """Return what rewards are counted from, where a rejected step is a terminal."""
+    from melior.stages.control.replay import NO_FLOOR, Floor
+
+    options = config.imagine
+    if config.filter == "none" or options.on_reject != "terminal" or options.threshold <= 0:
+        return NO_FLOOR  # nothing is rejected: a dynamics reward is above 0
+    return Floor.of(inputs.logged, discount=config.discount)

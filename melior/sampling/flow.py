@@ -18,7 +18,6 @@ _Drawn = tuple[Tensor, Tensor, Tensor]
 """A step of those that still go on: which they are, where they stand, and what each takes."""
 
 
-@torch.no_grad()
 def sample(
     env: FlowEnvironment,
     policy: Policy,
@@ -47,7 +46,6 @@ def sample(
     )
 
 
-@torch.no_grad()
 def sample_on(
     env: FlowEnvironment,
     policy: Policy,
@@ -60,23 +58,22 @@ def sample_on(
     """Go on from states to objects; otherwise as `sample`."""
     in_range("exploration", exploration, 0, 1)
     in_range("temperature", temperature, 0, above=True)
-    going, here = torch.arange(len(states), device=states.device), states
     steps: list[_Drawn] = []
-    while len(going):
-        if len(steps) == env.longest:
-            raise ValueError(
-                f"environment: trajectories must stop within {env.longest} actions, as 'longest'"
-                f" says; found one that goes on at {here[0].tolist()}"
-            )
-        log_probs = policy(here, going)
-        if temperature != 1 or exploration:
-            allowed = env.allowed(here)
-            log_probs = _mixed((log_probs / temperature).log_softmax(-1), allowed, exploration)
-        chosen = drawn(log_probs, generator=generator)
-        steps.append((going, here, chosen))
-        left = (chosen != env.n_actions).nonzero()[:, 0]
-        going = going.index_select(0, left)
-        here = env.step(here.index_select(0, left), chosen.index_select(0, left))
+    with torch.inference_mode():  # of few rows the book-keeping costs as much as the products
+        going, here = torch.arange(len(states), device=states.device), states
+        while len(going):
+            _still_within(env, here, len(steps))
+            log_probs = policy(here, going)
+            if temperature != 1:
+                log_probs = log_probs / temperature
+            if exploration:
+                log_probs = _explored(log_probs, env.allowed(here), exploration, generator)
+            chosen = drawn(log_probs, generator=generator)
+            steps.append((going, here, chosen))
+            left = (chosen != env.n_actions).nonzero()[:, 0]
+            if len(left) < len(going):
+                going, here, chosen = (part.index_select(0, left) for part in steps[-1])
+            here = env.step(here, chosen)
     return _side_by_side(steps)
 
 
@@ -132,6 +129,22 @@ def drawn(log_probs: Float[Tensor, "n a"], *, generator: torch.Generator) -> Int
     return (log_probs - waiting.log()).argmax(-1)
 
 
+def _still_within(env: FlowEnvironment, here: Tensor, taken: int) -> None:
+    if taken == env.longest:
+        raise ValueError(
+            f"environment: trajectories must stop within {env.longest} actions, as 'longest'"
+            f" says; found one that goes on at {here[0].tolist()}"
+        )
+
+
+def _explored(
+    log_probs: Tensor, allowed: Tensor, exploration: float, generator: torch.Generator
+) -> Tensor:
+    """In a share of the rows make all that is allowed equally likely; the rest has hardly any."""
+    chance = torch.rand(len(allowed), 1, generator=generator, device=allowed.device)
+    return log_probs.masked_fill(allowed & (chance < exploration), 0.0)
+
+
 def _side_by_side(steps: Sequence[_Drawn]) -> Trajectories:
     """Put the steps of each trajectory beside one another; what is over stays where it ended."""
     counts = [len(going) for going, _, _ in steps]
@@ -144,14 +157,6 @@ def _side_by_side(steps: Sequence[_Drawn]) -> Trajectories:
     states[going, place] = here
     where = time.minimum((actions != NO_ACTION).sum(-1, keepdim=True) - 1)
     return Trajectories(states.gather(1, where[..., None].expand(states.shape)), actions)
-
-
-def _mixed(log_probs: Tensor, allowed: Tensor, exploration: float) -> Tensor:
-    own = log_probs.masked_fill(~allowed, -torch.inf)
-    if not exploration:
-        return own
-    share = log_probs.new_tensor(exploration)
-    return torch.logaddexp(own + (-share).log1p(), _even(allowed).to(own) + share.log())
 
 
 def _even(mask: Bool[Tensor, "n a"]) -> Tensor:

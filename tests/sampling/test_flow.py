@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from melior.evaluation.flow import (
     observed,
     uniform_backward,
 )
+from melior.models.flow import along, policy_of, start_flow_model, unconditioned
 from melior.sampling.flow import drawn, evenly, sample, sample_back
 from tests.claims.chances import fits
 
@@ -140,3 +142,23 @@ def test_what_goes_on_for_too_long_gets_a_sentence():
         sample_back(env, torch.tensor([[8]]), evenly(env.undoable), generator=ops.generator(0))
     with pytest.raises(ValueError, match="exploration must be at least 0 and at most 1; found 2"):
         sample(env, onward, 2, generator=ops.generator(0), exploration=2)
+
+
+class Remembering(HyperGrid):
+    """A grid that makes its masks at the first call and keeps them."""
+
+    @cached_property
+    def everything(self):
+        return torch.ones(1, self.n_axes + 1, dtype=torch.bool)
+
+    def allowed(self, states):
+        return self.everything.expand(len(states), -1)
+
+
+def test_what_an_environment_keeps_from_a_draw_can_be_learned_from():
+    env = Remembering(2, 100)
+    model = start_flow_model(env, seed=0, width=8)
+    ways = sample(env, policy_of(model, env), 8, generator=ops.generator(0))
+    paths, _ = along(unconditioned(model, env), ways, torch.zeros(8))
+    paths.log_forward.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.ways.parameters())

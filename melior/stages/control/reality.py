@@ -16,6 +16,10 @@ from melior.stages.control.phases import Phases
 from melior.stages.control.world import World
 from melior.training.run import read_rows
 
+MANY = 0.2
+"""Share of real stretches that are stopped from which on a filter is warned of."""
+FEW = 0.02
+"""Share of real stretches that may be stopped: what a policy must not lose is the whole of them."""
 SURE = 2.0
 """Standard errors by which the log's steps must look more real than others."""
 
@@ -36,8 +40,8 @@ class Reality:
     """Share of the steps that are rejected, although they are real."""
     stopped: float
     """Share of the stretches with such a step."""
-    half: float
-    """The threshold that stops half of them."""
+    sparing: float
+    """The threshold that stops `FEW` of them."""
     steps: int
     """Of a stretch."""
 
@@ -73,7 +77,7 @@ def reality(world: World, logged: Transitions, options: ImagineOptions) -> Reali
         error=float((real - mixed).std(correction=0)) / len(real) ** 0.5,
         below=float((real < options.threshold).float().mean()),
         stopped=float((least < options.threshold).float().mean()),
-        half=float(least.median()),
+        sparing=float(least.quantile(FEW)),
         steps=steps,
     )
 
@@ -98,11 +102,11 @@ def note_reality(
             "it does not tell the log's steps from steps with another's change: learn it longer, "
             "by --reward-steps, or take --filter none"
         )
-    if found.stopped > 0.5:
+    if found.stopped > MANY:
         said.append(
             f"the threshold {options.threshold:g} stops {100 * found.stopped:.3g} % of the log's "
-            f"own stretches of {found.steps} steps, although each is real; {found.half:.3g} stops "
-            "half of them: lower --threshold or --horizon, or take --filter none"
+            f"own stretches of {found.steps} steps, although each is real, and the policy "
+            f"learns to keep away from there; --threshold {found.sparing:.3g} stops {100 * FEW:g} %"
         )
     for sentence in said:
         phases.run.note(f"dynamics reward: {sentence}")

@@ -55,7 +55,7 @@ def test_a_reward_that_knows_the_world_tells_real_steps_from_others():
     assert (found.below, found.stopped, found.steps) == (0, 0, LENGTH)
     strict = reality(world(1.0), steps(), ImagineOptions(horizon=LENGTH, threshold=2.0))
     assert (strict.below, strict.stopped) == (1, 1)
-    assert strict.half == pytest.approx(REAL, rel=1e-5)
+    assert strict.sparing == pytest.approx(REAL, rel=1e-5)
 
 
 @dataclass(frozen=True)
