@@ -25,7 +25,8 @@ from melior.stages.control.imagination import FilterName, imagination
 from melior.stages.control.learners import ActorCriticOptions, SoftActorCritic
 from melior.stages.control.online import Online, OnlineOptions
 from melior.stages.control.options import ImagineOptions
-from melior.stages.control.replay import MixedBatches, Mixture, logged_rows
+from melior.stages.control.reality import reality
+from melior.stages.control.replay import NO_FLOOR, Floor, MixedBatches, Mixture
 from melior.stages.control.world import World
 from melior.training.loop import fit
 
@@ -35,14 +36,16 @@ N_SEEDS = 3
 LEARNED = 3000
 """Steps in the task of who is logged: about half way."""
 N_LOGGED, BATCH, EPISODES, JUDGED = 10_000, 256, 50, 7_000_000
-IMAGINE = ImagineOptions(horizon=50, starts=200, every=500, on_reject="truncate")
-ARMS: Final[dict[str, tuple[FilterName, ImagineOptions]]] = {
-    "none": ("none", IMAGINE),
-    "random candidate": ("softmax", replace(IMAGINE, temperature=1e6)),
-    "filter": ("softmax", IMAGINE),
+DISCOUNT: Final = 0.99
+IMAGINE = ImagineOptions(horizon=50, starts=200, every=500)
+ARMS: Final[dict[str, tuple[FilterName, float | None]]] = {
+    "none": ("none", 0.0),
+    "choice alone": ("softmax", 0.0),
+    "filter": ("softmax", IMAGINE.threshold),
+    "sparing filter": ("softmax", None),
 }
-"""How a step is taken: any candidate, and nothing stops; any, and below the threshold a roll-out
-stops; one by the reward, and it stops, too."""
+"""How a step is chosen, and the threshold below which a roll-out is stopped: none, the authors', or
+the one that stops few of the log's own stretches as long as roll-outs."""
 RETURN = "Pendulum: return"
 
 
@@ -83,22 +86,33 @@ def _learned(
     arm: str, world: World, logged: Transitions, *, seed: int, steps: int
 ) -> GaussianPolicy:
     """Return the policy that an arm has learned in the world, by MOPO."""
-    named, options = ARMS[arm]
+    named, threshold = ARMS[arm]
+    if threshold is None:
+        threshold = reality(world, logged, IMAGINE).sparing
+    options = replace(IMAGINE, threshold=threshold)
     shape = PolicyOptions(*sizes(TASK), hidden=64)
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     for scale in (policy.scale, critics.scale):
         scale.standardise(torch.from_numpy(logged.observations))
     learner = SoftActorCritic(
-        policy, critics, ActorCriticOptions(actor_rate=1e-3, critic_rate=1e-3),
+        policy, critics,
+        ActorCriticOptions(DISCOUNT, actor_rate=1e-3, critic_rate=1e-3, max_temperature=1.0),
         total_steps=steps, seed=seed,
     )  # fmt: skip
     imagine = imagination(
         world, policy, logged, transition_filter=named, is_over=never_over, penalty=0.5,
         options=options, seed=seed,
     )  # fmt: skip
+    floor = Floor.of(logged, discount=DISCOUNT) if threshold else NO_FLOOR
     mixture = Mixture(BATCH, round(options.real_share * BATCH), options.every, options.keep)
     batches = MixedBatches(
-        logged_rows(logged), imagine, mixture, describe=lambda _: {}, total=steps, seed=seed
+        logged,
+        imagine,
+        mixture,
+        describe=lambda _: {},
+        total=steps,
+        seed=seed,
+        floor=floor,
     )
     fit(learner, batches())
     return policy

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from melior.checks import in_range
+from melior.checks import in_range, not_read
 from melior.stages.marginals.options import PAPER, MarginalOptions
 
 
@@ -31,6 +31,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if self.source.data:
+            not_read(self.source, ("length", "tokens"), "beside --data, as the network knows it")
         in_range("n_queries", self.n_queries, 3)
         in_range("orders", self.orders, 1)
         in_range("seed", self.seed, 0, 2**63 - 1)

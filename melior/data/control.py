@@ -40,6 +40,8 @@ _CONSTANT = 1e-6
 """A range this small beside a number's size, or beside 1, is float32's rounding."""
 _ROUNDING = 1e-5
 """How far beyond the range an action may lie: float32 written as text and read back."""
+_LARGE = 1e15
+"""Beyond it float32 does not hold the sum of many squares: scales and losses would be inf."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,9 @@ def lint_transitions(logged: Transitions, *, low: float = -1.0, high: float = 1.
                  "neither terminal nor time-out, and yet the next row does not go on from it"),
         _finding("error", "actions-out-of-range", outside,
                  f"an action outside [{low:g}, {high:g}]: scale actions to the range"),
+        _finding("error", "too-large", _too_large(logged),
+                 f"a number beyond {_LARGE:g}, whose square is lost in float32: give observations "
+                 "and rewards in other units"),
         _finding("warning", "unfinished", ~ends & is_last,
                  "the last row, and no end of an episode: its return counts as far as it is"),
     ]  # fmt: skip
@@ -201,7 +206,7 @@ def _vectors(column: Array, name: str, count: int, where: str) -> Float[np.ndarr
     if column.dtype.kind not in "fiu" or (name == "actions" and column.dtype.kind != "f"):
         kinds = "real numbers (a choice among actions is not supported)"
         raise ValueError(f"{where}: {name!r} must hold {kinds}; found {column.dtype}")
-    return _finite(column.astype(np.float32), name, where)
+    return _finite(column, name, where)
 
 
 def _numbers(column: Array, name: str, count: int, where: str) -> Shaped[np.ndarray, " n"]:
@@ -210,7 +215,7 @@ def _numbers(column: Array, name: str, count: int, where: str) -> Shaped[np.ndar
         raise _shape(name, f"[{count}]", column, where)
     if flat.dtype.kind not in "fiub":
         raise ValueError(f"{where}: {name!r} must hold numbers; found {column.dtype}")
-    return flat.astype(np.float32)
+    return flat
 
 
 def _flags(column: Array, name: str, count: int, where: str) -> Rows:
@@ -224,14 +229,18 @@ def _flags(column: Array, name: str, count: int, where: str) -> Rows:
 
 
 def _finite(column: Array, name: str, where: str) -> Array:
-    wrong = np.argwhere(~np.isfinite(column))
+    """Return a column in float32, in which every number is one."""
+    with np.errstate(over="ignore"):  # what is too large becomes inf, and is told below
+        found = column.astype(np.float32)
+    wrong = np.argwhere(~np.isfinite(found))
     if wrong.size:
         row, *dimension = wrong[0].tolist()
         which = f"{name!r}[{dimension[0]}]" if dimension else repr(name)
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         value = column[tuple(wrong[0])]
-        raise ValueError(f"{where}:{row + 1}: {which} must be finite; found {value:g}{more}")
-    return column
+        kind = " in float32" if np.isfinite(value) else ""
+        raise ValueError(f"{where}:{row + 1}: {which} must be finite{kind}; found {value:g}{more}")
+    return found
 
 
 def _shape(name: str, wanted: str, column: Array, where: str) -> ValueError:
@@ -265,6 +274,11 @@ def _both(logged: Transitions) -> Rows:
     both = logged.timeouts & logged.terminals
     late = logged.timeouts[:-1]
     return both & (late.sum() >= 3 and both[:-1][late].all())
+
+
+def _too_large(logged: Transitions) -> Rows:
+    columns = (logged.observations, logged.next_observations, logged.rewards[:, None])
+    return np.asarray((np.abs(np.concatenate(columns, axis=1)) > _LARGE).any(-1))
 
 
 def _constant(logged: Transitions) -> list[int]:

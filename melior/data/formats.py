@@ -128,7 +128,8 @@ def _cut_off(path: Path, line: int, error: Exception) -> ValueError:
     )
 
 
-def _not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
+def not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
+    """Return the error of text that is none."""
     damage = error.object[error.start]
     hint = "; it seems to be UTF-16" if damage in (0xFF, 0xFE) and error.start == 0 else ""
     return ValueError(f"{where}: needs UTF-8; found the byte 0x{damage:02x}{hint}; save as UTF-8")
@@ -138,7 +139,7 @@ def _decode(where: str, number: int, line: bytes) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise _not_utf8(f"{where}:{number}", error) from error
+        raise not_utf8(f"{where}:{number}", error) from error
 
 
 def _json_lines(path: Path) -> Records:
@@ -192,7 +193,7 @@ def _text(path: Path) -> Iterator[str]:
         raise _cut_off(path, line, error) from error
     except UnicodeDecodeError as error:
         line += error.object[: error.start].count(b"\n")
-        raise _not_utf8(f"{path}:{line}", error) from error
+        raise not_utf8(f"{path}:{line}", error) from error
 
 
 _BETWEEN = re.compile(r"[\s,]*")

@@ -1,4 +1,4 @@
-"""What a run's page draws of flows: maps of the plane, and what was found against the truth."""
+"""What a run's page draws: maps of the plane, images, and what was found against the truth."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 MOST = 2000
 """Points of a picture."""
+MOST_CELLS = 8000
+"""Of several images."""
 
 
 def over_plane(
@@ -37,6 +39,17 @@ def against(
     step = max(1, -(-len(x) // MOST))
     points = torch.stack([x[::step], y[::step]], -1).double()
     return {"kind": "against", "title": title, "names": list(names), "points": points.tolist()}
+
+
+def over_lattice(title: str, values: Float[Tensor, " d"], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return a map of a value of each place, line after line."""
+    return {"kind": "map", "title": title, "cells": values.double().view(shape).tolist()}
+
+
+def images(title: str, rows: Int[Tensor, "n d"], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return rows as images; fewer where they are large, so that a page stays light."""
+    few = rows[: max(1, MOST_CELLS // rows.shape[1])]
+    return {"kind": "images", "title": title, "images": few.view(-1, *shape).tolist()}
 
 
 def _some(values: Tensor) -> list[float]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from melior.data.flow import FlowEnvironment
 from melior.models.flow import FlowModel, start_flow_model
+from melior.models.parts import OPTIONS, WEIGHTS, read_options
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND, ONE_REWARD = "outcome-conditioned flows", "flows of one reward"
 OUTCOMES = "outcomes"
 """Beside the weights: what was built while it learned."""
@@ -43,7 +43,7 @@ def save_flows(
     folder.mkdir(parents=True, exist_ok=True)
     save_file({**model.state_dict(), OUTCOMES: outcomes.contiguous()}, folder / WEIGHTS)
     said = json.dumps({"kind": kind, **about}, indent=1) + "\n"
-    (folder / CONFIG).write_text(said, encoding="utf-8")
+    (folder / OPTIONS).write_text(said, encoding="utf-8")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -53,22 +53,11 @@ def read_about(folder: Path) -> dict[str, Any]:
         FileNotFoundError: the folder holds none.
         ValueError: it holds something else.
     """
-    file = folder / CONFIG
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder}: a folder of `melior ocgfn pretrain` is needed, such as runs/a/model;"
-            f" found no {CONFIG} there"
-        )
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: JSON is needed; found {error}") from error
-    kind = about.get("kind") if isinstance(about, dict) else None
-    if kind != KIND:
-        raise ValueError(f"{folder}: {KIND} are needed; found {kind or 'another model'}")
+    about = read_options(folder, KIND, command="melior ocgfn pretrain")
     if missing := {"env", "width", "depth"} - about.keys():
-        raise ValueError(f"{file}: {min(missing)!r} is needed; found {', '.join(about)}")
-    return dict(about)
+        held = ", ".join(about) or "nothing"
+        raise ValueError(f"{folder / OPTIONS}: {min(missing)!r} is needed; found {held}")
+    return about
 
 
 def load_flows(folder: Path, env: FlowEnvironment, *, width: int, depth: int) -> Saved:

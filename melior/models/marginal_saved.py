@@ -1,10 +1,10 @@
-"""Both networks of marginals as a folder: weights, sizes, and what their values stand for."""
+"""All networks of marginals as a folder: weights, sizes, and what their values stand for."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from melior.models.marginal import ConditionalModel, MarginalModel
+from melior.models.parts import OPTIONS, WEIGHTS, read_options
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "marginals"
 
 
@@ -26,11 +26,18 @@ class Marginals:
     marginals: MarginalModel
     conditionals: ConditionalModel
     about: Mapping[str, Any]
+    rivals: Mapping[str, ConditionalModel] = field(default_factory=dict)
+    """Conditionals that learn alone, from left to right, by name."""
 
     @property
     def both(self) -> nn.ModuleDict:
         """Both networks as one."""
         return nn.ModuleDict({"marginals": self.marginals, "conditionals": self.conditionals})
+
+    @property
+    def whole(self) -> nn.ModuleDict:
+        """What is saved."""
+        return nn.ModuleDict({**self.both, "rivals": nn.ModuleDict(self.rivals)})
 
     @property
     def length(self) -> int:
@@ -44,49 +51,42 @@ class Marginals:
 
 
 def start_marginals(about: Mapping[str, Any], *, seed: int) -> Marginals:
-    """Return fresh networks; `about` holds `length`, `n_values`, `width` and `blocks`."""
+    """Return fresh networks; `about` holds `length`, `n_values`, `width` and `blocks`.
+
+    Also the names of `rivals`, if there are any.
+    """
     shape = int(about["length"]), int(about["n_values"])
     size = {"width": int(about["width"]), "blocks": int(about["blocks"])}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Marginals(MarginalModel(*shape, **size), ConditionalModel(*shape, **size), about)
+        both = MarginalModel(*shape, **size), ConditionalModel(*shape, **size)
+        rivals = {name: ConditionalModel(*shape, **size) for name in about.get("rivals", ())}
+        return Marginals(*both, about, rivals)
 
 
 def save_marginals(folder: Path, found: Marginals) -> None:
-    """Write both networks."""
+    """Write all networks."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(found.both.state_dict(), folder / WEIGHTS)
+    save_file(found.whole.state_dict(), folder / WEIGHTS)
     said = json.dumps({"kind": KIND, **found.about}, indent=1, ensure_ascii=False) + "\n"
-    (folder / CONFIG).write_text(said, encoding="utf-8")
+    (folder / OPTIONS).write_text(said, encoding="utf-8")
 
 
 def load_marginals(folder: Path) -> Marginals:
-    """Read both networks.
+    """Read all networks.
 
     Raises:
         FileNotFoundError: the folder holds none.
         ValueError: it holds something else, or the weights are damaged.
     """
-    file = folder / CONFIG
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder}: a folder of `melior mam` is needed, such as runs/a/model; found no"
-            f" {CONFIG} there"
-        )
+    about = read_options(folder, KIND, command="melior mam")
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: JSON is needed; found {error}") from error
-    kind = about.get("kind") if isinstance(about, dict) else None
-    if kind != KIND:
-        raise ValueError(f"{folder}: {KIND} are needed; found {kind or 'another model'}")
-    try:
-        found = start_marginals({k: v for k, v in about.items() if k != "kind"}, seed=0)
-        found.both.load_state_dict(load_file(folder / WEIGHTS))
+        found = start_marginals(about, seed=0)
+        found.whole.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, LookupError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{folder}: its weights and {CONFIG} are needed whole; found {reason}"
+            f"{folder}: its weights and {OPTIONS} are needed whole; found {reason}"
         ) from error
-    found.both.requires_grad_(False)
+    found.whole.requires_grad_(False)
     return found

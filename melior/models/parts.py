@@ -1,4 +1,4 @@
-"""Small networks that stand beside a language model, as folders: safetensors and JSON."""
+"""Small networks as folders: safetensors, and JSON of what they are made from."""
 
 from __future__ import annotations
 
@@ -22,6 +22,29 @@ def save_part(part: nn.Module, options: Mapping[str, Any], folder: Path) -> None
     (folder / OPTIONS).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     weights = {name: own.detach().contiguous().cpu() for name, own in part.state_dict().items()}
     save_file(weights, str(folder / WEIGHTS))
+
+
+def read_options(folder: Path, kind: str, *, command: str) -> dict[str, Any]:
+    """Return what networks of a kind are made from, as a command wrote it; needs no weights.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: it holds something else.
+    """
+    file = folder / OPTIONS
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder}: a folder of `{command}` is needed, such as runs/a/model; found no"
+            f" {OPTIONS} there"
+        )
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: JSON is needed; found {error}") from error
+    found = said.pop("kind", None) if isinstance(said, dict) else None
+    if found != kind:
+        raise ValueError(f"{folder}: {kind} are needed; found {found or 'another model'}")
+    return dict(said)
 
 
 def load_part(kind: type[Part], made: Callable[[Mapping[str, Any]], Part], folder: Path) -> Part:

@@ -20,7 +20,7 @@ from melior.training.trackers import check_installed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from melior.stages.marginals.energy import Pull
+    from melior.stages.marginals.energy import Baseline, Pull
 
 OPTIM = OptimConfig(
     learning_rate=1e-3, lr_scheduler_type="constant", warmup_ratio=0, max_grad_norm=100
@@ -52,6 +52,10 @@ class Config:
     """Of the steps, where rows are given: the conditionals learn first, then the marginals."""
     validation_share: float = 0.1
     """Of given rows, held out to be judged on: 1000 at most."""
+    rivals: tuple[Literal["arm", "arm-mc"], ...] = ()
+    """Conditionals that learn alone, from left to right, to be judged beside: `arm`, for as many
+    steps as the conditionals; of a target it reads all steps of each row, and `arm-mc` guesses from
+    one."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -63,6 +67,10 @@ class Config:
         in_range("validation_share", self.validation_share, 0, 1, above=True, below=True)
         if self.source.data:
             not_read(self, ("pull", "clip", "alpha"), "with --data")
+            if "arm-mc" in self.rivals:
+                raise ValueError(
+                    "rivals: arm-mc guesses how far rows are from a --target; found --data; use arm"
+                )
         else:
             not_read(self, ("likelihood_share", "validation_share"), "with --target")
         if self.pull == "squared":
@@ -85,22 +93,27 @@ def run(config: Config) -> None:
     from melior.stages.marginals.learn import MarginalPlan, learn_marginals
 
     plan = MarginalPlan(
-        "mam", PAPER, config.source, config.network, _pull(config), config.block,
-        config.steps_per_epoch, config.likelihood_share, config.validation_share, config.optim,
-        loop, config,
+        "mam", PAPER, config.source, config.network, _pull(config), _baseline(config),
+        tuple(dict.fromkeys(config.rivals)), config.block, config.steps_per_epoch,
+        config.likelihood_share, config.validation_share, config.optim, loop, config,
     )  # fmt: skip
     present([learn_marginals(plan)])
 
 
 def _pull(config: Config) -> Pull:
-    from melior.losses.marginal import centred, clipped, standardised
     from melior.stages.marginals.energy import energy, squared_energy
 
     if config.pull == "squared":
         return partial(squared_energy, alpha=config.alpha)
-    own = {"standardised": standardised, "centred": centred}[config.pull]
+    return partial(energy, baseline=_baseline(config), alpha=config.alpha)
+
+
+def _baseline(config: Config) -> Baseline:
+    from melior.losses.marginal import centred, clipped, standardised
+
+    own = centred if config.pull == "centred" else standardised
 
     def baseline(apart: Tensor) -> Tensor:
         return own(clipped(apart, deviations=config.clip) if config.clip else apart)
 
-    return partial(energy, baseline=baseline, alpha=config.alpha)
+    return baseline

@@ -7,7 +7,7 @@ it. The policy learns by MOPO or by MOBILE, with or without the filter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from melior.checks import in_range
@@ -17,6 +17,7 @@ from melior.stages.control.options import (
     NetworkOptions,
     TrainOptions,
     WorldOptions,
+    as_learned,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from melior.stages.control.learn import Student
     from melior.stages.control.learners import SoftActorCritic
     from melior.stages.control.phases import Phases
-    from melior.stages.control.replay import MixedBatches
+    from melior.stages.control.replay import Floor, MixedBatches
     from melior.stages.control.world import World
 
 PAPER = "Luo, Xu, Cao, Yu 2023, arXiv 2310.05422"
@@ -64,15 +65,15 @@ class Config:
         in_range("actor_rate", self.actor_rate, 0, above=True)
         in_range("critic_rate", self.critic_rate, 0, above=True)
         if self.base == "mobile":
-            in_range("elites", self.world.elites, 2)
+            of = " of the world" if self.world.world else ""
+            in_range(f"elites{of}", self.world.elites, 2)
 
     @classmethod
     def tiny(cls, dataset: str, out: str) -> Config:
         """Return a config that runs in seconds."""
         return cls(
             LogOptions(dataset),
-            TrainOptions(out, steps=60, batch_size=32, eval_steps=30, eval_episodes=2,
-                         save_steps=20),
+            TrainOptions.tiny(out),
             WorldOptions(members=3, elites=2, dynamics_hidden=16, dynamics_layers=2, max_epochs=10,
                          reward_steps=40, reward_hidden=16, snapshot_every=4),
             ImagineOptions(horizon=5, starts=20, every=30),
@@ -86,12 +87,14 @@ def run(config: Config) -> None:
     from melior.stages.control.inputs import read_inputs, rule_of
     from melior.stages.control.learn import ControlPlan, learn
 
+    config = replace(config, world=as_learned(config.world))
     inputs = read_inputs(config.log, config.train)
     _check_bound(config, inputs)
     is_over, earned = rule_of(config.log, inputs), _reward_of(config, inputs)
+    floor = _floor(config, inputs)
     plan = ControlPlan("morec", PAPER, config.log, config.train, config)
     present([learn(plan, inputs, lambda phases: _student(
-        config, inputs, is_over, phases=phases, earned=earned
+        config, inputs, is_over, phases=phases, earned=earned, floor=floor
     ))])  # fmt: skip
 
 
@@ -118,28 +121,43 @@ def _reward_of(config: Config, inputs: Inputs) -> str:
 
 
 def _student(
-    config: Config, inputs: Inputs, is_over: Termination, *, phases: Phases, earned: str
+    config: Config,
+    inputs: Inputs,
+    is_over: Termination,
+    *,
+    phases: Phases,
+    earned: str,
+    floor: Floor,
 ) -> tuple[Student, World]:
     """Learn the world, and put together who learns to act in it."""
     from melior.models.control_policies import Critics, GaussianPolicy
     from melior.stages.control.learn import Student, policy_options, standardise
+    from melior.stages.control.reality import note_reality
     from melior.stages.control.world import learn_world
     from melior.training.checkpoint import Generators
 
-    _note_escape(config, inputs, phases)
     if config.imagine.true_reward:
         phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
+    if floor.reward < 0:
+        phases.run.note(
+            f"rewards are counted from the log's lowest, {floor.reward:.4g}, so that none of its "
+            "steps is worse than a rejected one, after which nothing follows; values are higher by "
+            f"{-floor.reward / (1 - floor.discount):.4g}"
+        )
     seed, is_filtered = config.train.seed, config.filter != "none"
     world = learn_world(phases, inputs, config.world, with_reward=is_filtered)
+    facts = {"reward of imagined steps": earned}
+    if is_filtered:
+        facts |= note_reality(phases, world, inputs.logged, config.imagine)
     shape = policy_options(inputs, config.network)
     policy, critics = GaussianPolicy(shape, seed=seed), Critics(shape, seed=seed)
     standardise(inputs, (policy.scale, critics.scale))
     learner = _learner(config, policy, critics, world)
-    imagine, batches = _batches(config, inputs, is_over, world=world, policy=policy)
+    imagine, batches = _batches(config, inputs, is_over, world=world, policy=policy, floor=floor)
     student = Student(
         policy, learner, batches,
         {"batches": batches, "imagination": Generators(imagine.generators)},
-        lambda: dict(batches.metrics), {"reward of imagined steps": earned},
+        lambda: dict(batches.metrics), facts,
     )  # fmt: skip
     return student, world
 
@@ -160,8 +178,6 @@ def _learner(
         max_temperature=1.0, entropy_in_target=config.entropy_in_target,
     )  # fmt: skip
     is_mobile = config.base == "mobile"
-    if is_mobile:  # a world that is taken brings its own
-        in_range("elites of the world", len(world.dynamics.elites), 2)
     doubt = inconsistent(world.dynamics, weight=config.penalty) if is_mobile else no_doubt
     return SoftActorCritic(
         policy, critics, options, total_steps=config.train.steps, seed=config.train.seed,
@@ -176,10 +192,11 @@ def _batches(
     *,
     world: World,
     policy: GaussianPolicy,
+    floor: Floor,
 ) -> tuple[Imagination, MixedBatches]:
     """Return how the policy is rolled out, and batches of that and of the log."""
     from melior.stages.control.imagination import described, imagination
-    from melior.stages.control.replay import MixedBatches, Mixture, logged_rows
+    from melior.stages.control.replay import MixedBatches, Mixture
 
     train, options = config.train, config.imagine
     imagine = imagination(
@@ -189,18 +206,18 @@ def _batches(
     n_real = round(options.real_share * train.batch_size)
     mixture = Mixture(train.batch_size, n_real, options.every, options.keep)
     batches = MixedBatches(
-        logged_rows(inputs.logged), imagine, mixture, total=train.steps, seed=train.seed,
+        inputs.logged, imagine, mixture, total=train.steps, seed=train.seed,
         describe=lambda found: described(found, world.dynamics.elites),
+        floor=floor,
     )  # fmt: skip
     return imagine, batches
 
 
-def _note_escape(config: Config, inputs: Inputs, phases: Phases) -> None:
-    """Say that a terminal is a way out where rewards are below 0, and rejected steps are such."""
-    mean = float(inputs.logged.rewards.mean())
-    if config.filter != "none" and config.imagine.on_reject == "terminal" and mean < 0:
-        phases.run.note(
-            f"a rejected step ends the task, which is worth 0 and more than the log's rewards, "
-            f"{mean:.3g} on average: the policy may seek what is rejected; take --on-reject "
-            "truncate where rewards are below 0"
-        )
+def _floor(config: Config, inputs: Inputs) -> Floor:
+    """Return what rewards are counted from, where a rejected step is a terminal."""
+    from melior.stages.control.replay import NO_FLOOR, Floor
+
+    options = config.imagine
+    if config.filter == "none" or options.on_reject != "terminal" or options.threshold <= 0:
+        return NO_FLOOR  # nothing is rejected: a dynamics reward is above 0
+    return Floor.of(inputs.logged, discount=config.discount)

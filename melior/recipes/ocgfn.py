@@ -41,8 +41,10 @@ class PretrainConfig:
     outcomes is not to be trusted."""
     epsilon: float = 1e-4
     """The reward of a failure, whose log must exist."""
-    exploration: float = 0.1
-    """Share of actions that are drawn evenly, when the network tries."""
+    exploration: float = 0.0
+    """Share of actions that are drawn evenly, when the network tries. The paper's procedure
+    names none: with `teleport` a slip writes failure on every step of a trajectory that was good
+    until then."""
     width: int = 256
     """Of the hidden layers."""
     depth: int = 2

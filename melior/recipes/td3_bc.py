@@ -35,10 +35,7 @@ class Config:
     @classmethod
     def tiny(cls, dataset: str, out: str) -> Config:
         """Return a config that runs in seconds."""
-        train = TrainOptions(
-            out, steps=60, batch_size=32, eval_steps=30, eval_episodes=2, save_steps=20
-        )
-        return cls(LogOptions(dataset), train, NetworkOptions(hidden=16))
+        return cls(LogOptions(dataset), TrainOptions.tiny(out), NetworkOptions(hidden=16))
 
 
 def run(config: Config) -> None:
@@ -46,13 +43,7 @@ def run(config: Config) -> None:
     from melior.models.control_policies import Critics, PlainPolicy
     from melior.report.terminal import present
     from melior.stages.control.inputs import read_inputs
-    from melior.stages.control.learn import (
-        ControlPlan,
-        learn,
-        policy_options,
-        standardise,
-        student_of_log,
-    )
+    from melior.stages.control.learn import ControlPlan, learn_of_log, policy_options, standardise
     from melior.stages.control.learners import Td3Bc, Td3BcOptions
 
     inputs, train = read_inputs(config.log, config.train), config.train
@@ -64,4 +55,4 @@ def run(config: Config) -> None:
     )
     learner = Td3Bc(policy, critics, options, total_steps=train.steps, seed=train.seed)
     plan = ControlPlan("td3-bc", PAPER, config.log, train, config)
-    present([learn(plan, inputs, lambda _: (student_of_log(inputs, policy, learner, train), None))])
+    present([learn_of_log(plan, inputs, policy, learner)])

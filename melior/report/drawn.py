@@ -1,8 +1,9 @@
 """Pictures that a stage lays out in `evaluation.json`: maps, spreads, and points against the truth.
 
 Each of `pictures` has a `kind` and a `title`: a `map` of `cells` (rows of numbers, the first axis
-downwards), a `spread` of `values`, `dots` of `values` by name with the means, `lines` of points by
-name, or `against`: `points` of what was found over what is so, whose `names` stand in that order.
+downwards), `images`, each such cells, a `spread` of `values`, `dots` of `values` by name with the
+means, `lines` of points by name, or `against`: `points` of what was found over what is so, whose
+`names` stand in that order.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def _picture(row: Facts, label: str) -> Html | None:
     kind = row.get("kind")
     if kind == "map":
         return _map(title, row)
+    if kind == "images":
+        return _images(title, row)
     if kind == "spread":
         values = numbers(row.get("values"))
         return charts.histogram(title, [("values", 0, values)]) if len(values) > 1 else None
@@ -44,11 +47,24 @@ def _picture(row: Facts, label: str) -> Html | None:
 
 
 def _map(title: str, row: Facts) -> Html | None:
-    found = row.get("cells")
-    cells = [numbers(own) for own in found] if isinstance(found, list) else []
-    if not cells or not cells[0] or len({len(own) for own in cells}) > 1:
+    cells = _cells(row.get("cells"))
+    return maps.heat_map(title, cells) if cells else None
+
+
+def _images(title: str, row: Facts) -> Html | None:
+    rows = row.get("images")
+    found = [_cells(own) for own in rows] if isinstance(rows, list) else []
+    sizes = {(len(own), len(own[0])) if own else (0, 0) for own in found}
+    if len(sizes) != 1 or (0, 0) in sizes:
         return None
-    return maps.heat_map(title, cells)
+    return maps.images(title, found)
+
+
+def _cells(found: object) -> list[list[float]]:
+    """Return rows of numbers, all as long; nothing of anything else."""
+    cells = [numbers(own) for own in found] if isinstance(found, list) else []
+    is_table = bool(cells) and bool(cells[0]) and len({len(own) for own in cells}) == 1
+    return cells if is_table else []
 
 
 def _dots(title: str, row: Facts) -> Html | None:

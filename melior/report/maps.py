@@ -33,7 +33,7 @@ def heat_map(title: str, cells: Sequence[Sequence[float]]) -> Html:
             y=TOP + place * size,
             width=size,
             height=size,
-            fill_opacity=round(max(0.0, value) / high, 3) if high > 0 else 0.0,
+            fill_opacity=_shade(value, high),
         )
         for place, own in enumerate(cells)
         for across, value in enumerate(own)
@@ -50,6 +50,47 @@ def heat_map(title: str, cells: Sequence[Sequence[float]]) -> Html:
     )
     ends = tag("span", join(["darkest ", tag("b", figure(high))]), class_="ends")
     return tag("figure", tag("figcaption", tag("b", title), ends), svg, class_="chart still")
+
+
+def images(title: str, found: Sequence[Sequence[Sequence[float]]]) -> Html:
+    """Draw images of one shape side by side, each framed; the darker the more."""
+    lines, columns = len(found[0]), len(found[0][0])
+    high = max(max(own) for image in found for own in image)
+    # As many in a line as let a cell be largest, a cell's width between two images.
+    across, size = max(
+        ((n, _fitting(n, -(-len(found) // n), lines, columns)) for n in range(1, len(found) + 1)),
+        key=lambda own: own[1],
+    )
+    drawn = []
+    for place, image in enumerate(found):
+        x = LEFT + place % across * (columns + 1) * size
+        y = TOP + place // across * (lines + 1) * size
+        drawn += [
+            tag("rect", x=round(x + column * size, 2), y=round(y + line * size, 2),
+                width=round(size, 2), height=round(size, 2), fill_opacity=_shade(value, high))
+            for line, own in enumerate(image)
+            for column, value in enumerate(own)
+            if value > 0
+        ]  # fmt: skip
+        drawn.append(
+            tag("rect", x=x, y=y, width=columns * size, height=lines * size, class_="frame")
+        )
+    svg = tag(
+        "svg",
+        tag("g", drawn, class_="cells hue0"),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=f"{title}: {len(found)} of {lines} by {columns} cells.",
+    )
+    return tag("figure", tag("figcaption", tag("b", title)), svg, class_="chart still")
+
+
+def _fitting(across: int, down: int, lines: int, columns: int) -> float:
+    return min((RIGHT - LEFT) / (across * (columns + 1)), (BOTTOM - TOP) / (down * (lines + 1)))
+
+
+def _shade(value: float, high: float) -> float:
+    return round(max(0.0, value) / high, 3) if high > 0 else 0.0
 
 
 def against(title: str, points: Sequence[Point], names: tuple[str, str]) -> Html:

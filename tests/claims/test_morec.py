@@ -1,7 +1,6 @@
 """MOREC's world: the mass obeys its law, one controller holds it and the other lets it go."""
 
 import math
-from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -58,11 +57,4 @@ def test_each_arm_is_measured_and_the_closest_is_a_bound():
     assert ratio.shape == (1,) and ratio[0] > 0
     returns = [measured[arm][morec_policy.RETURN] for arm in ("log", *morec_policy.ARMS)]
     assert all(own.shape == (1,) and -2000 < own[0] < 0 for own in returns)
-    assert len({float(own[0]) for own in returns}) == 4
-
-
-def test_arms_differ_in_how_a_candidate_is_taken_and_in_nothing_else():
-    none, random, filtered = morec_policy.ARMS.values()
-    assert (none[0], random[0], filtered[0]) == ("none", "softmax", "softmax")
-    assert none[1] == filtered[1] == replace(random[1], temperature=filtered[1].temperature)
-    assert random[1].temperature > 1000 * filtered[1].temperature
+    assert len({float(own[0]) for own in returns}) == len(returns)

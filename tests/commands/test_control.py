@@ -71,33 +71,42 @@ def test_the_same_seed_collects_the_same(sets, tmp_path):
             assert np.array_equal(column, vars(right)[name]), (kind, name)
 
 
+def rows_of(run):
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    """How a collection is set up, and the folder of one that nothing has interrupted."""
+    pytest.importorskip("gymnasium")
+    config = partial(
+        collect_control.Config, TASK, rows=80, steps=200, random_steps=100, judge_every=15,
+        hidden=8, copies=4, learning_rate=1e-2,
+    )  # fmt: skip
+    whole = tmp_path_factory.mktemp("collected") / "whole"
+    collect_control.run(config(out=str(whole)))
+    return config, whole
+
+
 @needs_gymnasium
 @pytest.mark.parametrize("n_left", [0, 1])
-def test_a_killed_collection_goes_on_to_the_same_sets(tmp_path, n_left):
-    def config(name, **changes):
-        return collect_control.Config(
-            TASK, str(tmp_path / name), rows=80, steps=200, random_steps=100, judge_every=15,
-            hidden=8, copies=4, learning_rate=1e-2, **changes,
-        )  # fmt: skip
-
-    def rows(name):
-        lines = (tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
-
-    collect_control.run(config("whole"))
-    collect_control.run(config("cut"))
-    checkpoints = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))
+def test_a_killed_collection_goes_on_to_the_same_sets(collected, tmp_path, n_left):
+    config, whole = collected
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    checkpoints = sorted((cut / "checkpoints").glob("step-*"))
     assert [one.name for one in checkpoints] == ["step-000090", "step-000100"]
-    for left in [*checkpoints[n_left:], tmp_path / "cut" / "evaluation.json"]:
+    for left in [*checkpoints[n_left:], cut / "evaluation.json"]:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     for kind in KINDS[2:]:
-        (tmp_path / "cut" / f"{kind}.npz").unlink()
+        (cut / f"{kind}.npz").unlink()
     with pytest.raises(ValueError, match="go on by --resume"):
-        config("cut")
-    collect_control.run(config("cut", resume=True))
-    assert rows("cut") == rows("whole")
+        config(out=str(cut))
+    collect_control.run(config(out=str(cut), resume=True))
+    assert rows_of(cut) == rows_of(whole)
     for name in [*(f"{kind}.npz" for kind in KINDS), "evaluation.json"]:
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
 
 
 @needs_gymnasium
@@ -202,12 +211,12 @@ def test_runs_that_share_a_world_are_told(sets, tmp_path, capsys):
         return str(tmp_path / name)
 
     runs = [learned("a", 0), learned("b", 1), learned("c", 2, "a"), learned("d", 3, "b"),
-            learned("e", 4, members=4)]  # fmt: skip
+            learned("f", 5, "c"), learned("e", 4, members=4)]  # fmt: skip
     found, page = evaluated(runs, tmp_path)
-    assert [row["runs"] for row in found["methods"]] == [runs[:4], runs[4:]]
-    assert found["methods"][0]["worlds"] == "in 2 worlds"
-    assert "over 4 seeds, in 2 worlds" in capsys.readouterr().out
-    assert "4 runs in 2 worlds, whose luck they share" in page
+    assert [row["runs"] for row in found["methods"]] == [runs[:5], runs[5:]]
+    assert found["methods"][0]["worlds"] == "in 2 worlds"  # the fifth's was handed on by the third
+    assert "over 5 seeds, in 2 worlds" in capsys.readouterr().out
+    assert "5 runs in 2 worlds, whose luck they share" in page
     assert evaluated(runs[:2], tmp_path)[0]["methods"][0]["worlds"] == ""
 
 
@@ -281,6 +290,7 @@ def test_a_task_of_ones_own_is_learned_in_with_its_own_rule(sets, tmp_path):
     morec.run(replace(config, log=log))
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text("utf-8"))
     assert [row["name"] for row in found["comparisons"]] == ["normalised score", "return"]
-    assert found["facts"] == {"reward of imagined steps": "learned"}
+    assert found["facts"]["reward of imagined steps"] == "learned"
+    assert "of the log's own steps" in found["facts"]["dynamics reward"]
     with pytest.raises(ValueError, match=r"termination is needed of 'tests.control_task:Dot-v0'"):
         morec.run(morec.Config.tiny(str(sets / "medium.npz"), str(tmp_path / "none")))

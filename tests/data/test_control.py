@@ -65,6 +65,10 @@ def codes(table, **options):
         ),
         (changed("rewards", 8, np.nan), r"f:9: 'rewards' must be finite; found nan"),
         (
+            columns() | {"rewards": np.full(9, 1e300)},
+            r"f:1: 'rewards' must be finite in float32; found 1e\+300, and 8 more",
+        ),
+        (
             columns() | {"actions": np.zeros((8, 1), np.float32)},
             r"'actions' must have the shape \[9, width\]; found \[8, 1\]",
         ),
@@ -161,6 +165,16 @@ def test_episodes_are_cut_where_they_end(lengths, data):
 
 def test_sound_episodes_have_nothing_wrong():
     assert codes(columns()) == []
+
+
+@pytest.mark.parametrize("name", ["observations", "next_observations", "rewards"])
+def test_numbers_whose_squares_float32_does_not_hold_are_told(name):
+    place = (8, 1) if name != "rewards" else 8
+    assert "too-large" not in codes(changed(name, place, 1e14))
+    found = lint_transitions(transitions(changed(name, place, -1e25), where="f"))
+    assert [(one.code, one.examples) for one in found if one.code == "too-large"] == [
+        ("too-large", ("row 9",))
+    ]
 
 
 def test_time_outs_taken_for_terminals_are_told():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from melior.losses import control as losses
+from melior.recipes import cql
 
 CASES = json.loads(
     (Path(__file__).parents[1] / "peers" / "d3rlpy.json").read_text(encoding="utf-8")
@@ -75,3 +76,7 @@ def test_the_conservatism_of_cql_is_d3rlpys_but_for_what_grows_with_the_draws():
     n_critics, _, k = sampled.shape
     theirs = sum(case["loss_of_each_critic"]) / case["weight"] + n_critics * case["threshold"]
     assert found.item() == near(theirs - n_critics * math.log(k))
+
+
+def test_the_caution_of_cql_weighs_as_much_as_d3rlpys_beside_half_a_squared_distance():
+    assert 2 * cql.Config.conservatism == CASES["cql"]["weight"]

@@ -39,7 +39,7 @@ def test_folders_that_hold_no_flows_get_their_sentence(tmp_path):
     ):
         load_marginals(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"kind": "outcome-conditioned flows"}))
-    with pytest.raises(ValueError, match="'depth' is needed; found kind"):
+    with pytest.raises(ValueError, match="'depth' is needed; found nothing"):
         read_about(tmp_path)
     with pytest.raises(ValueError, match="marginals are needed; found outcome-conditioned flows"):
         load_marginals(tmp_path)

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from melior import ops
 from melior.claims.morec_world import STABILISING, lived
+from melior.config import config_from_dict, read_config
 from melior.data.control_files import About, Logged, Reference, write_logged
 from melior.envs.control import collect
 from melior.models.control_policies import Critics, GaussianPolicy, PolicyOptions, load_policy
 from melior.recipes import cloning, cql, morec, td3_bc
 from melior.stages.control.learners import Rows, SoftActorCritic
-from melior.stages.control.options import WorldOptions
+from melior.stages.control.options import WorldOptions, as_learned
 
 TASK = "tests.control_task:Dot-v0"
 METHODS = (morec, cloning, td3_bc, cql)
@@ -139,6 +141,30 @@ def test_a_run_that_is_judged_only_once_it_is_resumed_keeps_each_judgement(step,
     assert (run / "report.html").exists()
 
 
+@pytest.mark.parametrize(("base", "cut"), [("mopo", 10), ("mobile", 6)])
+def test_a_run_in_a_learned_world_that_is_judged_on_its_way_goes_on_to_the_same(
+    base, cut, judged, tmp_path
+):
+    """Cut off between two judgements, and just after one; they are at 0, 6, 12 and the end."""
+    tiny = morec.Config.tiny(judged.log.dataset, str(tmp_path / "whole"))
+    config = replace(
+        tiny, base=base, log=replace(tiny.log, termination="tests.control_task:has_left"),
+        train=replace(tiny.train, steps=16, eval_steps=6, save_steps=2, save_total_limit=100),
+        world=replace(tiny.world, max_epochs=2, reward_steps=10, snapshot_every=2),
+        imagine=replace(tiny.imagine, every=4),
+    )  # fmt: skip
+    morec.run(config)
+    whole, run = tmp_path / "whole", tmp_path / "cut"
+    shutil.copytree(whole, run)
+    for place in run.glob("checkpoints/policy/step-*"):
+        if int(place.name.removeprefix("step-")) > cut:
+            shutil.rmtree(place)
+    morec.run(replace(config, train=replace(config.train, out=str(run), resume=True)))
+    assert sum("eval_return" in row for row in rows_of(run)) == 4
+    assert files_of(run) == files_of(whole)
+    assert rows_of(run) == rows_of(whole)
+
+
 @pytest.mark.parametrize("options", [{"filter": "best"}, {"filter": "none"}, {"base": "mobile"}])
 def test_each_base_and_filter_runs_in_a_world_that_was_learned_before(
     options, dataset, whole, tmp_path
@@ -233,12 +259,9 @@ def test_a_world_is_handed_on_and_must_not_change_meanwhile(dataset, whole, tmp_
         files["model/dynamics/model.safetensors"]
         == files_of(whole / "morec")["model/dynamics/model.safetensors"]
     )
-    other = replace(config_of(morec, dataset, tmp_path / "other", seed=1), filter="none")
-    morec.run(other)
-    shutil.rmtree(tmp_path / "first" / "model" / "dynamics")
-    shutil.copytree(
-        tmp_path / "other" / "model" / "dynamics", tmp_path / "first" / "model" / "dynamics"
-    )
+    weights = tmp_path / "first" / "model" / "dynamics" / "model.safetensors"
+    held = load_file(weights)
+    save_file(held | {"log_variance_high": held["log_variance_high"] + 1}, weights)
     with pytest.raises(ValueError, match="found that world was"):
         morec.run(replace(second, train=replace(second.train, resume=True)))
 
@@ -256,6 +279,17 @@ def test_without_a_filter_no_reward_is_learned(dataset, tmp_path):
         morec.run(replace(there, train=replace(there.train, out=str(tmp_path / "best"))))
 
 
+def test_the_options_of_a_world_that_is_taken_hold_and_are_written_down(dataset, whole, tmp_path):
+    config = config_of(morec, dataset, tmp_path / "run")
+    theirs = replace(config.world, world=str(whole / "morec"))
+    with pytest.raises(ValueError, match=r"members: the world in .* learned with 3, .*; found 4"):
+        morec.run(replace(config, world=replace(theirs, members=4)))
+    assert not (tmp_path / "run").exists()
+    morec.run(replace(config, world=WorldOptions(str(whole / "morec"))))
+    written = config_from_dict(morec.Config, read_config(tmp_path / "run" / "config.yaml"))
+    assert written.world == theirs == as_learned(written.world)
+
+
 def test_a_world_of_other_data_is_refused(whole, tmp_path):
     other = tmp_path / "other.npz"
     write_logged(other, Logged(lived(STABILISING, 400, generator=ops.generator(1)), About()))
@@ -263,9 +297,14 @@ def test_a_world_of_other_data_is_refused(whole, tmp_path):
     config = replace(config, world=WorldOptions(str(whole / "morec")))
     with pytest.raises(ValueError, match="world: dynamics of the same data are needed; found"):
         morec.run(config)
-    config = replace(config, world=WorldOptions(str(tmp_path)))
-    with pytest.raises(ValueError, match="world: the folder of a finished run"):
-        morec.run(replace(config, train=replace(config.train, overwrite=True)))
+    half = tmp_path / "half"
+    shutil.copytree(whole / "morec", half, ignore=shutil.ignore_patterns("model"))
+    for place, said in (
+        (tmp_path, "no run in"), (whole / "cloning", "another run in"), (half, "no model/dynamics"),
+    ):  # fmt: skip
+        config = replace(config, world=WorldOptions(str(place)))
+        with pytest.raises(ValueError, match=f"world: the folder of a finished run .*found {said}"):
+            morec.run(replace(config, train=replace(config.train, overwrite=True)))
 
 
 def test_resuming_with_other_data_or_options_is_refused(dataset, whole, tmp_path):
@@ -309,6 +348,7 @@ def test_the_record_says_what_was_learned_from(whole):
     assert len(world["errors"]["the log's own actions"]["any candidate"]) == STABILISING.length
     assert np.shape(world["reward"]["rewards"]) == (17, 17)
     page = (whole / "morec" / "report.html").read_text("utf-8")
+    assert "Trained, not judged" in page and "in 20 new ones" not in page
     assert "Dynamics reward around what followed" in page
     assert "Error of the world, by the log&#x27;s own actions" in page
     assert "those that it was fitted to: there it errs less than in new ones" in page

@@ -3,12 +3,17 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from melior import cli
+from melior import cli, ops
+from melior.envs.flow_graph import enumerated
 from melior.recipes.gfn import Config, run
+from melior.stages.flows.named import load_environment, load_reward
+from melior.stages.flows.rivals import back_and_forth
 
 SMALL = ("--height", "3", "--width", "16", "--batch-size", "8", "--save-steps", "3",
          "--eval-steps", "4")  # fmt: skip
@@ -39,12 +44,31 @@ def test_a_run_stands_beside_its_rivals(tmp_path):
     found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
     (table,) = found["tables"]
     assert [row[0] for row in table["rows"]] == ["flows, untrained", "flows", "mcmc", "dqn"]
+    assert None not in [row[table["columns"].index("total variation")] for row in table["rows"]]
     curves = next(one for one in found["pictures"] if one["kind"] == "lines")["lines"]
     assert set(curves) == {"flows", "mcmc", "dqn"}
     for points in curves.values():
         assert points[-1][0] == 8 * 8  # as many looks at the reward
         assert all(a[1] <= b[1] for a, b in itertools.pairwise(points))
     assert "Modes built" in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_what_chains_draw_is_where_they_were_in_the_later_half(tmp_path):
+    config = Config.tiny(str(tmp_path / "a"))
+    run(replace(config, rivals=("mcmc",)))
+    [table] = json.loads((tmp_path / "a" / "evaluation.json").read_text())["tables"]
+    env, loop = load_environment(config.flow), config.loop
+    log_reward, graph = load_reward(config.reward, config.flow), enumerated(env)
+    walked = back_and_forth(
+        env, log_reward, chains=loop.batch_size, longest=4, generator=ops.generator(loop.seed + 5)
+    )
+    later = torch.cat(list(itertools.islice(walked, loop.steps // 2, loop.steps)))
+    cells = [tuple(cell) for cell in later.tolist()]
+    shares = torch.tensor([cells.count(tuple(own)) / len(cells) for own in graph.states.tolist()])
+    apart = (shares - log_reward(graph.states).softmax(0)).abs().sum().item() / 2
+    column = table["columns"].index("total variation")
+    assert table["rows"][-1][column] == pytest.approx(apart, abs=1e-6)
+    assert "of mcmc counted over the later half" in table["note"]
 
 
 @pytest.mark.parametrize("objective", ["tb", "fm", "fl-db"])
@@ -87,11 +111,14 @@ def test_q_learning_reads_a_reward_whatever_its_factor(tmp_path):
 
 
 def test_q_learning_reads_a_reward_whose_best_is_not_known(tmp_path):
-    """It is held against the best that flows built, where objects are too many to list."""
+    """It is held against the best it built: flows may have reached none of the reward's modes."""
     (tmp_path / "own.py").write_text("log_reward = lambda objects: 200 - objects.sum(-1).float()")
-    words = ("--reward", f"{tmp_path / 'own.py'}:log_reward", "--height", "150", *SMALL[2:])
-    cli.main(["gfn", *words, "--rivals", "dqn", "--steps", "2", "--out", str(tmp_path / "a")])
-    assert (tmp_path / "a" / "evaluation.json").exists()
+    grid = ("--reward", f"{tmp_path / 'own.py'}:log_reward", "--height", "150")
+    bits = ("--env", "strings", "--length", "12", "--reward", "modes", "--sharpness", "200")
+    for name, words in {"grid": grid, "bits": bits}.items():
+        cli.main(["gfn", *words, *SMALL[2:], "--rivals", "dqn", "--steps", "2",
+                  "--out", str(tmp_path / name)])  # fmt: skip
+        assert (tmp_path / name / "evaluation.json").exists()
 
 
 def test_without_a_step_there_is_nothing_to_hold_rivals_against(tmp_path):

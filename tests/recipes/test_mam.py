@@ -63,14 +63,14 @@ def test_an_energy_leaves_a_whole_run(place):
     assert {"divergence", "distance", "pearson", "spearman", "self consistency error",
             "sum over all rows", "times faster than one order"} <= facts.keys()  # fmt: skip
     assert found["title"].endswith("held against exact")
-    assert [one["kind"] for one in found["pictures"]] == ["against"]
+    assert [one["kind"] for one in found["pictures"]] == ["against", "images", "map", "map"]
     assert "Log-marginals" in (place / "a" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("file", ["rows.txt", "rows.npy"])
 def test_rows_are_learned_in_two_stages(file, place, tmp_path):
-    cli.main(["mam", "--data", str(place / file), *SMALL, "--steps", "10", "--out",
-              str(tmp_path / "b")])  # fmt: skip
+    cli.main(["mam", "--data", str(place / file), *SMALL, "--steps", "10", "--rivals", "arm",
+              "--out", str(tmp_path / "b")])  # fmt: skip
     found = json.loads((tmp_path / "b" / "evaluation.json").read_text())
     facts = found["facts"]
     assert "bits a position" in facts
@@ -79,11 +79,18 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
         facts[f"negative log-likelihood, {orders}"] for orders in ("one order", "5 orders")
     )
     assert of_five < of_one
+    own = load_marginals(tmp_path / "b" / "model")
+    held_out = load_world(
+        MarginalOptions(data=str(place / file)), seed=42, validation_share=0.1
+    ).held_out
+    ahead = torch.arange(own.length).expand(len(held_out), -1)
+    nats = -log_likelihood(own.rivals["arm"], held_out, ahead).mean().item()
+    assert facts["negative log-likelihood, arm"] == pytest.approx(nats)
     rows = [json.loads(x) for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
     about = json.loads((tmp_path / "b" / "model" / "config.json").read_text())
-    assert about["alphabet"] == ("\nabc" if file == "rows.txt" else "")
+    assert about["alphabet"] == (["\n", "a", "b", "c"] if file == "rows.txt" else [])
 
 
 @pytest.mark.parametrize("source", [{"target": "ising", "side": 5}, {"data": "rows.txt"}])
@@ -146,6 +153,53 @@ def test_every_pull_runs_to_the_same_bits(pull, tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_molecules_are_drawn_as_text_again(tmp_path, capsys):
+    pytest.importorskip("rdkit")
+    (tmp_path / "rows.smi").write_text("CCl\nCCBr\nc1cc[nH]c1\n" * 20)
+    words = ("--data", str(tmp_path / "rows.smi"))
+    cli.main(["mam", *words, "--tokens", "smiles", *SMALL, "--steps", "4", "--out",
+              str(tmp_path / "m")])  # fmt: skip
+    cli.main(["evaluate", "marginal", "--model", str(tmp_path / "m" / "model"), *words])
+    assert "Share of molecules among 1000" in capsys.readouterr().out
+    found = json.loads((tmp_path / "m" / "evaluation.json").read_text())
+    assert 0 <= found["facts"]["share of molecules among 1000"] < 1
+    [table] = found["tables"]
+    texts = [row[0] for row in table["rows"]]
+    assert len(texts) == 16 and any(text.startswith(("Cl", "Br", "[nH]")) for text in texts)
+    assert "Rows that are drawn" in (tmp_path / "m" / "report.html").read_text()
+
+
+def test_images_are_drawn_beside_held_out_ones(tmp_path):
+    np.save(tmp_path / "images.npy", np.arange(60 * 6).reshape(60, 2, 3) % 5 // 2)
+    cli.main(["mam", "--data", str(tmp_path / "images.npy"), *SMALL, "--steps", "4", "--out",
+              str(tmp_path / "i")])  # fmt: skip
+    found = json.loads((tmp_path / "i" / "evaluation.json").read_text())
+    assert found["tables"] == []
+    _, held_out, drawn, said, truth = found["pictures"]
+    assert [own["kind"] for own in (held_out, drawn, said, truth)] == ["images"] * 2 + ["map"] * 2
+    assert np.shape(drawn["images"]) == (16, 2, 3) and np.shape(said["cells"]) == (2, 3)
+    assert np.max(held_out["images"]) == 2 and np.min(drawn["images"]) == 0
+
+
+def test_rivals_stand_beside_an_energy_and_are_asked_again(tmp_path):
+    words = ("--target", "ising", "--side", "3")
+    cli.main(["mam", *words, *SMALL, "--steps", "4", "--rivals", "arm", "arm-mc",
+              "--out", str(tmp_path / "r")])  # fmt: skip
+    cli.main(["evaluate", "marginal", "--model", str(tmp_path / "r" / "model"), *words, "--out",
+              str(tmp_path / "e")])  # fmt: skip
+    ran, asked = (
+        json.loads((tmp_path / name / "evaluation.json").read_text())["facts"] for name in "re"
+    )
+    own = load_marginals(tmp_path / "r" / "model")
+    assert list(own.rivals) == ["arm", "arm-mc"]
+    assert ran["divergence, arm"] != ran["divergence, arm-mc"]
+    for name in own.rivals:
+        assert asked[f"divergence, {name}"] == pytest.approx(ran[f"divergence, {name}"])
+        by_samples = ran[f"KL of what is drawn, by samples, {name}"]
+        error = ran[f"its standard error, {name}"]
+        assert abs(by_samples - ran[f"divergence, {name}"]) < 5 * error
+
+
 def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
     cli.main(["mam", "--target", f"{place / 'own.py'}:up", "--length", "4", *SMALL, "--steps", "4",
               "--out", str(tmp_path / "c")])  # fmt: skip
@@ -166,6 +220,7 @@ def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
         (("--target", "D/own.py:number", "--length", "3"), "a function of rows is needed; found 3"),
         (("--target", "ising", "--side", "2"), "side must be at least 3"),
         (("--target", "ising", "--values", "1"), "values must be at least 2"),
+        (("--data", "D/rows.txt", "--rivals", "arm-mc"), "rivals: arm-mc guesses how far rows are"),
         (("--target", "ising", "--length", "9"), "--length is not read with --target ising"),
         (
             ("--target", "D/own.py:up", "--length", "3", "--field", "0"),
@@ -182,6 +237,13 @@ def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
             ("--target", "ising", "--pull", "squared", "--clip", "3"),
             "--clip is not read with --pull squared",
         ),
+        (("--target", "ising", "--tokens", "smiles"), "--tokens is not read with --target: leave"),
+        (
+            ("--data", "D/rows.npy", "--tokens", "smiles"),
+            "--tokens is not read with an array (.npy): leave it out",
+        ),
+        (("--data", "D/rows.npy", "--length", "4"), "--length is not read with an array (.npy)"),
+        (("--data", "D/rows.txt", "--tokens", "selfies"), "rows.txt:1: SELFIES are needed, a row"),
         (("--data", "D/none.txt"), "a file is needed; found none at"),
         (("--data", "D/empty.txt"), "a row a line is needed; found none"),
         (("--data", "D/alone.txt"), "at least two values are needed, or there is nothing"),
@@ -233,6 +295,10 @@ def test_evaluating_says_what_the_run_said(place, tmp_path, capsys):
     [
         (("--target", "ising"), "rows of 9 positions and 2 values are needed, as the network's"),
         (("--data", "D/rows.npy"), "rows of 9 values up to 2 are needed"),
+        (
+            ("--data", "D/rows.txt", "--length", "4"),
+            "--length is not read beside --data, as the network knows it: leave it out; found 4",
+        ),
         (("--model", "D", "--target", "ising"), "a folder of `melior mam` is needed"),
         (("--target", "ising", "--out", "D/a"), "out: a folder without a run is needed"),
         (("--target", "ising", "--out", "D/own.py"), "out: a folder is needed; found a file"),

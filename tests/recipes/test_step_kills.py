@@ -18,7 +18,8 @@ CASES = {
     "ocgfn-finetune": ("ocgfn", "finetune", "--model", "PLACE/a/model", "--reward", "sparse",
                        "--width", "16"),
     "mam-energy": ("mam", "--target", "ising", "--side", "3", "--width", "16", "--blocks", "1"),
-    "mam-rows": ("mam", "--data", "PLACE/rows.txt", "--width", "16", "--blocks", "1"),
+    "mam-rows": ("mam", "--data", "PLACE/rows.txt", "--width", "16", "--blocks", "1", "--rivals",
+                 "arm"),
 }  # fmt: skip
 
 

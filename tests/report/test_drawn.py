@@ -27,6 +27,18 @@ def test_a_map_of_nothing_is_blank(tmp_path):
     assert [float(own) for own in re.findall(r'fill-opacity="([\d.]+)"', page)] == [0.0, 0.0]
 
 
+def test_images_are_framed_and_blank_where_they_are_0(tmp_path):
+    row = {"kind": "images", "title": "Rows", "images": [[[0, 1, 2]], [[2, 0, 0]], [[1, 1, 1]]]}
+    page = page_of(tmp_path, row)
+    assert "Rows: 3 of 1 by 3 cells" in page and page.count('class="frame"') == 3
+    shades = [float(own) for own in re.findall(r'fill-opacity="([\d.]+)"', page)]
+    assert shades == [0.5, 1.0, 1.0, 0.5, 0.5, 0.5]
+    ends = [
+        float(x) + float(w) for x, w in re.findall(r'x="([\d.]+)"[^>]*? width="([\d.]+)"', page)
+    ]
+    assert max(ends) <= 352.01  # within the picture
+
+
 def test_points_stand_against_the_diagonal(tmp_path):
     points = [[0.0, 0.5], [1.0, 1.0]]
     row = {"kind": "against", "title": "Shares", "names": ["asked for", "drawn"], "points": points}
@@ -57,6 +69,8 @@ def test_values_are_dots_with_their_mean_a_row_for_each_name(tmp_path):
     [
         {"kind": "dots", "title": "x", "values": {"a": []}},
         {"kind": "dots", "title": "x", "values": [1.0]},
+        {"kind": "images", "title": "x", "images": [[[1.0]], [[1.0, 2.0]]]},
+        {"kind": "images", "title": "x", "images": [[]]},
         {"kind": "map", "title": "x"},
         {"kind": "map", "title": "x", "cells": [[1.0], [1.0, 2.0]]},
         {"kind": "map", "title": "x", "cells": "much"},

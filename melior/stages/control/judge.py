@@ -61,12 +61,15 @@ def write_verdict(
     `before` is the step of the run at which the policy began to learn.
     """
     found: dict[str, Any] = {
-        "title": f"Before: the episodes of the log. After: the policy, in {EPISODES} new ones",
+        "title": "",
         "comparisons": [],
         "tables": [],
         "facts": dict(facts),
     }
     if train.eval_episodes:
+        found["title"] = (
+            f"Before: the episodes of the log. After: the policy, in {EPISODES} new ones"
+        )
         lived = returns(inputs.task, policy.act, episodes=EPISODES, seed=SEED)
         found["comparisons"] = _comparisons(inputs, lived)
         found["tables"] = _scores(folder, inputs, before)
@@ -99,26 +102,42 @@ def errors_over_horizon(
     The median, over starts, of the distance in deviations of the log's observations; by how what
     follows is taken from the candidates. Empty where no episode is long enough.
     """
-    windows = _windows(lived)
-    if windows is None:
-        return {}
+    found: dict[str, list[float]] = {}
+    stretches = windows(lived, HORIZON)
+    if stretches.actions.shape[1] < 2:
+        return found
     measure = Scale(scale.observations.shape[1])
     measure.standardise(torch.from_numpy(scale.observations))
     unit = torch.where(measure.width > 0, measure.width, 1.0)
-    found: dict[str, list[float]] = {}
     for name, follow in _ways(world).items():
         generator = ops.generator(0)
-        state = windows.observations[:, 0]
+        state = stretches.observations[:, 0]
         found[name] = []
-        for depth in range(windows.actions.shape[1]):
-            actions = windows.actions[:, depth]
+        for depth in range(stretches.actions.shape[1]):
+            actions = stretches.actions[:, depth]
             drawn = candidates(
                 world.dynamics, state, actions, draws=2, bound=torch.inf, generator=generator
             )
             state = follow(state, actions, drawn)
-            off = ((state - windows.observations[:, depth + 1]) / unit).norm(dim=-1)
+            off = ((state - stretches.observations[:, depth + 1]) / unit).norm(dim=-1)
             found[name].append(float(off.median()))
     return found
+
+
+def windows(lived: Transitions, horizon: int) -> Windows:
+    """Return stretches of episodes, evenly spread, as long as the longest and a horizon allow."""
+    lengths = [rows.stop - rows.start for rows in lived.episodes()]
+    length = min(horizon, max(lengths))
+    starts = [
+        place
+        for rows in lived.episodes()
+        for place in range(rows.start, rows.stop - length + 1, max(1, length // 2))
+    ]
+    spread = np.linspace(0, len(starts) - 1, min(WINDOWS, len(starts))).round().astype(int)
+    rows = np.array(starts)[spread][:, None] + np.arange(length)
+    first = lived.observations[rows[:, :1]]
+    observations = np.concatenate([first, lived.next_observations[rows]], axis=1)
+    return Windows(torch.from_numpy(lived.actions[rows]), torch.from_numpy(observations))
 
 
 @torch.no_grad()
@@ -200,24 +219,6 @@ def _reference(inputs: Inputs) -> str:
     if inputs.reference is None:
         return "not known"
     return ", ".join(f"{name} {value:.5g}" for name, value in asdict(inputs.reference).items())
-
-
-def _windows(lived: Transitions) -> Windows | None:
-    """Return stretches of episodes, evenly spread, as long as the longest and the horizon allow."""
-    lengths = [rows.stop - rows.start for rows in lived.episodes()]
-    length = min(HORIZON, max(lengths))
-    starts = [
-        place
-        for rows in lived.episodes()
-        for place in range(rows.start, rows.stop - length + 1, max(1, length // 2))
-    ]
-    if length < 2:
-        return None
-    spread = np.linspace(0, len(starts) - 1, min(WINDOWS, len(starts))).round().astype(int)
-    rows = np.array(starts)[spread][:, None] + np.arange(length)
-    first = lived.observations[rows[:, :1]]
-    observations = np.concatenate([first, lived.next_observations[rows]], axis=1)
-    return Windows(torch.from_numpy(lived.actions[rows]), torch.from_numpy(observations))
 
 
 def _ways(world: World) -> Mapping[str, Follow]:

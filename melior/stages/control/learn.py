@@ -98,14 +98,16 @@ def learn(
     return run.folder
 
 
-def student_of_log(
-    inputs: Inputs, policy: GaussianPolicy | PlainPolicy, learner: Learner, train: TrainOptions
-) -> Student:
-    """Return who learns from nothing but a log."""
+def learn_of_log(
+    plan: ControlPlan, inputs: Inputs, policy: GaussianPolicy | PlainPolicy, learner: Learner
+) -> Path:
+    """Teach a policy by nothing but a log, and prove what came of it; return the run's folder."""
+    train = plan.train
     batches = LogBatches(
         logged_rows(inputs.logged), size=train.batch_size, total=train.steps, seed=train.seed
     )
-    return Student(policy, learner, batches, {"batches": batches})
+    student = Student(policy, learner, batches, {"batches": batches})
+    return learn(plan, inputs, lambda _: (student, None))
 
 
 def policy_options(inputs: Inputs, shape: NetworkOptions) -> PolicyOptions:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from melior.checks import in_range
+from melior.config import config_from_dict, read_config
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class TrainOptions:
         in_range("save_steps", self.save_steps, 0)
         in_range("seed", self.seed, 0, 2**31)
 
+    @classmethod
+    def tiny(cls, out: str) -> TrainOptions:
+        """Return options of a run of seconds."""
+        return cls(out, steps=60, batch_size=32, eval_steps=30, eval_episodes=2, save_steps=20)
+
 
 @dataclass(frozen=True)
 class NetworkOptions:
@@ -80,8 +87,8 @@ class WorldOptions:
     """How dynamics and their reward are learned; the defaults are those of MOPO and MOREC."""
 
     world: str = ""
-    """The folder of a run on the same data whose dynamics and reward are taken; empty learns
-    them, the reward only where a filter asks for it."""
+    """The folder of a run on the same data whose dynamics and reward are taken, with the options
+    that they were learned by; empty learns them, the reward only where a filter asks for it."""
     members: int = 7
     elites: int = 5
     """Members that are used once trained: those with the least held-out error."""
@@ -107,6 +114,35 @@ class WorldOptions:
             in_range(name, getattr(self, name), 1)
         in_range("elites", self.elites, 1, self.members)
         in_range("gradient_penalty", self.gradient_penalty, 0)
+
+
+def as_learned(options: WorldOptions) -> WorldOptions:
+    """Return the options that a world was learned by: of one that is taken, those of its run.
+
+    Raises:
+        ValueError: no run has left one there, or an option is given that is another in that run.
+    """
+    if not options.world:
+        return options
+    file = Path(options.world) / "config.yaml"
+    config = read_config(file) if file.is_file() else {}
+    names = [field.name for field in fields(WorldOptions) if field.name != "world"]
+    theirs = {name: config[name] for name in names if name in config}
+    if not theirs:
+        raise ValueError(
+            "world: the folder of a finished run of melior morec is needed; found "
+            f"{'another run' if config else 'no run'} in {options.world}"
+        )
+    learned = config_from_dict(WorldOptions, {**theirs, "world": options.world}, where=str(file))
+    defaults = WorldOptions()
+    for name in names:
+        own, holds = getattr(options, name), getattr(learned, name)
+        if own not in (getattr(defaults, name), holds):
+            raise ValueError(
+                f"{name}: the world in {options.world} was learned with {holds}, which holds; "
+                f"found {own}; leave --{name.replace('_', '-')} out, or --world"
+            )
+    return learned
 
 
 @dataclass(frozen=True)

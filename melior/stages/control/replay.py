@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from melior import ops
@@ -18,19 +19,64 @@ from melior.stages.control.learners import Rows
 from melior.training.checkpoint import State
 
 
-def logged_rows(logged: Transitions) -> Rows:
+@dataclass(frozen=True)
+class Floor:
+    """What rewards are counted from, so that a rejected step that is a terminal is the worst.
+
+    Nothing follows a terminal, and where rewards are at least 0, as in the tasks of Luo et al.
+    2023, arXiv 2310.05422, nothing is worth less. Where they are below 0, nothing would be worth
+    more than to go on, and a policy would seek what is rejected. Counted from the log's lowest
+    reward (a penalty may still be lower) all values are higher by the same,
+    `-reward / (1 - discount)`, so that no other choice changes: what truly ends is paid for the
+    steps that do not follow.
+    """
+
+    reward: float = 0.0
+    """At most 0."""
+    discount: float = 0.99
+
+    @classmethod
+    def of(cls, logged: Transitions, *, discount: float) -> Floor:
+        """Return the floor of a log: its lowest reward, or 0 if that is lower.
+
+        Raises:
+            ValueError: rewards are below 0 and what is far counts as much as what is near.
+        """
+        reward = min(0.0, float(logged.rewards.min()))
+        if reward < 0 and discount == 1:
+            raise ValueError(
+                "discount: below 1 is needed where rewards are below 0 and rejected steps are "
+                f"terminals; found 1 and a reward of {reward:.6g}; give --discount 0.99, or "
+                "--filter none"
+            )
+        return cls(reward, discount)
+
+    def counted(
+        self, rewards: Float[Tensor, " n"], ends: Bool[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Return rewards over the floor; `ends` are the task's own."""
+        if self.reward == 0:
+            return rewards
+        return rewards - self.reward * torch.where(ends, 1 / (1 - self.discount), 1.0)
+
+
+NO_FLOOR: Final = Floor()
+
+
+def logged_rows(logged: Transitions, floor: Floor = NO_FLOOR) -> Rows:
     """Return a log as what is learned from."""
     columns = {name: torch.from_numpy(column) for name, column in vars(logged).items()}
     del columns["timeouts"]  # an episode is over for the log, not for its values
+    columns["rewards"] = floor.counted(columns["rewards"], columns["terminals"])
     return Rows(**columns, imagined=torch.zeros(len(logged), dtype=torch.bool))
 
 
-def imagined_rows(imagined: Imagined) -> Rows:
+def imagined_rows(imagined: Imagined, floor: Floor = NO_FLOOR) -> Rows:
     """Return roll-outs as what is learned from."""
     return Rows(
         imagined.observations,
         imagined.actions,
-        imagined.rewards,
+        floor.counted(imagined.rewards, imagined.terminals & ~imagined.rejected),
         imagined.next_observations,
         imagined.terminals,
         torch.ones(len(imagined), dtype=torch.bool),
@@ -89,29 +135,32 @@ class MixedBatches:
 
     def __init__(
         self,
-        log: Rows,
+        logged: Transitions,
         imagine: Callable[[], Imagined],
         mixture: Mixture,
         *,
         describe: Callable[[Imagined], Metrics],
         total: int,
         seed: int,
+        floor: Floor = NO_FLOOR,
     ) -> None:
         """Hold what batches are made of.
 
         Args:
-            log: real rows.
+            logged: real rows.
             imagine: lives through roll-outs; called before the first step and then every so many.
             mixture: how many of each.
             describe: says what became of roll-outs.
             total: steps in all.
             seed: of the rows that are drawn.
+            floor: what the rewards of both are counted from.
         """
-        self._log, self._imagine, self._mixture, self._total = log, imagine, mixture, total
+        self._log, self._floor = logged_rows(logged, floor), floor
+        self._imagine, self._mixture, self._total = imagine, mixture, total
         self._generator = ops.generator(ops.stream(seed, "batches"))
         self._steps = 0
         self._blocks: list[Rows] = []
-        self._imagined = chosen(log, slice(0, 0))
+        self._imagined = chosen(self._log, slice(0, 0))
         self._describe = describe
         self.metrics: Metrics = {}
         """What became of the newest roll-outs."""
@@ -122,7 +171,8 @@ class MixedBatches:
             if self._steps % self._mixture.every == 0:
                 found = self._imagine()
                 self.metrics = self._describe(found)
-                self._blocks = [*self._blocks, imagined_rows(found)][-self._mixture.keep :]
+                newest = imagined_rows(found, self._floor)
+                self._blocks = [*self._blocks, newest][-self._mixture.keep :]
                 self._imagined = joined(self._blocks)
             self._steps += 1
             yield [self._batch()]

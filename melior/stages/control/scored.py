@@ -1,15 +1,15 @@
 """Policies of runs in the real task, side by side: which are repetitions of one method, and scores.
 
-Runs repeat a method where they differ by their seed and by nothing that it learns from. Worlds that
-runs take over from others are held to the same: learned with the same options, of seeds of their
-own. Runs that share a world are counted, and it is said that they do.
+Runs repeat a method where they differ by their seed and by nothing that it learns from. A world
+that a run takes over is held to the same: its options are in the run's config. Runs that share a
+world are counted, and it is said that they do.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ from melior.evaluation.compare import Interval, t_interval
 from melior.evaluation.control import normalised, score_of_seeds
 from melior.models.control_policies import load_policy
 from melior.stages.control.inputs import read_about
-from melior.stages.control.options import WorldOptions
+from melior.stages.control.world import digest_of_world
 from melior.training.checkpoint import FREE
 
 APART = FREE | {"dataset", "eval_episodes", "seed", "world"}
-"""Options in which repetitions may differ; data are compared as such, and worlds by theirs."""
+"""Options in which repetitions may differ; data are compared as such."""
 
-_OF_WORLDS = frozenset(field.name for field in fields(WorldOptions))
 _LONG = 36
 """Letters of a name that fit beside a picture."""
 
@@ -47,7 +46,7 @@ class Judged:
     """Of the log."""
     seed: int
     world: str
-    """The folder whose learned world it learned in; empty for none."""
+    """The learned world that it learned in, by its weights; empty for none."""
     true_reward: str
     """The task's own reward, where imagined steps earned that and not a learned one."""
     reference: Reference | None
@@ -121,10 +120,11 @@ def judged(folder: Path, *, episodes: int, seed: int, task: str = "", dataset: s
     lived = returns(about.task, policy.act, episodes=episodes, seed=seed)
     options = read_config(folder / "config.yaml")
     recipe = _told(folder / "run.json", "recipe")
+    shared = {name: value for name, value in options.items() if name not in APART}
     return Judged(
-        str(folder), str(recipe), about.task, _shared(options),
+        str(folder), str(recipe), about.task, shared,
         str(_told(folder / "data.json", "train", "sha256")), int(options.get("seed", 0)),
-        _world(folder, options), str(options.get("true_reward", "")), about.reference, lived,
+        digest_of_world(folder), str(options.get("true_reward", "")), about.reference, lived,
     )  # fmt: skip
 
 
@@ -176,23 +176,6 @@ def _about(folder: Path, task: str, dataset: str) -> About:
             f"{dataset}: references of {task} are needed; found those of {source.task}"
         )
     return About(task, source.reference if is_same else None)
-
-
-def _shared(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that no repetition differs in; of a taken world, those that it had."""
-    found = {name: value for name, value in options.items() if name not in APART}
-    if taken := options.get("world"):
-        config = Path(str(taken)) / "config.yaml"
-        theirs = read_config(config) if config.is_file() else {}
-        for name in _OF_WORLDS - APART:
-            found[name] = theirs.get(name, f"as in {taken}")
-    return found
-
-
-def _world(folder: Path, options: Mapping[str, Any]) -> str:
-    """Return the folder of the world that a run learned in."""
-    taken = Path(str(options.get("world") or folder))
-    return str(taken.resolve()) if options.keys() >= _OF_WORLDS else ""
 
 
 def _told(path: Path, *keys: str) -> Any:

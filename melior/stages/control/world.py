@@ -38,7 +38,7 @@ def learn_world(
     if options.world:
         folder = Path(options.world)
         world = read_world(folder, inputs, with_reward=with_reward)
-        phases.about = {**phases.about, "world": _digest(folder)}
+        phases.about = {**phases.about, "world": digest_of_world(folder)}
     else:
         dynamics = _dynamics(phases, inputs, options)
         reward = _reward(phases, inputs, options, dynamics) if with_reward else None
@@ -54,18 +54,25 @@ def read_world(folder: Path, inputs: Inputs, *, with_reward: bool) -> World:
         ValueError: it is of other data, or there is none.
     """
     model = folder / "model"
+    has_reward = with_reward or (model / "dynamics_reward").exists()
+    for name in ("dynamics", "dynamics_reward") if has_reward else ("dynamics",):
+        if not (model / name).is_dir():
+            why = "" if name == "dynamics" else ", as of one without a filter"
+            raise ValueError(
+                "world: the folder of a finished run of melior morec is needed; found no "
+                f"model/{name} in {folder}{why}"
+            )
     try:
         about = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        has_reward = with_reward or (model / "dynamics_reward").exists()
+        sha256 = about["train"]["sha256"]
         world = World(
             Dynamics.load(model / "dynamics"),
             DynamicsReward.load(model / "dynamics_reward") if has_reward else None,
         )
-        sha256 = about["train"]["sha256"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"world: the folder of a finished run of melior morec is needed; found {error} in "
-            f"{folder}"
+            f"world: the folder of a finished run of melior morec is needed whole; found {error} "
+            f"in {folder}"
         ) from error
     if sha256 != inputs.sha256:
         raise ValueError(
@@ -75,12 +82,16 @@ def read_world(folder: Path, inputs: Inputs, *, with_reward: bool) -> World:
     return world
 
 
-def _digest(folder: Path) -> str:
-    """Return the SHA-256 of a world's weights: between parts of a run they must not change."""
+def digest_of_world(folder: Path) -> str:
+    """Return the SHA-256 of the weights of a run's world; empty where it has none.
+
+    Between parts of a run they must not change; and runs that learned in the same share its luck.
+    """
+    files = sorted((folder / "model").glob("dynamics*/*.safetensors"))
     found = hashlib.sha256()
-    for file in sorted((folder / "model").glob("dynamics*/*.safetensors")):
+    for file in files:
         found.update(file.read_bytes())
-    return found.hexdigest()
+    return found.hexdigest() if files else ""
 
 
 def _dynamics(phases: Phases, inputs: Inputs, options: WorldOptions) -> Dynamics:

@@ -128,7 +128,10 @@ class Truth:
 
     def metrics(self, policy: Policy) -> Metrics:
         """Return how far what a policy builds is from the truth."""
-        found = self.built(policy)
+        return self.apart(self.built(policy))
+
+    def apart(self, found: Float[Tensor, " s"]) -> Metrics:
+        """Return how far shares of all states are from the truth."""
         return {
             "total_variation": float(total_variation(found, self.wanted)),
             "jensen_shannon": float(jensen_shannon(found, self.wanted)),

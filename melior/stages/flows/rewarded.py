@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from melior import ops
-from melior.data.flow import FlowEnvironment, Trajectories
+from melior.data.flow import FlowEnvironment, Trajectories, rows_of
+from melior.evaluation.flow import observed
 from melior.evaluation.pictures import against, over_plane
 from melior.models.flow import FlowModel, policy_of, start_flow_model
 from melior.models.flow_saved import ONE_REWARD, save_flows
@@ -28,7 +29,6 @@ from melior.stages.flows.judge import (
     Truth,
     judged_by,
     listed,
-    objects_of,
     of_samples,
     side_by_side,
 )
@@ -180,6 +180,9 @@ def _verdict(
     for name in plan.rivals if finds.looks else ():
         built[name] = task.finds()
         found[name] = _RIVALS[name](plan, task, built[name], finds)
+    table = side_by_side(found)
+    if task.truth and "mcmc" in found:
+        table["note"] += ", of mcmc counted over the later half of where its chains were"
     key, name = "total_variation", "total variation from the reward"
     if task.truth is None:
         key, name = "log_top_reward", f"log of the mean reward of the {TOP} best"
@@ -193,7 +196,7 @@ def _verdict(
             }
         ],
         "facts": {"looks at the reward": finds.looks, **known_modes(task.modes)},
-        "tables": [side_by_side(found)],
+        "tables": [table],
         "pictures": [
             built_over_looks(built, over="look"),
             *(_shares(task.truth, policy) if task.truth else ()),
@@ -215,25 +218,34 @@ def _about(plan: Rewarded) -> dict[str, Any]:
 
 
 def _by_chains(plan: Rewarded, task: Task, finds: Finds, flows: Finds) -> Metrics:
-    """Let as many chains as there are trajectories in a batch walk until flows' looks are spent."""
+    """Let as many chains as there are trajectories in a batch walk until flows' looks are spent.
+
+    What chains draw is where they were in the later half of it.
+    """
     loop = plan.loop
     walked = back_and_forth(
         task.env, task.log_reward, chains=loop.batch_size,
         longest=max(1, min(task.env.longest - 1, 4)), generator=ops.generator(loop.seed + 5),
     )  # fmt: skip
-    objects = _followed(islice(walked, -(-flows.looks // loop.batch_size)), finds)
-    return of_samples(objects, task.log_reward, task.modes)
+    n, truth, later = -(-flows.looks // loop.batch_size), task.truth, []
+
+    def seen() -> Iterable[Tensor]:
+        for step, objects in enumerate(islice(walked, n)):
+            if truth and step >= n // 2:
+                later.append(rows_of(truth.graph.states, objects))
+            yield objects
+
+    found = of_samples(_followed(seen(), finds), task.log_reward, task.modes)
+    if truth is None:
+        return found
+    return found | truth.apart(observed(torch.cat(later), len(truth.graph.states)))
 
 
 def _by_values(plan: Rewarded, task: Task, finds: Finds, flows: Finds) -> Metrics:
-    """Let Q-learning build objects until flows' looks are spent, and judge its last policy.
-
-    It learns rewards and not their logs: over the best that is known, as a factor may be beyond
-    what `exp` can hold.
-    """
-    loop, last, best = plan.loop, [evenly(task.env.allowed)], _best_known(task, flows)
+    """Let Q-learning build objects until flows' looks are spent, and judge its last policy."""
+    loop, last = plan.loop, [evenly(task.env.allowed)]
     learned = q_learning(
-        task.env, lambda objects: task.log_reward(objects) - best, batch_size=loop.batch_size,
+        task.env, task.log_reward, batch_size=loop.batch_size,
         width=plan.width, exploration=plan.exploration, optim=plan.optim,
         steps=-(-flows.looks // loop.batch_size), seed=loop.seed + 6,
     )  # fmt: skip
@@ -245,13 +257,6 @@ def _by_values(plan: Rewarded, task: Task, finds: Finds, flows: Finds) -> Metric
 
     found = of_samples(_followed(built(), finds), task.log_reward, task.modes)
     return found | (task.truth.metrics(last[0]) if task.truth else {})
-
-
-def _best_known(task: Task, flows: Finds) -> float:
-    """Return the best log-reward: of all objects, else of what flows built; 0 of known modes."""
-    if task.truth is None:
-        return flows.best
-    return float(task.log_reward(objects_of(task.truth.graph)).max())
 
 
 _RIVALS: dict[str, Callable[[Rewarded, Task, Finds, Finds], Metrics]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -109,12 +110,15 @@ class QLearner:
     """Q-learning of a reward at the stop: a double network, greedy but for a share of its steps.
 
     Mnih et al. 2015; van Hasselt, Guez, Silver 2016, arXiv 1509.06461. It looks for the best
-    object and not for all in proportion.
+    object and not for all in proportion. Values are of rewards and not of their logs: over the best
+    built so far, as a factor may be beyond what `exp` can hold.
     """
 
     env: FlowEnvironment
-    values: nn.Module
-    older: nn.Module
+    values: nn.Sequential
+    older: nn.Sequential
+    best: float = -math.inf
+    """Log-reward of the best object built so far."""
 
     def policy(
         self, states: Int[Tensor, "n d"], _: Int[Tensor, " n"]
@@ -123,6 +127,20 @@ class QLearner:
         allowed = self.env.allowed(states)
         best = self.values(self.env.features(states)).masked_fill(~allowed, -torch.inf).argmax(-1)
         return log_shares(nn.functional.one_hot(best, allowed.shape[-1]) * 1e4, allowed)
+
+    @torch.no_grad()
+    def over_best(self, log_reward: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return rewards over the best; when that rises, what values say falls by as much.
+
+        Their last layer is rescaled, so that nothing that was learned is lost (after van Hasselt,
+        Guez, Hessel, Mnih, Silver 2016, arXiv 1602.07714).
+        """
+        before, self.best = self.best, max(self.best, float(log_reward.max()))
+        if self.best > before > -math.inf:
+            for network in (self.values, self.older):
+                for parameter in network[-1].parameters():
+                    parameter.mul_(math.exp(before - self.best))
+        return (log_reward - self.best).exp()
 
     def loss(
         self, batch: Trajectories, reward: Float[Tensor, " n"]
@@ -167,7 +185,7 @@ def q_learning(
     both[1].load_state_dict(both[0].state_dict())
     learner = QLearner(env, both[0], both[1].requires_grad_(False))
     step = descend(
-        lambda batch: learner.loss(batch, log_reward(batch.objects).exp()),
+        lambda batch: learner.loss(batch, learner.over_best(log_reward(batch.objects))),
         dict(learner.values.named_parameters()),
         optim,
         total_steps=steps,

@@ -18,7 +18,8 @@ from melior.evaluation.pictures import against, over_plane
 from melior.losses.flow_outcomes import converted
 from melior.models.flow import FlowModel, log_shares
 from melior.models.flow_outcomes import Predictor, Speller
-from melior.models.flow_saved import WEIGHTS, Saved, load_flows, read_about
+from melior.models.flow_saved import Saved, load_flows, read_about
+from melior.models.parts import WEIGHTS
 from melior.options import OptimConfig
 from melior.own import contents
 from melior.records import Metrics

@@ -1,7 +1,8 @@
-"""The rival of marginals at an energy: conditionals alone, in one order, by all steps or by one.
+"""Rivals of marginals: conditionals that learn alone, in one order, by all steps or by one.
 
-What arXiv 2310.12920 calls ARM pays a reading for each position of each row; ARM-MC reads one step
-and multiplies by their number, which is unbiased and far from the truth for any single row.
+At an energy, what arXiv 2310.12920 calls ARM pays a reading for each position of each row; ARM-MC
+reads one step and multiplies by their number, which is unbiased and far from the truth for any
+single row. Of rows that are given, conditionals of one order learn by likelihood.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from melior.losses.marginal import log_conditionals, towards_energy
 from melior.models.marginal import ConditionalModel
 from melior.records import Metrics
 from melior.sampling.marginal import completed
-from melior.stages.marginals.energy import Baseline, Target
+from melior.stages.marginals.energy import Baseline, Chains, Target
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,17 @@ def one_step(
         judged = length * at_step(conditionals, batch.tokens, batch.judged)
     moved = length * at_step(conditionals, batch.tokens, batch.moved)
     return _pulled(moved, judged, target(batch.tokens), baseline)
+
+
+def one_order(conditionals: ConditionalModel, batch: Chains) -> tuple[Float[Tensor, ""], Metrics]:
+    """Return nats a row from left to right, by the step of each that comes next: ARM on rows.
+
+    The first stage on rows with the order held still. One reading of a row tells of one position
+    only, as the others are not asked for with as much known: `D` times it is unbiased.
+    """
+    found = at_step(conditionals, batch.tokens, batch.known)
+    loss = -batch.tokens.shape[1] * found.mean()
+    return loss, {"loss": loss.item(), "nll": loss.item()}
 
 
 def at_step(

@@ -6,6 +6,7 @@ taken only where nothing better is known.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from melior.evaluation.pictures import against
 from melior.losses.marginal import ensemble
 from melior.models.marginal_saved import Marginals
 from melior.records import Metrics
-from melior.sampling.marginal import any_order, log_likelihood
+from melior.sampling.marginal import Conditionals, any_order, completed, log_likelihood
 from melior.stages.marginals.energy import Chains, inconsistency
+from melior.stages.marginals.show import shown
 from melior.stages.marginals.world import World
 
 DRAWN, REPEATS, CHUNK = 1000, 10, 8192
@@ -140,12 +142,17 @@ def verdict(found: Marginals, exam: Exam) -> dict[str, Any]:
             facts[f"pearson of {len(kept)} values {least:g} nats apart"] = float(
                 pearson(said[kept, None], wanted[kept])
             )
-    facts |= _likelihood(found, exam) | _total(found, exam) | timed(found, exam)
+    seen = shown(found, exam.world, seed=exam.seed + 4)
+    facts |= _likelihood(found, exam) | _total(found, exam) | timed(found, exam) | seen["facts"]
     return {
         "title": f"{len(exam.queries)} parts of rows, held against {exam.standard}",
         "comparisons": [],
         "facts": {key.replace("_", " "): value for key, value in facts.items()},
-        "pictures": [against("Log-marginals", (exam.standard, "one reading"), wanted, said)],
+        "tables": seen["tables"],
+        "pictures": [
+            against("Log-marginals", (exam.standard, "one reading"), wanted, said),
+            *seen["pictures"],
+        ],
     }
 
 
@@ -191,15 +198,39 @@ def _likelihood(found: Marginals, exam: Exam) -> dict[str, float]:
         orders = [drawn_orders(n, length, generator=generator) for _ in range(len(exam.order))]
         log_p = along(found, world.held_out, torch.stack(orders))
         nats = -float(ensemble(log_p).mean())
+        ahead = torch.arange(length).expand(n, -1)
+        alone = {
+            f"negative log-likelihood, {name}":
+                -float(log_likelihood(rival, world.held_out, ahead).mean())
+            for name, rival in found.rivals.items()
+        }  # fmt: skip
         return {
             "negative log-likelihood, one order": -float(log_p.mean()),
             f"negative log-likelihood, {len(orders)} orders": nats,
-            "bits a position": nats / length / float(torch.tensor(2.0).log()),
+            "bits a position": nats / length / math.log(2),
+            **alone,
         }
-    assert world.log_target is not None
     rows = any_order(found.conditionals, DRAWN, found.length, generator=generator)
     order = drawn_orders(*rows.shape, generator=generator)
-    gap = log_likelihood(found.conditionals, rows, order) - world.log_target(rows).double()
+    facts = _from_energy(found.conditionals, world, rows, order)
+    ahead = torch.arange(found.length).expand(DRAWN, -1)
+    nothing = torch.full_like(ahead, UNKNOWN)
+    for name, rival in found.rivals.items():
+        rows = completed(rival, nothing, ahead, 0, generator=generator)
+        own = _from_energy(rival, world, rows, ahead)
+        if world.listed is not None:
+            drawn = chained_log_joint(rival, ahead[0], found.n_values)
+            own = {"divergence": divergence(drawn, world.listed.log_joint)} | own
+        facts |= {f"{key}, {name}": value for key, value in own.items()}
+    return facts
+
+
+def _from_energy(
+    conditionals: Conditionals, world: World, rows: Int[Tensor, "n d"], order: Int[Tensor, "n d"]
+) -> dict[str, float]:
+    """Return how far rows that were drawn in an order are from the target."""
+    assert world.log_target is not None
+    gap = log_likelihood(conditionals, rows, order) - world.log_target(rows).double()
     spread = float(gap.std()) / len(gap) ** 0.5
     facts = {"KL of what is drawn, less log Z": float(gap.mean()), "its standard error": spread}
     if world.log_z is not None:

@@ -14,17 +14,19 @@ from torch import nn
 
 from melior import ops
 from melior.evaluation.compare import compare
+from melior.models.marginal import ConditionalModel
 from melior.models.marginal_saved import Marginals, save_marginals, start_marginals
 from melior.options import OptimConfig
 from melior.own import contents
 from melior.records import Metrics
-from melior.stages.marginals.energy import Chains, Pull, Walkers
+from melior.stages.marginals.autoregressive import all_steps, draws, one_order, one_step
+from melior.stages.marginals.energy import Baseline, Chains, Pull, Walkers
 from melior.stages.marginals.judge import Exam, errors, metrics, verdict
 from melior.stages.marginals.likelihood import Shuffled, distil, likelihood, with_chains
 from melior.stages.marginals.options import MarginalOptions, NetworkOptions
 from melior.stages.marginals.world import World, load_world
 from melior.training.checkpoint import Generators, Stateful
-from melior.training.loop import Step, descend
+from melior.training.loop import Step, descend, fit
 from melior.training.options import StepOptions
 from melior.training.run import Run, write_json
 from melior.training.steps import opened, take_steps
@@ -48,6 +50,10 @@ class MarginalPlan:
     network: NetworkOptions
     pull: Pull
     """From an energy and chains to a loss."""
+    baseline: Baseline
+    """Of rivals at an energy."""
+    rivals: tuple[str, ...]
+    """`arm`, `arm-mc`."""
     block: int
     steps_per_epoch: int
     """Of chains, after which they are drawn anew."""
@@ -64,12 +70,15 @@ def learn_marginals(plan: MarginalPlan) -> Path:
     loop = plan.loop
     world = load_world(plan.source, seed=loop.seed, validation_share=plan.validation_share)
     about = {
-        "length": world.length, "n_values": world.n_values, "alphabet": world.alphabet,
-        "width": plan.network.width, "blocks": plan.network.blocks,
+        "length": world.length, "n_values": world.n_values, "alphabet": list(world.alphabet),
+        "tokens": plan.source.tokens,
+        "width": plan.network.width, "blocks": plan.network.blocks, "rivals": list(plan.rivals),
     }  # fmt: skip
     with opened(plan.recipe, plan.paper, plan.config, loop) as run:
         found = start_marginals(about, seed=loop.seed)
         (_from_energy if world.rows is None else _from_rows)(plan, run, world, found)
+        for name, rival in found.rivals.items():
+            (_alone_at_energy if world.rows is None else _alone_on_rows)(plan, world, name, rival)
         save_marginals(run.folder / "model", found)
         exam = _exam(found, world, loop.seed)
         said = verdict(found, exam)
@@ -114,7 +123,7 @@ def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals) -> 
     """Take the first stage's steps on the conditionals, and the others on the marginals."""
     assert world.rows is not None
     loop, generator = plan.loop, ops.generator(plan.loop.seed)
-    n_first = round(plan.likelihood_share * loop.steps)
+    n_first = _first_steps(plan)
     rows = Shuffled(world.rows, loop.batch_size, generator)
     walkers = _walkers(plan, found, generator)
 
@@ -141,6 +150,33 @@ def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals) -> 
         about=contents(plan.source.data), config=plan.config, loop=loop,
         judge=lambda: metrics(found, _exam(found, world, loop.seed)),
     )  # fmt: skip
+
+
+def _first_steps(plan: MarginalPlan) -> int:
+    return round(plan.likelihood_share * plan.loop.steps)
+
+
+def _alone_on_rows(plan: MarginalPlan, world: World, _: str, rival: ConditionalModel) -> None:
+    """Teach a rival the batches that the first stage reads: after a stop, from the start again."""
+    assert world.rows is not None
+    loop, n = plan.loop, _first_steps(plan)
+    batches = Shuffled(world.rows, loop.batch_size, ops.generator(loop.seed))
+    step = descend(
+        partial(one_order, rival), dict(rival.named_parameters()), plan.optim, total_steps=max(1, n)
+    )
+    fit(step, islice(batches, n))
+
+
+def _alone_at_energy(plan: MarginalPlan, world: World, name: str, rival: ConditionalModel) -> None:
+    """Teach a rival on as many rows of its own as there are chains, for as many steps."""
+    assert world.log_target is not None
+    loop, way = plan.loop, {"arm": all_steps, "arm-mc": one_step}[name]
+    batches = draws(rival, count=loop.batch_size, generator=ops.generator(loop.seed))
+    objective = partial(way, rival, world.log_target, baseline=plan.baseline)
+    step = descend(
+        objective, dict(rival.named_parameters()), plan.optim, total_steps=max(1, loop.steps)
+    )
+    fit(step, islice(batches, loop.steps))
 
 
 def _walkers(plan: MarginalPlan, found: Marginals, generator: torch.Generator) -> Walkers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from melior.checks import in_range, not_read
 from melior.own import check_name
@@ -20,7 +21,11 @@ class MarginalOptions:
     """`ising`, or your own: `FILE.py:NAME`, a function from rows of values 1 to `--values` to their
     log-densities."""
     data: str = ""
-    """A text file, a row a line, whose characters are the values; or `.npy` of integers from 0."""
+    """A text file, a row a line, whose `--tokens` are the values; or `.npy` of integers from 0:
+    rows of positions, or images."""
+    tokens: Literal["characters", "smiles", "selfies"] = "characters"
+    """Of text: what a value is. Molecules are rows of atoms, bonds and rings, `Cl` and `[nH]` being
+    one, or of symbols in brackets."""
     side: int = 4
     """Of Ising's torus."""
     coupling: float = 0.1
@@ -29,7 +34,8 @@ class MarginalOptions:
     """On Ising's sites."""
     length: int = 0
     """Positions of a row: of your own target; of text, shorter lines are filled up with an end
-    character, and a longer one is cut into several rows; 0 takes the longest line."""
+    value, and a longer one is cut into several rows, if it is no molecule; 0 takes the longest
+    line."""
     values: int = 2
     """Of each position, for your own target."""
 
@@ -40,6 +46,7 @@ class MarginalOptions:
             raise ValueError(f"mam learns a --target or --data; found {found}")
         if self.target:
             check_name("target", self.target, TARGETS)
+            not_read(self, ("tokens",), "with --target")
         in_range("side", self.side, 3)
         in_range("coupling", self.coupling)
         in_range("field", self.field)
@@ -51,6 +58,8 @@ class MarginalOptions:
         not_read(self, ("side", "coupling", "field"), "without --target ising")
         if self.data:
             not_read(self, ("values",), "with --data")
+            if Path(self.data).suffix == ".npy":
+                not_read(self, ("length", "tokens"), "with an array (.npy)")
         elif not self.length:
             raise ValueError("length must be given for a target of one's own; found 0")
 

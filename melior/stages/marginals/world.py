@@ -38,7 +38,10 @@ class World:
 
     length: int
     n_values: int
-    alphabet: str = ""
+    alphabet: tuple[str, ...] = ()
+    """What values stand for, where they are tokens of text."""
+    shape: tuple[int, ...] = ()
+    """Lines and columns, where rows are images or lattices."""
     log_target: Target | None = None
     log_z: float | None = None
     listed: Listed | None = None
@@ -60,8 +63,9 @@ def load_world(options: MarginalOptions, *, seed: int, validation_share: float) 
         length, n_values = ising.length, 2
         log_target: Target = ising.log_target
         log_z: float | None = ising.log_z() if options.side <= 12 else None
+        shape: tuple[int, ...] = (options.side, options.side)
     else:
-        length, n_values, log_z = options.length, options.values, None
+        length, n_values, log_z, shape = options.length, options.values, None, ()
         log_target = _shaped(options.target)
     listed = None
     if n_values**length <= FEW:
@@ -70,7 +74,7 @@ def load_world(options: MarginalOptions, *, seed: int, validation_share: float) 
     else:
         rows = torch.randint(1, n_values + 1, (64, length), generator=ops.generator(seed))
         _checked(options.target, rows, log_target(rows))
-    return World(length, n_values, log_target=log_target, log_z=log_z, listed=listed)
+    return World(length, n_values, shape=shape, log_target=log_target, log_z=log_z, listed=listed)
 
 
 def load_examined(options: MarginalOptions, found: Marginals) -> World:
@@ -89,20 +93,22 @@ def load_examined(options: MarginalOptions, found: Marginals) -> World:
                 f" values are needed, as the network's; found {world.length} and {world.n_values}"
             )
         return world
-    alphabet = str(found.about.get("alphabet", ""))
+    alphabet = tuple(found.about.get("alphabet", ()))
     if bool(alphabet) == is_array(Path(options.data)):
         need, have = ("text", "an array") if alphabet else ("an array (.npy)", "text")
         knows = "letters" if alphabet else "no letters"
         raise ValueError(
             f"{options.data}: {need} is needed, as the network knows {knows}; found {have}"
         )
-    rows, _ = read_rows(Path(options.data), length=found.length, alphabet=alphabet)
+    tokens = str(found.about.get("tokens", "characters"))
+    read = read_rows(Path(options.data), length=found.length, tokens=tokens, alphabet=alphabet)
+    rows = read.values
     if rows.shape[1] != found.length or int(rows.max()) > found.n_values:
         raise ValueError(
             f"{options.data}: rows of {found.length} values up to {found.n_values} are needed, as"
             f" the network's; found {rows.shape[1]} values up to {int(rows.max())}"
         )
-    return World(found.length, found.n_values, alphabet, held_out=rows)
+    return World(found.length, found.n_values, alphabet, read.shape, held_out=rows)
 
 
 def _checked(name: str, rows: Tensor, found: Tensor) -> Float[Tensor, " n"]:
@@ -117,12 +123,13 @@ def _checked(name: str, rows: Tensor, found: Tensor) -> Float[Tensor, " n"]:
 
 
 def _of_rows(options: MarginalOptions, *, seed: int, share: float) -> World:
-    rows, alphabet = read_rows(Path(options.data), length=options.length)
+    read = read_rows(Path(options.data), length=options.length, tokens=options.tokens)
+    rows = read.values
     if bool((rows == rows[0]).all()):
         raise ValueError(
             f"{options.data}: rows that differ are needed; found the same in all {len(rows)}"
         )
-    n_values = len(alphabet) or int(rows.max())
+    n_values = len(read.alphabet) or int(rows.max())
     order = torch.randperm(len(rows), generator=ops.generator(seed))
     n_apart = min(MOST_HELD_OUT, round(share * len(rows)))
     if n_apart < 1 or n_apart == len(rows):
@@ -133,7 +140,8 @@ def _of_rows(options: MarginalOptions, *, seed: int, share: float) -> World:
     return World(
         rows.shape[1],
         n_values,
-        alphabet,
+        read.alphabet,
+        read.shape,
         rows=rows[order[n_apart:]],
         held_out=rows[order[:n_apart]],
     )

@@ -8,7 +8,7 @@ from melior.claims.morec_world import STABILISING, lived
 from melior.data.control import Transitions
 from melior.models.control import DiscriminatorOptions, Discriminators, Dynamics, DynamicsOptions
 from melior.rewards.control import DynamicsReward
-from melior.stages.control.judge import _windows, errors_over_horizon, reward_around
+from melior.stages.control.judge import errors_over_horizon, reward_around, windows
 from melior.stages.control.world import World
 
 
@@ -50,11 +50,16 @@ def test_a_world_that_is_right_is_never_off_and_one_that_is_wrong_is_off_further
 
 
 def test_windows_lie_within_episodes():
-    windows = _windows(straight(60, 20))
-    steps = windows.observations[:, 1:] - windows.observations[:, :-1]
-    assert windows.actions.shape[1] == 20
+    found = windows(straight(60, 20), 50)
+    steps = found.observations[:, 1:] - found.observations[:, :-1]
+    assert found.actions.shape[1] == 20
     assert torch.allclose(steps, torch.tensor([1.0, 2.0]))
-    assert _windows(straight(3, 1)) is None
+    assert windows(straight(60, 20), 7).actions.shape[1] == 7
+
+
+def test_a_log_of_single_steps_is_not_followed():
+    logged = straight(3, 1)
+    assert errors_over_horizon(world((1, 2)), logged, logged) == {}
 
 
 def test_the_reward_is_drawn_around_what_followed():

@@ -12,12 +12,14 @@ from melior.envs.flow_graph import enumerated
 from melior.evaluation.flow import built, target, total_variation
 from melior.losses.flow import detailed_balance
 from melior.losses.flow_outcomes import calibration, teleported_balance
-from melior.models.flow import start_flow_model
+from melior.models.flow import FlowModel, log_shares, start_flow_model
 from melior.models.flow_outcomes import Novelty
 from melior.options import OptimConfig
+from melior.recipes.ocgfn import PretrainConfig
 from melior.stages.flows.explore import backtracker, curious, wanderer
 from melior.stages.flows.pretrain import attempt, attempts, contrast, convert, outcome_tables
 from melior.training.loop import descend, fit
+from melior.training.options import StepOptions
 
 GRID = HyperGrid(2, 3)
 CELLS = enumerated(GRID).states
@@ -53,6 +55,27 @@ def test_half_of_the_attempts_succeed_by_construction():
     assert metrics["success"] == batch.succeeded[6:].double().mean()
     loss.backward()
     assert model.ways.of_condition.weight.grad.abs().sum() > 0
+
+
+class Perfect(FlowModel):
+    """Builds what it is asked for: along each axis as far as that is, then it stops."""
+
+    def on(self, features, condition, *, allowed):
+        steps = condition.view(-1, 2, 3).argmax(-1) - features.view(-1, 2, 3).argmax(-1)
+        stops = (steps == 0).all(-1, keepdim=True)
+        return log_shares(1e4 * torch.cat([steps > 0, stops], -1).float(), allowed)
+
+
+def test_a_network_that_never_fails_is_taught_no_failure_by_default():
+    """Teleported, one slip for exploration's sake writes failure on every step before it."""
+    exploration = PretrainConfig(StepOptions(out="")).exploration
+    for share, succeed in ((exploration, True), (0.1, False)):
+        batches = attempts(
+            GRID, Perfect(6, 2, n_condition=6, width=1), wanderer(GRID, generator=ops.generator(0)),
+            batch_size=64, exploration=share, generator=ops.generator(1),
+        )  # fmt: skip
+        [batch] = next(batches)
+        assert bool(batch.succeeded.all()) == succeed
 
 
 def test_a_grid_is_learned_without_a_reward_and_turned_to_one_without_a_step():

@@ -13,7 +13,7 @@ from melior.envs.flow_graph import enumerated
 from melior.evaluation.flow import target
 from melior.options import OptimConfig
 from melior.rewards.flow import corners
-from melior.stages.flows.rivals import back_and_forth, proposed, q_learning
+from melior.stages.flows.rivals import QLearner, back_and_forth, proposed, q_learning
 from tests.claims.chances import fits
 
 WORLDS = {"grid": HyperGrid(2, 3), "fillings": Fillings(2, 2)}
@@ -125,3 +125,22 @@ def test_q_learning_finds_the_best_object():
     built = sample(env, policy, 1, generator=ops.generator(0)).objects
     reward = corners(3)(enumerated(env).states)
     assert corners(3)(built)[0] == reward.max()
+
+
+def test_values_keep_their_meaning_when_a_better_object_is_built():
+    """In the reward's own units: what is said, times the reward that it is said over."""
+    env = HyperGrid(2, 3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        learner = QLearner(env, torch.nn.Sequential(torch.nn.Linear(6, 3)),
+                           torch.nn.Sequential(torch.nn.Linear(6, 3)))  # fmt: skip
+    features = env.features(enumerated(env).states)
+    before = [network(features) for network in (learner.values, learner.older)]
+    assert torch.allclose(
+        learner.over_best(torch.tensor([900.0, 901.0])), torch.tensor([-1.0, 0.0]).exp()
+    )
+    assert torch.equal(learner.values(features), before[0])  # there was none to be said over
+    assert learner.over_best(torch.tensor([903.0])) == 1
+    for network, own in zip((learner.values, learner.older), before, strict=True):
+        assert torch.allclose(network(features) * math.exp(2), own)
+    assert learner.over_best(torch.tensor([902.0])) == pytest.approx(math.exp(-1))

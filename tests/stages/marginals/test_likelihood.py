@@ -13,8 +13,15 @@ from melior.losses.marginal import centred
 from melior.models.marginal import ConditionalModel, MarginalModel
 from melior.options import OptimConfig
 from melior.sampling.marginal import log_likelihood
-from melior.stages.marginals.autoregressive import Draws, all_steps, at_step, draws, one_step
-from melior.stages.marginals.energy import Walkers
+from melior.stages.marginals.autoregressive import (
+    Draws,
+    all_steps,
+    at_step,
+    draws,
+    one_order,
+    one_step,
+)
+from melior.stages.marginals.energy import Chains, Walkers
 from melior.stages.marginals.likelihood import Shuffled, distil, likelihood, with_chains
 from melior.training.loop import descend, fit
 
@@ -84,6 +91,50 @@ def test_steps_from_left_to_right_add_up_to_the_likelihood():
     total = sum(at_step(model, ROWS, torch.full((8,), step)) for step in range(LENGTH))
     order = torch.arange(LENGTH).expand(8, -1)
     assert torch.allclose(total.double(), log_likelihood(model, ROWS, order), atol=1e-6)
+
+
+def test_one_order_is_unbiased_and_its_gradient_is_that_of_finite_differences():
+    """Over all rows by their chances and all steps: the likelihood as it is computed by listing."""
+    model = conditional(5).double()
+    chances = torch.tensor([8, 1, 2, 1, 1, 4, 1, 6], dtype=torch.float64) / 24
+    order = torch.arange(LENGTH)
+
+    def listed():
+        return -float((chances * chained_log_joint(model, order, 2)).sum())
+
+    batches = [
+        Chains(row[None], order[None], torch.tensor([step]))
+        for row in ROWS
+        for step in range(LENGTH)
+    ]
+    weights = chances.repeat_interleave(LENGTH) / LENGTH
+    losses = torch.stack([one_order(model, batch)[0] for batch in batches])
+    found = (weights * losses).sum()
+    assert found.item() == pytest.approx(listed(), rel=1e-12)
+    slope = gradient(found, model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        way = torch.randn_like(slope)
+    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    ends = []
+    for step in (1e-5, -1e-5):
+        torch.nn.utils.vector_to_parameters(start + step * way, model.parameters())
+        ends.append(listed())
+    assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(float(slope @ way), rel=1e-6)
+
+
+def test_one_order_learns_rows_down_to_their_entropy():
+    chances = torch.tensor([8, 1, 2, 1, 1, 4, 1, 6], dtype=torch.float64)
+    rows = Shuffled(ROWS.repeat_interleave(chances.long() * 8, 0), 64, ops.generator(0))
+    model = conditional(6)
+    step = descend(
+        partial(one_order, model), dict(model.named_parameters()), OPTIM, total_steps=200
+    )
+    fit(step, itertools.islice(rows, 200))
+    joint = (chances / chances.sum()).log()
+    said = log_likelihood(model, ROWS, torch.arange(LENGTH).expand(8, -1))
+    entropy, nll = (-float((joint.exp() * own).sum()) for own in (joint, said))
+    assert entropy < nll < entropy + 0.02
 
 
 def gradient(loss, model):

@@ -1,0 +1,81 @@
+"""What marginals are of, as a reader sees it: rows that are drawn as text or images, and means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from melior import ops
+from melior.data.marginal import UNKNOWN
+from melior.data.marginal_files import written
+from melior.evaluation.pictures import images, over_lattice
+from melior.models.marginal_saved import Marginals
+from melior.rewards.marginal_chemistry import are_molecules, knows_molecules
+from melior.sampling.marginal import any_order
+from melior.stages.marginals.world import World
+
+DRAWN, SHOWN, CHUNK = 1000, 16, 8192
+
+
+@torch.no_grad()
+def shown(found: Marginals, world: World, *, seed: int) -> dict[str, Any]:
+    """Return tables, pictures and facts of rows that the conditionals draw, each in its order.
+
+    Of numbers without a shape there is nothing to see.
+    """
+    is_smiles = found.about.get("tokens") == "smiles"
+    if not (world.alphabet or world.shape):
+        return {"tables": [], "pictures": [], "facts": {}}
+    generator = ops.generator(seed)
+    n = DRAWN if is_smiles else SHOWN
+    rows = any_order(found.conditionals, n, found.length, generator=generator)
+    tables = [_as_text(found, world, rows[:SHOWN])] if world.alphabet else []
+    facts = _molecules([written(row, world.alphabet) for row in rows.tolist()]) if is_smiles else {}
+    pictures = _as_images(found, world, rows[:SHOWN]) if world.shape else []
+    return {"tables": tables, "pictures": pictures, "facts": facts}
+
+
+def means(found: Marginals) -> Float[Tensor, " d"]:
+    """Return the mean value of each position, counted from 0, as marginals at one reading say."""
+    length, n_values = found.length, found.n_values
+    place = torch.arange(length).repeat_interleave(n_values)
+    value = torch.arange(1, n_values + 1).repeat(length)
+    queries = torch.full((length * n_values, length), UNKNOWN)
+    queries[torch.arange(len(queries)), place] = value
+    said = torch.cat([found.marginals.normalised(part) for part in queries.split(CHUNK)])
+    return (said.double().exp() * (value - 1)).view(length, n_values).sum(-1)
+
+
+def _as_text(found: Marginals, world: World, rows: Int[Tensor, "n d"]) -> dict[str, Any]:
+    said = found.marginals.normalised(rows).double().tolist()
+    texts = [written(row, world.alphabet) for row in rows.tolist()]
+    return {
+        "title": "Rows that are drawn",
+        "note": "each in an order of its own; an end within a row is written ↵",
+        "columns": ["row", "log-probability at one reading"],
+        "rows": [[text.replace("\n", "↵"), own] for text, own in zip(texts, said, strict=True)],
+    }
+
+
+def _molecules(texts: list[str]) -> dict[str, float | None]:
+    if not knows_molecules():
+        return {"share of molecules (needs pip install 'melior[molecules]')": None}
+    return {f"share of molecules among {len(texts)}": sum(are_molecules(texts)) / len(texts)}
+
+
+def _as_images(found: Marginals, world: World, rows: Int[Tensor, "n d"]) -> list[dict[str, Any]]:
+    pictures = [images("Rows that are drawn", rows - 1, world.shape)]
+    if world.held_out is not None:
+        name, wanted = "of held-out rows", (world.held_out - 1).double().mean(0)
+        pictures.insert(0, images("Held-out rows", world.held_out[:SHOWN] - 1, world.shape))
+    elif world.listed is not None:
+        name, wanted = "exact", world.listed.log_joint.exp() @ (world.listed.rows - 1).double()
+    else:
+        name, wanted = "", None
+    pictures.append(over_lattice("Mean of each place, at one reading", means(found), world.shape))
+    if wanted is not None:
+        pictures.append(over_lattice(f"Mean of each place, {name}", wanted, world.shape))
+    return pictures
