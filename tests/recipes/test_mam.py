@@ -28,6 +28,18 @@ never = lambda rows: torch.full((len(rows),), -torch.inf)
 strange = lambda rows: torch.full((len(rows),), torch.nan)
 flat = lambda rows: rows.float()
 number = 3
+batches = []
+
+
+def late(rows):
+    # Of batches of 16 the first four are MaM's, the others a rival's.
+    batches.extend([rows] * (len(rows) == 16))
+    return never(rows) if len(batches) > 4 else up(rows)
+
+
+def judged(rows):
+    # A thousand are drawn to judge by.
+    return never(rows) if len(rows) == 1000 else up(rows)
 """
 
 
@@ -198,6 +210,24 @@ def test_rivals_stand_beside_an_energy_and_are_asked_again(tmp_path):
         by_samples = ran[f"KL of what is drawn, by samples, {name}"]
         error = ran[f"its standard error, {name}"]
         assert abs(by_samples - ran[f"divergence, {name}"]) < 5 * error
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [("late", "rival arm, once MaM was learned and saved: target:"),
+     ("judged", "target:")],
+)  # fmt: skip
+def test_a_target_that_fails_late_is_told_and_leaves_what_was_learned(
+    name, beginning, tmp_path, capsys
+):
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    words = ("--target", f"{own}:{name}", "--length", "3", *SMALL, "--steps", "4")
+    sentence = said(capsys, "mam", *words, "--rivals", "arm", "--out", tmp_path / "l")
+    need = " finite log-densities are needed; found -inf of ["
+    assert beginning + need in sentence
+    kept = load_marginals(tmp_path / "l" / "model")
+    assert list(kept.rivals) == (["arm"] if name == "judged" else [])
 
 
 def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):
