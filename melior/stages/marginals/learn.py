@@ -71,7 +71,7 @@ def learn_marginals(plan: MarginalPlan) -> Path:
     world = load_world(plan.source, seed=loop.seed, validation_share=plan.validation_share)
     about = {
         "length": world.length, "n_values": world.n_values, "alphabet": list(world.alphabet),
-        "tokens": plan.source.tokens,
+        "tokens": plan.source.tokens, "shape": list(world.shape),
         "width": plan.network.width, "blocks": plan.network.blocks, "rivals": list(plan.rivals),
     }  # fmt: skip
     with opened(plan.recipe, plan.paper, plan.config, loop) as run:

@@ -108,7 +108,11 @@ def load_examined(options: MarginalOptions, found: Marginals) -> World:
             f"{options.data}: rows of {found.length} values up to {found.n_values} are needed, as"
             f" the network's; found {rows.shape[1]} values up to {int(rows.max())}"
         )
-    return World(found.length, found.n_values, alphabet, read.shape, held_out=rows)
+    shape = tuple(found.about.get("shape", ()))
+    if read.shape != shape:
+        need, have = (f"images of {s[0]} x {s[1]}" if s else "rows" for s in (shape, read.shape))
+        raise ValueError(f"{options.data}: {need} are needed, as the network's; found {have}")
+    return World(found.length, found.n_values, alphabet, shape, held_out=rows)
 
 
 def _of_rows(options: MarginalOptions, *, seed: int, share: float) -> World:
