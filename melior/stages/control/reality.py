@@ -10,6 +10,7 @@ import torch
 from melior import ops
 from melior.data.control import Transitions
 from melior.records import Metrics
+from melior.rewards.control import LEAST
 from melior.sampling.control import candidates
 from melior.stages.control.judge import stretches
 from melior.stages.control.options import ImagineOptions
@@ -111,12 +112,13 @@ def note_reality(
             "by --reward-steps, or take --filter none"
         )
     if found.stopped > MANY:
-        few = f", --threshold {found.sparing:.3g} stops {100 * FEW:g} %"
+        is_known = found.stretches >= ENOUGH and found.sparing > 1.001 * LEAST  # which stops none
+        few = f", --threshold {found.sparing:.3g} stops {100 * FEW:g} %" if is_known else ""
         said.append(
             f"the threshold {options.threshold:g} stops {100 * found.stopped:.3g} % of "
             f"{found.stretches} stretches of the log of up to {found.steps} steps, although each "
             "is real, and the policy learns to keep away from there; --threshold 0 chooses and "
-            f"stops none{few if found.stretches >= ENOUGH else ''}"
+            f"stops none{few}"
         )
     for sentence in said:
         phases.run.note(f"dynamics reward: {sentence}")

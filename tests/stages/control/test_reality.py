@@ -58,11 +58,11 @@ def test_a_reward_that_knows_the_world_tells_real_steps_from_others():
     assert strict.sparing == pytest.approx(REAL, rel=1e-5)
 
 
-def short(n_episodes: int) -> Transitions:
-    """A log of so many episodes of two steps, and before them one of five with one wrong step."""
+def short(n_episodes: int, n_wrong: int = 1) -> Transitions:
+    """A log of an episode of five steps, of which the fourth is wrong, and many of two steps."""
     logged, n = steps().rows(slice(5 + 2 * n_episodes)), 5 + 2 * n_episodes
     change = logged.next_observations - logged.observations
-    change[3] *= -1
+    change[3 : 3 + n_wrong] *= -1
     ends = (np.arange(n) >= 4) & (np.arange(n) % 2 == 0)
     following = logged.observations + change
     return replace(logged, next_observations=following, terminals=ends, timeouts=ends & False)
@@ -113,12 +113,16 @@ def test_a_filter_that_would_do_harm_is_warned_of_once(knows, threshold, warned,
     assert row["reality/logged"] == reality(world(knows), steps(), options).logged
 
 
-@pytest.mark.parametrize(("n_episodes", "named"), [(29, True), (28, False)])
-def test_a_threshold_is_named_only_where_it_can_be_told(n_episodes, named, tmp_path):
+@pytest.mark.parametrize(
+    ("n_episodes", "n_wrong", "named"), [(29, 1, True), (28, 1, False), (29, 4, False)]
+)
+def test_a_threshold_is_named_only_where_it_can_be_told(n_episodes, n_wrong, named, tmp_path):
+    """Of few stretches none can; and below the least reward that there is nothing is stopped."""
+    logged = short(n_episodes, n_wrong)
     train = TrainOptions(str(tmp_path / "run"))
     with Run.create(train.out, "morec", Config(train), []) as run:
         said = note_reality(
-            Phases(run, train, {}), world(1.0), short(n_episodes), ImagineOptions(threshold=2.0)
+            Phases(run, train, {}), world(1.0), logged, ImagineOptions(threshold=2.0)
         )["dynamics reward"]
     assert f"the threshold 2 stops 100 % of {1 + n_episodes} stretches" in said
     assert "--threshold 0 chooses and stops none" in said
