@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from melior.checks import in_range
+from melior.checks import in_range, not_read
 from melior.stages.control.options import (
+    OF_REWARD,
     ImagineOptions,
     LogOptions,
     NetworkOptions,
@@ -67,6 +68,13 @@ class Config:
         if self.base == "mobile":
             of = " of the world" if self.world.world else ""
             in_range(f"elites{of}", self.world.elites, 2)
+        if self.filter == "none":
+            where = "with --filter none"
+            not_read(self.imagine, ("threshold", "temperature", "on_reject"), where)
+            if not self.world.world:  # else they are what that world was learned by
+                not_read(self.world, OF_REWARD, where)
+        if self.filter == "best":
+            not_read(self.imagine, ("temperature",), "with --filter best")
 
     @classmethod
     def tiny(cls, dataset: str, out: str) -> Config:
@@ -215,9 +223,10 @@ def _batches(
 
 def _floor(config: Config, inputs: Inputs) -> Floor:
     """Return what rewards are counted from, where a rejected step is a terminal."""
+    from melior.rewards.control import LEAST
     from melior.stages.control.replay import NO_FLOOR, Floor
 
     options = config.imagine
-    if config.filter == "none" or options.on_reject != "terminal" or options.threshold <= 0:
-        return NO_FLOOR  # nothing is rejected: a dynamics reward is above 0
+    if config.filter == "none" or options.on_reject != "terminal" or options.threshold <= LEAST:
+        return NO_FLOOR
     return Floor.of(inputs.logged, discount=config.discount)

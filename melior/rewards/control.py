@@ -6,6 +6,7 @@ that it met. The average over those of all iterations tells it from every model 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from melior.models.control import DiscriminatorOptions, Discriminators, gathered
 from melior.models.parts import load_part, save_part
 
+LEAST = math.log1p(math.exp(-1))
+"""The reward of what no snapshot finds more real than generated: none is lower."""
 _CERTAIN = 1 - 1e-6
 """The highest share that is read: `-log(1 - p)` stays below 14."""
 _ROWS = 16_384

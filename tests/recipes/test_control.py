@@ -17,11 +17,14 @@ from melior.data.control_files import About, Logged, Reference, write_logged
 from melior.envs.control import collect
 from melior.models.control_policies import Critics, GaussianPolicy, PolicyOptions, load_policy
 from melior.recipes import cloning, cql, morec, td3_bc
+from melior.stages.control.inputs import read_inputs
 from melior.stages.control.learners import Rows, SoftActorCritic
-from melior.stages.control.options import WorldOptions, as_learned
+from melior.stages.control.options import LogOptions, TrainOptions, WorldOptions, as_learned
+from melior.stages.control.replay import NO_FLOOR, Floor
 
 TASK = "tests.control_task:Dot-v0"
 METHODS = (morec, cloning, td3_bc, cql)
+NO_REWARD = WorldOptions(members=3, elites=2, dynamics_hidden=16, dynamics_layers=2, max_epochs=10)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,10 @@ def files_of(run: Path) -> dict[str, bytes]:
 def rows_of(run: Path) -> list[dict]:
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+
+
+def notes_of(run: Path) -> list[str]:
+    return json.loads((run / "run.json").read_text("utf-8"))["notes"]
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +207,7 @@ def test_a_true_reward_is_checked_before_anything_is_learned_and_told_after(data
     said = json.loads((tmp_path / "run" / "evaluation.json").read_text("utf-8"))["facts"]
     assert said["reward of imagined steps"].startswith("the true one, ")
     assert said["reward of imagined steps"].endswith("true_rewards, 0 off the log's on average")
-    notes = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["notes"]
+    notes = notes_of(tmp_path / "run")
     assert any("and not one learned from the log" in note for note in notes)
 
 
@@ -221,7 +228,7 @@ def test_one_elite_cannot_disagree(dataset, tmp_path):
     config = config_of(morec, dataset, tmp_path / "run")
     with pytest.raises(ValueError, match="elites must be at least 2; found 1"):
         replace(config, base="mobile", world=replace(config.world, elites=1))
-    alone = replace(config, filter="none", world=replace(config.world, elites=1))
+    alone = replace(config, filter="none", world=replace(NO_REWARD, elites=1))
     morec.run(alone)
     taken = replace(config, base="mobile", filter="none", world=WorldOptions(alone.train.out))
     with pytest.raises(ValueError, match="elites of the world must be at least 2; found 1"):
@@ -267,9 +274,10 @@ def test_a_world_is_handed_on_and_must_not_change_meanwhile(dataset, whole, tmp_
 
 
 def test_without_a_filter_no_reward_is_learned(dataset, tmp_path):
-    config = replace(config_of(morec, dataset, tmp_path / "none"), filter="none")
+    config = replace(config_of(morec, dataset, tmp_path / "none"), filter="none", world=NO_REWARD)
     morec.run(config)
     run = tmp_path / "none"
+    assert not any("counted from" in note for note in notes_of(run))
     assert not (run / "model" / "dynamics_reward").exists()
     assert not any(key.startswith("reward/") for row in rows_of(run) for key in row)
     world = json.loads((run / "evaluation.json").read_text("utf-8"))["world"]
@@ -277,6 +285,38 @@ def test_without_a_filter_no_reward_is_learned(dataset, tmp_path):
     there = replace(config, filter="best", world=WorldOptions(str(run)))
     with pytest.raises(ValueError, match=r"world: the folder of a finished run .*dynamics_reward"):
         morec.run(replace(there, train=replace(there.train, out=str(tmp_path / "best"))))
+
+
+@pytest.mark.parametrize(
+    ("named", "part", "option"),
+    [("none", "imagine", {"threshold": 0.9}), ("none", "imagine", {"temperature": 5.0}),
+     ("none", "imagine", {"on_reject": "drop"}), ("none", "world", {"reward_steps": 9}),
+     ("none", "world", {"gradient_penalty": 1.0}), ("best", "imagine", {"temperature": 5.0})],
+)  # fmt: skip
+def test_options_that_a_filter_does_not_read_are_refused(named, part, option, tmp_path):
+    plain = morec.Config(LogOptions("x.npz"), TrainOptions(str(tmp_path)), filter=named)
+    name = next(iter(option)).replace("_", "-")
+    with pytest.raises(ValueError, match=f"^--{name} is not read with --filter {named}"):
+        replace(plain, **{part: replace(getattr(plain, part), **option)})
+    there = replace(plain, world=WorldOptions("runs/morec", reward_steps=9))  # as that world's run
+    assert there.world.reward_steps == 9
+
+
+def test_rewards_are_counted_from_the_lowest_only_where_a_rejected_step_can_be_a_terminal(
+    dataset, whole
+):
+    """No logged reward is above 0, and so are few that are imagined, unless counted from there."""
+    assert any("counted from the log's lowest" in note for note in notes_of(whole / "morec"))
+    (place,) = (whole / "morec" / "checkpoints" / "policy").glob("step-*60")
+    imagined = load_file(place / "state.safetensors")["batches/imagined/rewards"]
+    config = config_of(morec, dataset, "nowhere")
+    inputs = read_inputs(config.log, config.train)
+    lowest = float(inputs.logged.rewards.min())
+    assert inputs.logged.rewards.max() <= 0 < imagined.median()
+    assert morec._floor(config, inputs) == Floor(lowest, config.discount) != NO_FLOOR
+    for changed in ({"on_reject": "truncate"}, {"on_reject": "drop"}, {"threshold": 0.3}):
+        other = replace(config, imagine=replace(config.imagine, **changed))
+        assert morec._floor(other, inputs) == NO_FLOOR
 
 
 def test_the_options_of_a_world_that_is_taken_hold_and_are_written_down(dataset, whole, tmp_path):

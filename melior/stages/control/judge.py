@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from melior import ops
@@ -31,7 +31,7 @@ LAST = 10
 EPISODES, SEED = 20, 2_000_000
 """Episodes of the final judgement, and the seed of the first: others than those of the curve."""
 HORIZON, WINDOWS = 50, 64
-"""How far the learned world is followed, and from how many starts."""
+"""How far the learned world is followed, and by how many stretches of a log."""
 AROUND, PLACES, REACH = 32, 17, 4.0
 """Of the picture of the reward: logged rows, places to each side, deviations of a change."""
 Follow = Callable[[Tensor, Tensor, Candidates], Float[Tensor, "n d"]]
@@ -126,18 +126,27 @@ def errors_over_horizon(
 
 def windows(lived: Transitions, horizon: int) -> Windows:
     """Return stretches of episodes, evenly spread, as long as the longest and a horizon allow."""
-    lengths = [rows.stop - rows.start for rows in lived.episodes()]
-    length = min(horizon, max(lengths))
-    starts = [
-        place
-        for rows in lived.episodes()
-        for place in range(rows.start, rows.stop - length + 1, max(1, length // 2))
-    ]
-    spread = np.linspace(0, len(starts) - 1, min(WINDOWS, len(starts))).round().astype(int)
-    rows = np.array(starts)[spread][:, None] + np.arange(length)
+    length = min(horizon, max(rows.stop - rows.start for rows in lived.episodes()))
+    rows = np.stack(stretches(lived, length, shortest=length))
     first = lived.observations[rows[:, :1]]
     observations = np.concatenate([first, lived.next_observations[rows]], axis=1)
     return Windows(torch.from_numpy(lived.actions[rows]), torch.from_numpy(observations))
+
+
+def stretches(
+    lived: Transitions, horizon: int, *, shortest: int = 1
+) -> list[Int[np.ndarray, " t"]]:
+    """Return the rows of stretches of episodes, evenly spread; of a shorter episode all of it."""
+    found = [
+        np.arange(place, min(place + horizon, rows.stop))
+        for rows in lived.episodes()
+        for place in range(
+            rows.start, max(rows.start, rows.stop - horizon) + 1, max(1, horizon // 2)
+        )
+    ]
+    found = [rows for rows in found if len(rows) >= shortest]
+    spread = np.linspace(0, len(found) - 1, min(WINDOWS, len(found))).round().astype(int)
+    return [found[place] for place in spread]
 
 
 @torch.no_grad()

@@ -116,6 +116,12 @@ class WorldOptions:
         in_range("gradient_penalty", self.gradient_penalty, 0)
 
 
+OF_REWARD = (
+    "reward_steps", "reward_hidden", "snapshot_every", "snapshot_spread", "gradient_penalty",
+)  # fmt: skip
+"""Options of a world that only its reward is learned by."""
+
+
 def as_learned(options: WorldOptions) -> WorldOptions:
     """Return the options that a world was learned by: of one that is taken, those of its run.
 

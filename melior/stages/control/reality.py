@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from melior import ops
 from melior.data.control import Transitions
 from melior.records import Metrics
+from melior.rewards.control import LEAST
 from melior.sampling.control import candidates
-from melior.stages.control.judge import windows
+from melior.stages.control.judge import stretches
 from melior.stages.control.options import ImagineOptions
 from melior.stages.control.phases import Phases
 from melior.stages.control.world import World
@@ -20,6 +22,8 @@ MANY = 0.2
 """Share of real stretches that are stopped from which on a filter is warned of."""
 FEW = 0.02
 """Share of real stretches that may be stopped: what a policy must not lose is the whole of them."""
+ENOUGH = 30
+"""Stretches that a threshold can be told from."""
 SURE = 2.0
 """Standard errors by which the log's steps must look more real than others."""
 
@@ -42,8 +46,9 @@ class Reality:
     """Share of the stretches with such a step."""
     sparing: float
     """The threshold that stops `FEW` of them."""
+    stretches: int
     steps: int
-    """Of a stretch."""
+    """Of the longest stretch."""
 
     @property
     def metrics(self) -> Metrics:
@@ -54,31 +59,35 @@ class Reality:
 
 @torch.no_grad()
 def reality(world: World, logged: Transitions, options: ImagineOptions) -> Reality:
-    """Score stretches of the log as long as roll-outs may be.
+    """Score stretches of the log as long as roll-outs may be: of a shorter episode, all of it.
 
     The reward has learned from these steps: of new ones it says less.
     """
     assert world.reward is not None  # a world for a filter is learned, or read, with its reward
-    lived, generator = windows(logged, options.horizon), ops.generator(0)
-    n, steps, _ = lived.actions.shape
-    seen, acted = lived.observations[:, :-1].flatten(0, 1), lived.actions.flatten(0, 1)
-    followed = lived.observations[:, 1:].flatten(0, 1)
+    generator, lived = ops.generator(0), stretches(logged, options.horizon)
+    lengths = [len(one) for one in lived]
+    places = np.concatenate(lived)
+    seen, acted, followed = (
+        torch.from_numpy(column[places])
+        for column in (logged.observations, logged.actions, logged.next_observations)
+    )
     drawn = candidates(
         world.dynamics, seen, acted, draws=1, bound=torch.inf, generator=generator
     ).next_observations
     other = torch.randperm(len(seen), generator=generator)
     real = world.reward(seen, acted, followed)
     mixed = world.reward(seen, acted, seen + (followed - seen)[other])
-    least = real.view(n, steps).amin(1)
+    least = torch.stack([one.amin() for one in real.split(lengths)])
     return Reality(
         logged=float(real.mean()),
         imagined=float(world.reward(seen, acted, drawn[:, 0]).mean()),
         mixed=float(mixed.mean()),
-        error=float((real - mixed).std(correction=0)) / len(real) ** 0.5,
+        error=float((real - mixed).std(correction=0)) / len(np.unique(places)) ** 0.5,
         below=float((real < options.threshold).float().mean()),
         stopped=float((least < options.threshold).float().mean()),
         sparing=float(least.quantile(FEW)),
-        steps=steps,
+        stretches=len(lived),
+        steps=max(lengths),
     )
 
 
@@ -103,10 +112,13 @@ def note_reality(
             "by --reward-steps, or take --filter none"
         )
     if found.stopped > MANY:
+        is_known = found.stretches >= ENOUGH and found.sparing > 1.001 * LEAST  # which stops none
+        few = f", --threshold {found.sparing:.3g} stops {100 * FEW:g} %" if is_known else ""
         said.append(
-            f"the threshold {options.threshold:g} stops {100 * found.stopped:.3g} % of the log's "
-            f"own stretches of {found.steps} steps, although each is real, and the policy "
-            f"learns to keep away from there; --threshold {found.sparing:.3g} stops {100 * FEW:g} %"
+            f"the threshold {options.threshold:g} stops {100 * found.stopped:.3g} % of "
+            f"{found.stretches} stretches of the log of up to {found.steps} steps, although each "
+            "is real, and the policy learns to keep away from there; --threshold 0 chooses and "
+            f"stops none{few}"
         )
     for sentence in said:
         phases.run.note(f"dynamics reward: {sentence}")

@@ -58,6 +58,32 @@ def test_a_reward_that_knows_the_world_tells_real_steps_from_others():
     assert strict.sparing == pytest.approx(REAL, rel=1e-5)
 
 
+def short(n_episodes: int, n_wrong: int = 1) -> Transitions:
+    """A log of an episode of five steps, of which the fourth is wrong, and many of two steps."""
+    logged, n = steps().rows(slice(5 + 2 * n_episodes)), 5 + 2 * n_episodes
+    change = logged.next_observations - logged.observations
+    change[3 : 3 + n_wrong] *= -1
+    ends = (np.arange(n) >= 4) & (np.arange(n) % 2 == 0)
+    following = logged.observations + change
+    return replace(logged, next_observations=following, terminals=ends, timeouts=ends & False)
+
+
+def test_episodes_shorter_than_the_horizon_have_their_say():
+    found = reality(world(1.0), short(30), ImagineOptions(horizon=LENGTH, threshold=0.6))
+    assert (found.stretches, found.steps) == (31, 5)
+    assert found.below == pytest.approx(1 / 65)
+    assert found.stopped == pytest.approx(1 / 31)  # and not all that are as long as the longest
+    assert WRONG < found.sparing < REAL
+
+
+def test_steps_of_two_stretches_count_once():
+    """At a horizon of 4 a stretch begins at each second step: most steps are of two."""
+    half = reality(world(1.0), steps(), ImagineOptions(horizon=4))
+    whole = reality(world(1.0), steps(), ImagineOptions(horizon=LENGTH))
+    assert (half.stretches, whole.stretches) == (32, 8)
+    assert half.error == pytest.approx(whole.error, rel=0.1)
+
+
 @dataclass(frozen=True)
 class Config:
     train: TrainOptions
@@ -68,7 +94,7 @@ class Config:
     [
         (1.0, 0.6, []),
         (0.0, 0.6, ["does not tell the log's steps from"]),
-        (1.0, 1.4, [f"stops 100 % of the log's own stretches of {LENGTH} steps"]),
+        (1.0, 1.4, [f"stops 100 % of 8 stretches of the log of up to {LENGTH} steps"]),
     ],
 )
 def test_a_filter_that_would_do_harm_is_warned_of_once(knows, threshold, warned, tmp_path):
@@ -81,7 +107,23 @@ def test_a_filter_that_would_do_harm_is_warned_of_once(knows, threshold, warned,
     notes = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["notes"]
     assert len(notes) == 1 + len(warned)
     assert all(one in note for one, note in zip(warned, notes[1:], strict=True))
-    assert said["dynamics reward"].count(";") >= len(warned)
+    assert all(one in said["dynamics reward"] for one in warned)
     (row,) = read_rows(tmp_path / "run")
     assert row["step"] == 7
     assert row["reality/logged"] == reality(world(knows), steps(), options).logged
+
+
+@pytest.mark.parametrize(
+    ("n_episodes", "n_wrong", "named"), [(29, 1, True), (28, 1, False), (29, 4, False)]
+)
+def test_a_threshold_is_named_only_where_it_can_be_told(n_episodes, n_wrong, named, tmp_path):
+    """Of few stretches none can; and below the least reward that there is nothing is stopped."""
+    logged = short(n_episodes, n_wrong)
+    train = TrainOptions(str(tmp_path / "run"))
+    with Run.create(train.out, "morec", Config(train), []) as run:
+        said = note_reality(
+            Phases(run, train, {}), world(1.0), logged, ImagineOptions(threshold=2.0)
+        )["dynamics reward"]
+    assert f"the threshold 2 stops 100 % of {1 + n_episodes} stretches" in said
+    assert "--threshold 0 chooses and stops none" in said
+    assert ("stops 2 %" in said) == named
