@@ -38,7 +38,7 @@ class PretrainConfig:
     edge_reward: Literal["terminal", "teleport"] = "terminal"
     """Where failure counts: at the stop, as in plain detailed balance; or at every step, the
     paper's outcome teleportation, which long strings need for success, and after which a sum over
-    outcomes is not to be trusted."""
+    outcomes is only to be trusted where what is out of reach is masked."""
     epsilon: float = 1e-4
     """The reward of a failure, whose log must exist."""
     exploration: float = 0.0

@@ -10,6 +10,7 @@ from melior.data.marginal import all_rows
 from melior.envs.flow import Strings
 from melior.models.flow import start_flow_model, towards
 from melior.models.flow_outcomes import Speller
+from melior.options import OptimConfig
 from melior.stages.flows.spelled import (
     SpelledEdges,
     amortise_spelled,
@@ -17,6 +18,7 @@ from melior.stages.flows.spelled import (
     spelled,
     spelled_edges,
 )
+from melior.training.loop import descend, fit
 from tests.claims.chances import fits
 
 ENV = Strings(3, 2)
@@ -175,3 +177,21 @@ def test_only_the_predictor_learns():
     loss.backward()
     assert all(value.grad is None for value in model.parameters())
     assert all(value.grad.abs().sum() > 0 for value in predictor.parameters())
+
+
+def test_learning_on_what_it_draws_itself_arrives_at_the_sums():
+    """Of any flows, listed: at the start, and after a letter."""
+    model, predictor = start_flow_model(ENV, seed=3, is_conditioned=True, width=8), speller(2)
+    optim = OptimConfig(learning_rate=1e-2, lr_scheduler_type="linear", warmup_ratio=0)
+    step = descend(
+        lambda batch: amortise_spelled(ENV, model, predictor, log_reward, batch, best=0.0),
+        dict(predictor.named_parameters()), optim, total_steps=120,
+    )  # fmt: skip
+    batches = spelled_edges(
+        ENV, predictor, batch_size=16, exploration=0.1, generator=ops.generator(0)
+    )
+    fit(step, itertools.islice(batches, 120))
+    features = ENV.features(BEGUN[:2])
+    with torch.no_grad():
+        found = predictor.log_sum(features)[:, :2]
+    assert torch.allclose(found, Exact(model).log_sum(features)[:, :2], atol=0.15)
