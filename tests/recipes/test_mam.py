@@ -181,6 +181,16 @@ def test_molecules_are_drawn_as_text_again(tmp_path, capsys):
     assert "Rows that are drawn" in (tmp_path / "m" / "report.html").read_text()
 
 
+def test_rows_of_selfies_are_counted(tmp_path):
+    (tmp_path / "rows.txt").write_text("[C][=O]\n[C][C][N]\n" * 20)
+    words = ("--data", str(tmp_path / "rows.txt"), "--tokens", "selfies")
+    cli.main(["mam", *words, *SMALL, "--steps", "4", "--out", str(tmp_path / "s")])
+    found = json.loads((tmp_path / "s" / "evaluation.json").read_text())
+    texts = [row[0] for row in found["tables"][0]["rows"]]
+    assert any("↵" in text for text in texts)
+    assert 0 < found["facts"]["share of SELFIES among 1000"] < 1
+
+
 def test_images_are_drawn_beside_held_out_ones_of_their_shape_alone(tmp_path, capsys):
     np.save(tmp_path / "images.npy", np.arange(60 * 6).reshape(60, 2, 3) % 5 // 2)
     cli.main(["mam", "--data", str(tmp_path / "images.npy"), *SMALL, "--steps", "4", "--out",

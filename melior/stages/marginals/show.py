@@ -10,7 +10,7 @@ from torch import Tensor
 
 from melior import ops
 from melior.data.marginal import UNKNOWN
-from melior.data.marginal_files import written
+from melior.data.marginal_files import END, written
 from melior.evaluation.pictures import images, over_lattice
 from melior.models.marginal_saved import Marginals
 from melior.rewards.marginal_chemistry import are_molecules, knows_molecules
@@ -26,14 +26,15 @@ def shown(found: Marginals, world: World, *, seed: int) -> dict[str, Any]:
 
     Of numbers without a shape there is nothing to see.
     """
-    is_smiles = found.about.get("tokens") == "smiles"
+    counted = {"smiles": _molecules, "selfies": _selfies}.get(str(found.about.get("tokens")))
     if not (world.alphabet or world.shape):
         return {"tables": [], "pictures": [], "facts": {}}
     generator = ops.generator(seed)
-    n = DRAWN if is_smiles else SHOWN
+    n = DRAWN if counted else SHOWN
     rows = any_order(found.conditionals, n, found.length, generator=generator)
     tables = [_as_text(found, world, rows[:SHOWN])] if world.alphabet else []
-    facts = _molecules([written(row, world.alphabet) for row in rows.tolist()]) if is_smiles else {}
+    texts = [written(row, world.alphabet) for row in rows.tolist()] if counted else []
+    facts = counted(texts) if counted else {}
     pictures = _as_images(found, world, rows[:SHOWN]) if world.shape else []
     return {"tables": tables, "pictures": pictures, "facts": facts}
 
@@ -56,7 +57,7 @@ def _as_text(found: Marginals, world: World, rows: Int[Tensor, "n d"]) -> dict[s
         "title": "Rows that are drawn",
         "note": "each in an order of its own; an end within a row is written ↵",
         "columns": ["row", "log-probability at one reading"],
-        "rows": [[text.replace("\n", "↵"), own] for text, own in zip(texts, said, strict=True)],
+        "rows": [[text.replace(END, "↵"), own] for text, own in zip(texts, said, strict=True)],
     }
 
 
@@ -64,6 +65,12 @@ def _molecules(texts: list[str]) -> dict[str, float | None]:
     if not knows_molecules():
         return {"share of molecules (needs pip install 'melior[molecules]')": None}
     return {f"share of molecules among {len(texts)}": sum(are_molecules(texts)) / len(texts)}
+
+
+def _selfies(texts: list[str]) -> dict[str, float | None]:
+    """Any symbols are a molecule; not an end within them, which is drawn like another value."""
+    whole = [bool(text) and END not in text for text in texts]
+    return {f"share of SELFIES among {len(texts)}": sum(whole) / len(texts)}
 
 
 def _as_images(found: Marginals, world: World, rows: Int[Tensor, "n d"]) -> list[dict[str, Any]]:

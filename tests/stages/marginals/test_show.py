@@ -31,3 +31,8 @@ def test_without_the_extra_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(show, "knows_molecules", lambda: False)
     [(name, value)] = show._molecules(["CC"]).items()
     assert value is None and "pip install 'melior[molecules]'" in name
+
+
+def test_an_end_within_makes_a_row_no_selfies():
+    """One in three: the second has an end between its symbols, the third is empty."""
+    assert show._selfies(["[C][=O]", "[O]\n[N]", ""]) == {"share of SELFIES among 3": 1 / 3}
