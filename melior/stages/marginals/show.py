@@ -17,7 +17,9 @@ from melior.rewards.marginal_chemistry import are_molecules, knows_molecules
 from melior.sampling.marginal import any_order
 from melior.stages.marginals.world import World
 
-DRAWN, SHOWN, CHUNK = 1000, 16, 8192
+DRAWN, SHOWN = 1000, 16
+CELLS = 2**24
+"""That a network reads at once: a row of images takes one for each value of each position."""
 
 
 @torch.no_grad()
@@ -39,15 +41,20 @@ def shown(found: Marginals, world: World, *, seed: int) -> dict[str, Any]:
     return {"tables": tables, "pictures": pictures, "facts": facts}
 
 
+@torch.no_grad()
 def means(found: Marginals) -> Float[Tensor, " d"]:
     """Return the mean value of each position, counted from 0, as marginals at one reading say."""
     length, n_values = found.length, found.n_values
-    place = torch.arange(length).repeat_interleave(n_values)
-    value = torch.arange(1, n_values + 1).repeat(length)
-    queries = torch.full((length * n_values, length), UNKNOWN)
-    queries[torch.arange(len(queries)), place] = value
-    said = torch.cat([found.marginals.normalised(part) for part in queries.split(CHUNK)])
-    return (said.double().exp() * (value - 1)).view(length, n_values).sum(-1)
+    values = torch.arange(1, n_values + 1)
+    at_once = max(1, CELLS // (length * (n_values + 1)))
+    total = torch.zeros(length, dtype=torch.float64)
+    for place in range(length):
+        for part in values.split(at_once):
+            queries = torch.full((len(part), length), UNKNOWN)
+            queries[:, place] = part
+            chances = found.marginals.normalised(queries).double().exp()
+            total[place] += (chances * (part - 1)).sum()
+    return total
 
 
 def _as_text(found: Marginals, world: World, rows: Int[Tensor, "n d"]) -> dict[str, Any]:
