@@ -41,9 +41,12 @@ def against(
     return {"kind": "against", "title": title, "names": list(names), "points": points.tolist()}
 
 
-def over_lattice(title: str, values: Float[Tensor, " d"], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return a map of a value of each place, line after line."""
-    return {"kind": "map", "title": title, "cells": values.double().view(shape).tolist()}
+def over_lattice(
+    title: str, values: Float[Tensor, " d"], shape: tuple[int, ...], *, high: float
+) -> dict[str, Any]:
+    """Return a map of a value of each place, line after line; `high` is darkest, in each alike."""
+    cells = values.double().view(shape).tolist()
+    return {"kind": "map", "title": title, "cells": cells, "high": high}
 
 
 def images(title: str, rows: Int[Tensor, "n d"], shape: tuple[int, ...]) -> dict[str, Any]:

@@ -47,8 +47,9 @@ def _picture(row: Facts, label: str) -> Html | None:
 
 
 def _map(title: str, row: Facts) -> Html | None:
-    cells = _cells(row.get("cells"))
-    return maps.heat_map(title, cells) if cells else None
+    cells, high = _cells(row.get("cells")), row.get("high")
+    darkest = float(high) if isinstance(high, int | float) else None
+    return maps.heat_map(title, cells, darkest=darkest) if cells else None
 
 
 def _images(title: str, row: Facts) -> Html | None:

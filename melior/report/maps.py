@@ -20,9 +20,13 @@ from melior.report.markup import Html, join, tag
 from melior.report.words import figure
 
 
-def heat_map(title: str, cells: Sequence[Sequence[float]]) -> Html:
-    """Draw rows of numbers as cells, the darker the more; the greatest is said beside the title."""
+def heat_map(title: str, cells: Sequence[Sequence[float]], *, darkest: float | None = None) -> Html:
+    """Draw rows of numbers as cells, the darker the more; what is darkest stands by the title.
+
+    By default the greatest: maps that are to be held side by side need one for all.
+    """
     high = max(max(own) for own in cells)
+    darkest = high if darkest is None else darkest
     width, height = (RIGHT - LEFT) / len(cells[0]), (BOTTOM - TOP) / len(cells)
     size = min(width, height)
     drawn = [
@@ -33,7 +37,7 @@ def heat_map(title: str, cells: Sequence[Sequence[float]]) -> Html:
             y=TOP + place * size,
             width=size,
             height=size,
-            fill_opacity=_shade(value, high),
+            fill_opacity=_shade(value, darkest),
         )
         for place, own in enumerate(cells)
         for across, value in enumerate(own)
@@ -48,7 +52,7 @@ def heat_map(title: str, cells: Sequence[Sequence[float]]) -> Html:
         role="img",
         aria_label=f"{title}: {said}.",
     )
-    ends = tag("span", join(["darkest ", tag("b", figure(high))]), class_="ends")
+    ends = tag("span", join(["darkest ", tag("b", figure(darkest))]), class_="ends")
     return tag("figure", tag("figcaption", tag("b", title), ends), svg, class_="chart still")
 
 
@@ -90,7 +94,7 @@ def _fitting(across: int, down: int, lines: int, columns: int) -> float:
 
 
 def _shade(value: float, high: float) -> float:
-    return round(max(0.0, value) / high, 3) if high > 0 else 0.0
+    return round(min(1.0, max(0.0, value) / high), 3) if high > 0 else 0.0
 
 
 def against(title: str, points: Sequence[Point], names: tuple[str, str]) -> Html:

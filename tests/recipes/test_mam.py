@@ -75,7 +75,7 @@ def test_an_energy_leaves_a_whole_run(place):
     assert {"divergence", "distance", "pearson", "spearman", "self consistency error",
             "sum over all rows", "times faster than one order"} <= facts.keys()  # fmt: skip
     assert found["title"].endswith("held against exact")
-    assert [one["kind"] for one in found["pictures"]] == ["against", "images", "map", "map"]
+    assert [one["kind"] for one in found["pictures"]] == ["against", "images"]
     assert "Log-marginals" in (place / "a" / "report.html").read_text()
 
 
@@ -181,6 +181,16 @@ def test_molecules_are_drawn_as_text_again(tmp_path, capsys):
     assert "Rows that are drawn" in (tmp_path / "m" / "report.html").read_text()
 
 
+def test_rows_of_selfies_are_counted(tmp_path):
+    (tmp_path / "rows.txt").write_text("[C][=O]\n[C][C][N]\n" * 20)
+    words = ("--data", str(tmp_path / "rows.txt"), "--tokens", "selfies")
+    cli.main(["mam", *words, *SMALL, "--steps", "4", "--out", str(tmp_path / "s")])
+    found = json.loads((tmp_path / "s" / "evaluation.json").read_text())
+    texts = [row[0] for row in found["tables"][0]["rows"]]
+    assert any("↵" in text for text in texts)
+    assert 0 < found["facts"]["share of SELFIES among 1000"] < 1
+
+
 def test_images_are_drawn_beside_held_out_ones_of_their_shape_alone(tmp_path, capsys):
     np.save(tmp_path / "images.npy", np.arange(60 * 6).reshape(60, 2, 3) % 5 // 2)
     cli.main(["mam", "--data", str(tmp_path / "images.npy"), *SMALL, "--steps", "4", "--out",
@@ -193,6 +203,7 @@ def test_images_are_drawn_beside_held_out_ones_of_their_shape_alone(tmp_path, ca
     ] * 2
     assert np.shape(drawn["images"]) == (16, 2, 3) and np.shape(found_means["cells"]) == (2, 3)
     assert np.max(held_out["images"]) == 2 and np.min(drawn["images"]) == 0
+    assert found_means["high"] == truth["high"] == 2  # one scale, or what differs looks alike
     np.save(tmp_path / "turned.npy", np.arange(60 * 6).reshape(60, 3, 2) % 5 // 2)
     words = ("--model", tmp_path / "i" / "model", "--data", tmp_path / "turned.npy")
     sentence = "images of 2 x 3 are needed, as the network's; found images of 3 x 2"

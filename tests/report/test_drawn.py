@@ -22,6 +22,13 @@ def test_a_map_has_a_cell_for_each_number_and_is_darkest_at_the_greatest(tmp_pat
     assert "2 by 2 cells, the greatest 4" in page and "1, 0: 2" in page
 
 
+def test_maps_of_one_scale_are_shaded_alike(tmp_path):
+    cells = {"kind": "map", "title": "Cells", "cells": [[1.0, 2.0]], "high": 4}
+    page = page_of(tmp_path, cells)
+    assert 'fill-opacity="0.25"' in page and 'fill-opacity="0.5"' in page
+    assert 'fill-opacity="1.0"' not in page and "darkest <b>4" in page
+
+
 def test_a_map_of_nothing_is_blank(tmp_path):
     page = page_of(tmp_path, {"kind": "map", "title": "Cells", "cells": [[0.0, 0.0]]})
     assert [float(own) for own in re.findall(r'fill-opacity="([\d.]+)"', page)] == [0.0, 0.0]
