@@ -211,11 +211,11 @@ chosen score is above the median.
 **Policies**, for the first three seeds and needing Gymnasium, are not judged but reported: soft
 actor-critic learns in Pendulum for 3000 steps, 10,000 more of its steps are the *log*, and from
 that a world is learned as above (30 passes at most, 1000 steps of the discriminator). In this one
-world four policies learn by MOPO, 6000 steps, penalty 0.5, roll-outs of 50 steps: *none* takes any
+world five policies learn by MOPO, 6000 steps, penalty 0.5, roll-outs of 50 steps: *none* takes any
 candidate and stops nothing; *choice alone* draws one by `exp(reward / 0.1)`; *filter* stops below a
 reward of 0.6 besides, as the authors do; *sparing filter* below what stops one in fifty of the
-log's own stretches of 50 steps. What is stopped is a terminal, and rewards are counted from the
-log's lowest, so that none of its steps is worse.
+log's own stretches of 50 steps. What is stopped is a terminal, and there rewards are counted from
+the log's lowest, so that none of its steps is worse; *none, from the floor* does that alone.
 **Return** is the mean of 50 episodes in Pendulum itself.""",
     limits="""The thresholds (a share of 0.9, a correlation of -0.4, a share of 0.6, and near
 the log no harm) were taken from four pilot seeds of a prototype, in a summary of the paper; a pilot

@@ -7,7 +7,7 @@ for each arm, from the same start, by MOPO. Gymnasium is needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -38,14 +38,27 @@ LEARNED = 3000
 N_LOGGED, BATCH, EPISODES, JUDGED = 10_000, 256, 50, 7_000_000
 DISCOUNT: Final = 0.99
 IMAGINE = ImagineOptions(horizon=50, starts=200, every=500)
-ARMS: Final[dict[str, tuple[FilterName, float | None]]] = {
-    "none": ("none", 0.0),
-    "choice alone": ("softmax", 0.0),
-    "filter": ("softmax", IMAGINE.threshold),
-    "sparing filter": ("softmax", None),
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a step is taken, and what rewards are counted from."""
+
+    filter: FilterName
+    threshold: float | None
+    """Below which a roll-out is stopped; none is the one that stops few of the log's own stretches
+    as long as roll-outs."""
+    has_floor: bool
+    """Rewards are counted from the log's lowest."""
+
+
+ARMS: Final = {
+    "none": Arm("none", 0.0, has_floor=False),
+    "none, from the floor": Arm("none", 0.0, has_floor=True),
+    "choice alone": Arm("softmax", 0.0, has_floor=False),
+    "filter": Arm("softmax", IMAGINE.threshold, has_floor=True),
+    "sparing filter": Arm("softmax", None, has_floor=True),
 }
-"""How a step is chosen, and the threshold below which a roll-out is stopped: none, the authors', or
-the one that stops few of the log's own stretches as long as roll-outs."""
 RETURN = "Pendulum: return"
 
 
@@ -86,7 +99,8 @@ def _learned(
     arm: str, world: World, logged: Transitions, *, seed: int, steps: int
 ) -> GaussianPolicy:
     """Return the policy that an arm has learned in the world, by MOPO."""
-    named, threshold = ARMS[arm]
+    how = ARMS[arm]
+    threshold = how.threshold
     if threshold is None:
         threshold = reality(world, logged, IMAGINE).sparing
     options = replace(IMAGINE, threshold=threshold)
@@ -100,10 +114,10 @@ def _learned(
         total_steps=steps, seed=seed,
     )  # fmt: skip
     imagine = imagination(
-        world, policy, logged, transition_filter=named, is_over=never_over, penalty=0.5,
+        world, policy, logged, transition_filter=how.filter, is_over=never_over, penalty=0.5,
         options=options, seed=seed,
     )  # fmt: skip
-    floor = Floor.of(logged, discount=DISCOUNT) if threshold else NO_FLOOR
+    floor = Floor.of(logged, discount=DISCOUNT) if how.has_floor else NO_FLOOR
     mixture = Mixture(BATCH, round(options.real_share * BATCH), options.every, options.keep)
     batches = MixedBatches(
         logged,

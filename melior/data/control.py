@@ -170,8 +170,7 @@ def lint_transitions(logged: Transitions, *, low: float = -1.0, high: float = 1.
     constant = _constant(logged)
     if constant:
         text = f"observation dimensions that never change: {', '.join(map(str, constant))}"
-        share = len(constant) / logged.observations.shape[1]
-        found.append(Finding("warning", "constant-dimensions", len(constant), share, text))
+        found.append(Finding("warning", "constant-dimensions", len(logged), 1.0, text))
     real = [finding for finding in found if finding.count]
     return sorted(real, key=lambda finding: (finding.level != "error", -finding.share))
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from melior.checks import in_range
 
+LARGEST_TABLE = 256
+"""Of one-hots that are kept, in rows."""
+
 
 @dataclass(frozen=True)
 class HyperGrid:
@@ -218,7 +221,10 @@ def _one_hot_letters(states: Int[Tensor, "n d"], n_letters: int) -> Float[Tensor
 def _one_hot(
     values: Int[Tensor, "*n"], n: int, dtype: torch.dtype | None = None
 ) -> Shaped[Tensor, "*n k"]:
-    return F.embedding(values, _eye(n, dtype or torch.get_default_dtype(), values.device))
+    dtype = dtype or torch.get_default_dtype()
+    if n > LARGEST_TABLE:
+        return F.one_hot(values, n).to(dtype)
+    return F.embedding(values, _eye(n, dtype, values.device))
 
 
 @cache

@@ -40,6 +40,11 @@ class Marginals:
         return nn.ModuleDict({**self.both, "rivals": nn.ModuleDict(self.rivals)})
 
     @property
+    def alone(self) -> Marginals:
+        """The same without rivals."""
+        return Marginals(self.marginals, self.conditionals, {**self.about, "rivals": []})
+
+    @property
     def length(self) -> int:
         """Positions of a row."""
         return self.conditionals.length

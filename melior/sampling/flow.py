@@ -25,7 +25,6 @@ def sample(
     *,
     generator: torch.Generator,
     exploration: float = 0.0,
-    temperature: float = 1.0,
 ) -> Trajectories:
     """Build `n` objects.
 
@@ -35,15 +34,12 @@ def sample(
         n: how many.
         generator: of the draws.
         exploration: the share of actions that are drawn evenly from those allowed.
-        temperature: above 1 the policy is flatter.
 
     Raises:
         ValueError: a trajectory is longer than the environment says.
     """
     starts = env.start.to(generator.device).expand(n, -1)
-    return sample_on(
-        env, policy, starts, generator=generator, exploration=exploration, temperature=temperature
-    )
+    return sample_on(env, policy, starts, generator=generator, exploration=exploration)
 
 
 def sample_on(
@@ -53,19 +49,15 @@ def sample_on(
     *,
     generator: torch.Generator,
     exploration: float = 0.0,
-    temperature: float = 1.0,
 ) -> Trajectories:
     """Go on from states to objects; otherwise as `sample`."""
     in_range("exploration", exploration, 0, 1)
-    in_range("temperature", temperature, 0, above=True)
     steps: list[_Drawn] = []
     with torch.inference_mode():  # of few rows the book-keeping costs as much as the products
         going, here = torch.arange(len(states), device=states.device), states
         while len(going):
             _still_within(env, here, len(steps))
             log_probs = policy(here, going)
-            if temperature != 1:
-                log_probs = log_probs / temperature
             if exploration:
                 log_probs = _explored(log_probs, env.allowed(here), exploration, generator)
             chosen = drawn(log_probs, generator=generator)

@@ -244,6 +244,7 @@ def test_a_dimension_that_never_changes_is_told():
     found = lint_transitions(transitions(table, where="f"))
     assert [f.code for f in found] == ["constant-dimensions"]
     assert found[0].text.endswith("never change: 1")
+    assert (found[0].count, found[0].share) == (9, 1)  # rows, as of any other finding
     for name in ("observations", "next_observations"):
         table[name][::2, 1] = np.nextafter(np.float32(0.25), np.float32(1))
     assert "constant-dimensions" in codes(table)

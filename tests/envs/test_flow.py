@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import one_hot
 
 from melior import ops
 from melior.data.flow import NO_ACTION, FlowEnvironment, KnowsReach
-from melior.envs.flow import Fillings, Growing, HyperGrid, Strings
+from melior.envs.flow import LARGEST_TABLE, Fillings, Growing, HyperGrid, Strings, _eye
 from melior.envs.flow_graph import check_environment, check_paths, enumerated
 
 environments = st.one_of(
@@ -98,6 +99,14 @@ def test_reach_is_what_a_search_finds(env):
                 found[row] |= found[child]
     states = graph.states.repeat_interleave(n, 0)
     assert torch.equal(env.reachable(states, graph.states.repeat(n, 1)).view(n, n), found)
+
+
+@pytest.mark.parametrize("height", [LARGEST_TABLE, LARGEST_TABLE + 1])
+def test_cells_are_one_hot_axis_by_axis_and_no_large_table_is_kept(height):
+    cells, before = torch.tensor([[0, height - 1], [1, 2]]), _eye.cache_info().currsize
+    found = HyperGrid(2, height).features(cells)
+    assert torch.equal(found, one_hot(cells, height).flatten(1).float())
+    assert (_eye.cache_info().currsize > before) == (height <= LARGEST_TABLE)
 
 
 def test_features_tell_all_states_apart():

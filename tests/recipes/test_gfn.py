@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +119,9 @@ def test_q_learning_reads_a_reward_whose_best_is_not_known(tmp_path):
     for name, words in {"grid": grid, "bits": bits}.items():
         cli.main(["gfn", *words, *SMALL[2:], "--rivals", "dqn", "--steps", "2",
                   "--out", str(tmp_path / name)])  # fmt: skip
-        assert (tmp_path / name / "evaluation.json").exists()
+        (table,) = json.loads((tmp_path / name / "evaluation.json").read_text())["tables"]
+        dqn = dict(zip(table["columns"], table["rows"][-1], strict=True))
+        assert dqn[""] == "dqn" and math.isfinite(dqn["log top reward"])
 
 
 def test_without_a_step_there_is_nothing_to_hold_rivals_against(tmp_path):

@@ -28,6 +28,18 @@ never = lambda rows: torch.full((len(rows),), -torch.inf)
 strange = lambda rows: torch.full((len(rows),), torch.nan)
 flat = lambda rows: rows.float()
 number = 3
+batches = []
+
+
+def late(rows):
+    # Of batches of 16 the first four are MaM's, the others a rival's.
+    batches.extend([rows] * (len(rows) == 16))
+    return never(rows) if len(batches) > 4 else up(rows)
+
+
+def judged(rows):
+    # A thousand are drawn to judge by.
+    return never(rows) if len(rows) == 1000 else up(rows)
 """
 
 
@@ -119,7 +131,7 @@ def test_before_and_after_are_asked_the_same_of_what_was_learned(source, place, 
 @pytest.mark.parametrize(
     ("total", "weighs", "said"),
     [
-        (1.2, ALPHA, "add up to 1.2; train longer, or weigh consistency more (--alpha)"),
+        (1.2, ALPHA, f"add up to 1.2; train longer{ALPHA}"),
         (math.nan, "", "add up to nan; train longer"),
         (0.9, ALPHA, ""),
     ],
@@ -169,16 +181,22 @@ def test_molecules_are_drawn_as_text_again(tmp_path, capsys):
     assert "Rows that are drawn" in (tmp_path / "m" / "report.html").read_text()
 
 
-def test_images_are_drawn_beside_held_out_ones(tmp_path):
+def test_images_are_drawn_beside_held_out_ones_of_their_shape_alone(tmp_path, capsys):
     np.save(tmp_path / "images.npy", np.arange(60 * 6).reshape(60, 2, 3) % 5 // 2)
     cli.main(["mam", "--data", str(tmp_path / "images.npy"), *SMALL, "--steps", "4", "--out",
               str(tmp_path / "i")])  # fmt: skip
     found = json.loads((tmp_path / "i" / "evaluation.json").read_text())
     assert found["tables"] == []
-    _, held_out, drawn, said, truth = found["pictures"]
-    assert [own["kind"] for own in (held_out, drawn, said, truth)] == ["images"] * 2 + ["map"] * 2
-    assert np.shape(drawn["images"]) == (16, 2, 3) and np.shape(said["cells"]) == (2, 3)
+    _, held_out, drawn, found_means, truth = found["pictures"]
+    assert [own["kind"] for own in (held_out, drawn, found_means, truth)] == ["images"] * 2 + [
+        "map"
+    ] * 2
+    assert np.shape(drawn["images"]) == (16, 2, 3) and np.shape(found_means["cells"]) == (2, 3)
     assert np.max(held_out["images"]) == 2 and np.min(drawn["images"]) == 0
+    np.save(tmp_path / "turned.npy", np.arange(60 * 6).reshape(60, 3, 2) % 5 // 2)
+    words = ("--model", tmp_path / "i" / "model", "--data", tmp_path / "turned.npy")
+    sentence = "images of 2 x 3 are needed, as the network's; found images of 3 x 2"
+    assert sentence in said(capsys, "evaluate", "marginal", *words)
 
 
 def test_rivals_stand_beside_an_energy_and_are_asked_again(tmp_path):
@@ -198,6 +216,24 @@ def test_rivals_stand_beside_an_energy_and_are_asked_again(tmp_path):
         by_samples = ran[f"KL of what is drawn, by samples, {name}"]
         error = ran[f"its standard error, {name}"]
         assert abs(by_samples - ran[f"divergence, {name}"]) < 5 * error
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [("late", "rival arm, once MaM was learned and saved: target:"),
+     ("judged", "target:")],
+)  # fmt: skip
+def test_a_target_that_fails_late_is_told_and_leaves_what_was_learned(
+    name, beginning, tmp_path, capsys
+):
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    words = ("--target", f"{own}:{name}", "--length", "3", *SMALL, "--steps", "4")
+    sentence = said(capsys, "mam", *words, "--rivals", "arm", "--out", tmp_path / "l")
+    need = " finite log-densities are needed; found -inf of ["
+    assert beginning + need in sentence
+    kept = load_marginals(tmp_path / "l" / "model")
+    assert list(kept.rivals) == (["arm"] if name == "judged" else [])
 
 
 def test_a_target_of_ones_own_and_its_exact_marginals(place, tmp_path):

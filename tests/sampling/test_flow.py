@@ -102,19 +102,6 @@ def test_draws_come_as_their_probabilities_and_never_where_there_is_none():
     assert fits(found[:3].double(), torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
 
 
-def test_temperature_flattens():
-    env = Strings(1, 2)
-    logits = torch.tensor([[2.0, 0.0, -torch.inf]])
-
-    def policy(states, _):
-        stops = torch.tensor([[-torch.inf, -torch.inf, 0.0]])
-        return torch.where(states[:, :1] > 0, stops, logits)
-
-    found = sample(env, policy, 20_000, generator=ops.generator(0), temperature=2.0).objects[:, 0]
-    chance = torch.tensor([1.0, 0.0], dtype=torch.float64).softmax(0)
-    assert fits(found.bincount(minlength=3)[1:].double(), chance)
-
-
 def test_the_same_seed_builds_the_same():
     env = HyperGrid(2, 5)
     first, second = (

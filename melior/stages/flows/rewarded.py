@@ -182,7 +182,10 @@ def _verdict(
         found[name] = _RIVALS[name](plan, task, built[name], finds)
     table = side_by_side(found)
     if task.truth and "mcmc" in found:
-        table["note"] += ", of mcmc counted over the later half of where its chains were"
+        table["note"] += (
+            ", of mcmc counted over the later half of where its chains were, by which even a"
+            " perfect sampler is some way off"
+        )
     key, name = "total_variation", "total variation from the reward"
     if task.truth is None:
         key, name = "log_top_reward", f"log of the mean reward of the {TOP} best"

@@ -132,8 +132,8 @@ class QLearner:
     def over_best(self, log_reward: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return rewards over the best; when that rises, what values say falls by as much.
 
-        Their last layer is rescaled, so that nothing that was learned is lost (after van Hasselt,
-        Guez, Hessel, Mnih, Silver 2016, arXiv 1602.07714).
+        Their last layer is rescaled, so that what was learned is kept as far as float32 holds it
+        (after van Hasselt, Guez, Hessel, Mnih, Silver 2016, arXiv 1602.07714).
         """
         before, self.best = self.best, max(self.best, float(log_reward.max()))
         if self.best > before > -math.inf:

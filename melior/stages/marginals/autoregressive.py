@@ -19,7 +19,7 @@ from melior.losses.marginal import log_conditionals, towards_energy
 from melior.models.marginal import ConditionalModel
 from melior.records import Metrics
 from melior.sampling.marginal import completed
-from melior.stages.marginals.energy import Baseline, Chains, Target
+from melior.stages.marginals.energy import Baseline, Chains, Target, finite
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def all_steps(
     steps = torch.arange(length, device=batch.tokens.device).repeat_interleave(n)
     own = at_step(conditionals, batch.tokens.repeat(length, 1), steps)
     log_p = own.view(length, n).sum(0)
-    return _pulled(log_p, log_p, target(batch.tokens), baseline)
+    return _pulled(log_p, log_p, finite(target, batch.tokens), baseline)
 
 
 def one_step(
@@ -69,7 +69,7 @@ def one_step(
     with torch.no_grad():
         judged = length * at_step(conditionals, batch.tokens, batch.judged)
     moved = length * at_step(conditionals, batch.tokens, batch.moved)
-    return _pulled(moved, judged, target(batch.tokens), baseline)
+    return _pulled(moved, judged, finite(target, batch.tokens), baseline)
 
 
 def one_order(conditionals: ConditionalModel, batch: Chains) -> tuple[Float[Tensor, ""], Metrics]:

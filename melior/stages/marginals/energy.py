@@ -125,7 +125,7 @@ def energy(
         baseline: from differences to advantages.
         alpha: weight of consistency; the paper's is 4.
     """
-    wanted = _finite(target, batch.tokens)
+    wanted = finite(target, batch.tokens)
     found = marginals(batch.tokens)
     difference = (found - wanted).detach()
     pull = towards_energy(found, baseline(difference)).mean()
@@ -155,7 +155,7 @@ def squared_energy(
     The other objective of the authors' code, there called FM: `(f(x) - log target(x))^2` in the
     place of REINFORCE. It needs no anchor, as the value of nothing becomes `log Z`.
     """
-    difference = marginals(batch.tokens) - _finite(target, batch.tokens)
+    difference = marginals(batch.tokens) - finite(target, batch.tokens)
     residual = inconsistency(marginals, conditionals, batch).square().mean()
     loss = difference.square().mean() + alpha * batch.tokens.shape[1] * residual
     return loss, {
@@ -165,7 +165,12 @@ def squared_energy(
     }
 
 
-def _finite(target: Target, tokens: Int[Tensor, "n d"]) -> Float[Tensor, " n"]:
+def finite(target: Target, tokens: Int[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Return log-densities, once they can be learned from.
+
+    Raises:
+        ValueError: one is not finite.
+    """
     wanted = target(tokens)
     if not wanted.isfinite().all():
         row = int((~wanted.isfinite()).nonzero()[0])

@@ -30,7 +30,7 @@ from melior.losses.marginal import ensemble
 from melior.models.marginal_saved import Marginals
 from melior.records import Metrics
 from melior.sampling.marginal import Conditionals, any_order, completed, log_likelihood
-from melior.stages.marginals.energy import Chains, inconsistency
+from melior.stages.marginals.energy import Chains, finite, inconsistency
 from melior.stages.marginals.show import shown
 from melior.stages.marginals.world import World
 
@@ -230,7 +230,7 @@ def _from_energy(
 ) -> dict[str, float]:
     """Return how far rows that were drawn in an order are from the target."""
     assert world.log_target is not None
-    gap = log_likelihood(conditionals, rows, order) - world.log_target(rows).double()
+    gap = log_likelihood(conditionals, rows, order) - finite(world.log_target, rows).double()
     spread = float(gap.std()) / len(gap) ** 0.5
     facts = {"KL of what is drawn, less log Z": float(gap.mean()), "its standard error": spread}
     if world.log_z is not None:

@@ -35,7 +35,7 @@ from melior.types import Objective
 QUERIES, ORDERS = 200, 5
 OFF = 0.15
 """How far from 1 the sum over all rows may be without a warning."""
-ALPHA = ", or weigh consistency more (--alpha)"
+ALPHA = ", let the rate fall (--lr-scheduler-type linear), or weigh consistency more (--alpha)"
 """What helps besides, where marginals are pulled to a target."""
 SCALED = ("sum over all rows", "sum over all rows, by importance")
 
@@ -71,14 +71,16 @@ def learn_marginals(plan: MarginalPlan) -> Path:
     world = load_world(plan.source, seed=loop.seed, validation_share=plan.validation_share)
     about = {
         "length": world.length, "n_values": world.n_values, "alphabet": list(world.alphabet),
-        "tokens": plan.source.tokens,
+        "tokens": plan.source.tokens, "shape": list(world.shape),
         "width": plan.network.width, "blocks": plan.network.blocks, "rivals": list(plan.rivals),
     }  # fmt: skip
     with opened(plan.recipe, plan.paper, plan.config, loop) as run:
         found = start_marginals(about, seed=loop.seed)
         (_from_energy if world.rows is None else _from_rows)(plan, run, world, found)
+        # Whatever becomes of the rivals, MaM is there.
+        save_marginals(run.folder / "model", found.alone)
         for name, rival in found.rivals.items():
-            (_alone_at_energy if world.rows is None else _alone_on_rows)(plan, world, name, rival)
+            _alone(plan, world, name, rival)
         save_marginals(run.folder / "model", found)
         exam = _exam(found, world, loop.seed)
         said = verdict(found, exam)
@@ -154,6 +156,14 @@ def _from_rows(plan: MarginalPlan, run: Run, world: World, found: Marginals) -> 
 
 def _first_steps(plan: MarginalPlan) -> int:
     return round(plan.likelihood_share * plan.loop.steps)
+
+
+def _alone(plan: MarginalPlan, world: World, name: str, rival: ConditionalModel) -> None:
+    """Teach a rival; where that fails, say which, and that only it is lost."""
+    try:
+        (_alone_at_energy if world.rows is None else _alone_on_rows)(plan, world, name, rival)
+    except ValueError as error:
+        raise ValueError(f"rival {name}, once MaM was learned and saved: {error}") from error
 
 
 def _alone_on_rows(plan: MarginalPlan, world: World, _: str, rival: ConditionalModel) -> None:

@@ -16,7 +16,7 @@ from melior.data.marginal_files import is_array, read_rows
 from melior.models.marginal_saved import Marginals
 from melior.own import own
 from melior.rewards.marginal import Ising
-from melior.stages.marginals.energy import Target
+from melior.stages.marginals.energy import Target, finite
 from melior.stages.marginals.options import MarginalOptions
 
 FEW = 2**16
@@ -70,10 +70,10 @@ def load_world(options: MarginalOptions, *, seed: int, validation_share: float) 
     listed = None
     if n_values**length <= FEW:
         rows = all_rows(length, n_values)
-        listed = Listed(rows, _checked(options.target, rows, log_target(rows)).log_softmax(0))
+        listed = Listed(rows, finite(log_target, rows).double().log_softmax(0))
     else:
         rows = torch.randint(1, n_values + 1, (64, length), generator=ops.generator(seed))
-        _checked(options.target, rows, log_target(rows))
+        finite(log_target, rows)
     return World(length, n_values, shape=shape, log_target=log_target, log_z=log_z, listed=listed)
 
 
@@ -108,18 +108,11 @@ def load_examined(options: MarginalOptions, found: Marginals) -> World:
             f"{options.data}: rows of {found.length} values up to {found.n_values} are needed, as"
             f" the network's; found {rows.shape[1]} values up to {int(rows.max())}"
         )
-    return World(found.length, found.n_values, alphabet, read.shape, held_out=rows)
-
-
-def _checked(name: str, rows: Tensor, found: Tensor) -> Float[Tensor, " n"]:
-    """Return log-densities in float64, once they can be learned from."""
-    if not found.isfinite().all():
-        row = int((~found.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"target {name}: finite log-densities are needed; found {float(found[row])} of"
-            f" {rows[row].tolist()}; give what cannot be a floor, such as -1e4"
-        )
-    return found.double()
+    shape = tuple(found.about.get("shape", ()))
+    if read.shape != shape:
+        need, have = (f"images of {s[0]} x {s[1]}" if s else "rows" for s in (shape, read.shape))
+        raise ValueError(f"{options.data}: {need} are needed, as the network's; found {have}")
+    return World(found.length, found.n_values, alphabet, shape, held_out=rows)
 
 
 def _of_rows(options: MarginalOptions, *, seed: int, share: float) -> World:

@@ -13,7 +13,9 @@ from melior.envs.flow_graph import enumerated
 from melior.evaluation.flow import target
 from melior.options import OptimConfig
 from melior.rewards.flow import corners
+from melior.sampling.flow import sample
 from melior.stages.flows.rivals import QLearner, back_and_forth, proposed, q_learning
+from melior.training.loop import descend
 from tests.claims.chances import fits
 
 WORLDS = {"grid": HyperGrid(2, 3), "fillings": Fillings(2, 2)}
@@ -120,8 +122,6 @@ def test_q_learning_finds_the_best_object():
         steps=150, seed=0, every=20,
     )  # fmt: skip
     *_, (policy, _) = learned
-    from melior.sampling.flow import sample
-
     built = sample(env, policy, 1, generator=ops.generator(0)).objects
     reward = corners(3)(enumerated(env).states)
     assert corners(3)(built)[0] == reward.max()
@@ -132,15 +132,20 @@ def test_values_keep_their_meaning_when_a_better_object_is_built():
     env = HyperGrid(2, 3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        learner = QLearner(env, torch.nn.Sequential(torch.nn.Linear(6, 3)),
-                           torch.nn.Sequential(torch.nn.Linear(6, 3)))  # fmt: skip
-    features = env.features(enumerated(env).states)
-    before = [network(features) for network in (learner.values, learner.older)]
-    assert torch.allclose(
-        learner.over_best(torch.tensor([900.0, 901.0])), torch.tensor([-1.0, 0.0]).exp()
+        values, older = (torch.nn.Sequential(torch.nn.Linear(6, 3)) for _ in range(2))
+    learner = QLearner(env, values, older.requires_grad_(False))
+    batch = sample(env, learner.policy, 4, generator=ops.generator(0))
+    step = descend(
+        lambda log_reward: learner.loss(batch, learner.over_best(log_reward)),
+        dict(values.named_parameters()),
+        OptimConfig(learning_rate=1e-6, lr_scheduler_type="constant", warmup_ratio=0),
+        total_steps=3,
     )
-    assert torch.equal(learner.values(features), before[0])  # there was none to be said over
-    assert learner.over_best(torch.tensor([903.0])) == 1
-    for network, own in zip((learner.values, learner.older), before, strict=True):
-        assert torch.allclose(network(features) * math.exp(2), own)
-    assert learner.over_best(torch.tensor([902.0])) == pytest.approx(math.exp(-1))
+    features, log_reward = env.features(enumerated(env).states), torch.tensor([900.0, 901, 9, 8])
+    before = [network(features) for network in (values, older)]
+    for rise, factor in ((0.0, 1.0), (2.0, math.exp(2)), (-1.0, math.exp(2))):
+        step([log_reward + rise])
+        for network, own in zip((values, older), before, strict=True):
+            assert torch.allclose(network(features) * factor, own, atol=1e-4)
+    assert learner.best == 903
+    assert learner.over_best(log_reward)[:2].tolist() == pytest.approx([math.exp(-3), math.exp(-2)])
