@@ -144,14 +144,7 @@ def _student(
     from melior.stages.control.world import learn_world
     from melior.training.checkpoint import Generators
 
-    if config.imagine.true_reward:
-        phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
-    if floor.reward < 0:
-        phases.run.note(
-            f"rewards are counted from the log's lowest, {floor.reward:.4g}, so that none of its "
-            "steps is worse than a rejected one, after which nothing follows; values are higher by "
-            f"{-floor.reward / (1 - floor.discount):.4g}"
-        )
+    _note_rewards(config, phases, earned=earned, floor=floor)
     seed, is_filtered = config.train.seed, config.filter != "none"
     world = learn_world(phases, inputs, config.world, with_reward=is_filtered)
     facts = {"reward of imagined steps": earned}
@@ -168,6 +161,18 @@ def _student(
         lambda: dict(batches.metrics), facts,
     )  # fmt: skip
     return student, world
+
+
+def _note_rewards(config: Config, phases: Phases, *, earned: str, floor: Floor) -> None:
+    """Say what imagined steps earn, and from where it is counted."""
+    if config.imagine.true_reward:
+        phases.run.note(f"reward of imagined steps: {earned}, and not one learned from the log")
+    if floor.reward < 0:
+        phases.run.note(
+            f"rewards are counted from the log's lowest, {floor.reward:.4g}, so that none of its "
+            "steps is worse than a rejected one, after which nothing follows; values are higher by "
+            f"{-floor.reward / (1 - floor.discount):.4g}"
+        )
 
 
 def _learner(

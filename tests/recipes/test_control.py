@@ -328,6 +328,8 @@ def test_the_options_of_a_world_that_is_taken_hold_and_are_written_down(dataset,
     morec.run(replace(config, world=WorldOptions(str(whole / "morec"))))
     written = config_from_dict(morec.Config, read_config(tmp_path / "run" / "config.yaml"))
     assert written.world == theirs == as_learned(written.world)
+    (said,) = (one for one in notes_of(tmp_path / "run") if one.startswith("world: that of"))
+    assert "learned with members 3, elites 2, dynamics hidden 16," in said
 
 
 def test_a_world_of_other_data_is_refused(whole, tmp_path):

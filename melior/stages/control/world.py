@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from melior.models.control import Dynamics, DynamicsOptions
@@ -39,6 +39,7 @@ def learn_world(
         folder = Path(options.world)
         world = read_world(folder, inputs, with_reward=with_reward)
         phases.about = {**phases.about, "world": digest_of_world(folder)}
+        phases.run.note(f"world: that of {folder}, {_own(options)}")
     else:
         dynamics = _dynamics(phases, inputs, options)
         reward = _reward(phases, inputs, options, dynamics) if with_reward else None
@@ -92,6 +93,17 @@ def digest_of_world(folder: Path) -> str:
     for file in files:
         found.update(file.read_bytes())
     return found.hexdigest() if files else ""
+
+
+def _own(options: WorldOptions) -> str:
+    """Say what a world that is taken was learned with: a default that is given looks like none."""
+    plain = asdict(WorldOptions(options.world))
+    found = [
+        f"{name.replace('_', ' ')} {value:g}"
+        for name, value in asdict(options).items()
+        if value != plain[name]
+    ]
+    return f"learned with {', '.join(found) or 'the defaults'}, which holds"
 
 
 def _dynamics(phases: Phases, inputs: Inputs, options: WorldOptions) -> Dynamics:
