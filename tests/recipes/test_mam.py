@@ -210,10 +210,12 @@ def test_images_are_drawn_beside_held_out_ones_of_their_shape_alone(tmp_path, ca
     assert sentence in said(capsys, "evaluate", "marginal", *words)
 
 
-def test_rivals_stand_beside_an_energy_and_are_asked_again(tmp_path):
+def test_rivals_stand_beside_an_energy_and_are_asked_again(tmp_path, capsys):
     words = ("--target", "ising", "--side", "3")
     cli.main(["mam", *words, *SMALL, "--steps", "4", "--rivals", "arm", "arm-mc",
               "--out", str(tmp_path / "r")])  # fmt: skip
+    shown = capsys.readouterr().err
+    assert "rival arm: step 4/4" in shown and "rival arm-mc: step 4/4" in shown
     cli.main(["evaluate", "marginal", "--model", str(tmp_path / "r" / "model"), *words, "--out",
               str(tmp_path / "e")])  # fmt: skip
     ran, asked = (
