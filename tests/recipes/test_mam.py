@@ -97,7 +97,8 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
     ).held_out
     ahead = torch.arange(own.length).expand(len(held_out), -1)
     nats = -log_likelihood(own.rivals["arm"], held_out, ahead).mean().item()
-    assert facts["negative log-likelihood, arm"] == pytest.approx(nats)
+    name = "negative log-likelihood, arm, taught one position a reading"
+    assert facts[name] == pytest.approx(nats)
     rows = [json.loads(x) for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
