@@ -97,7 +97,8 @@ def test_rows_are_learned_in_two_stages(file, place, tmp_path):
     ).held_out
     ahead = torch.arange(own.length).expand(len(held_out), -1)
     nats = -log_likelihood(own.rivals["arm"], held_out, ahead).mean().item()
-    assert facts["negative log-likelihood, arm"] == pytest.approx(nats)
+    name = "negative log-likelihood, arm, taught one position a reading"
+    assert facts[name] == pytest.approx(nats)
     rows = [json.loads(x) for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert ["nll" in row for row in steps] == [True] * 7 + [False] * 3
@@ -210,10 +211,12 @@ def test_images_are_drawn_beside_held_out_ones_of_their_shape_alone(tmp_path, ca
     assert sentence in said(capsys, "evaluate", "marginal", *words)
 
 
-def test_rivals_stand_beside_an_energy_and_are_asked_again(tmp_path):
+def test_rivals_stand_beside_an_energy_and_are_asked_again(tmp_path, capsys):
     words = ("--target", "ising", "--side", "3")
     cli.main(["mam", *words, *SMALL, "--steps", "4", "--rivals", "arm", "arm-mc",
               "--out", str(tmp_path / "r")])  # fmt: skip
+    shown = capsys.readouterr().err
+    assert "rival arm: step 4/4" in shown and "rival arm-mc: step 4/4" in shown
     cli.main(["evaluate", "marginal", "--model", str(tmp_path / "r" / "model"), *words, "--out",
               str(tmp_path / "e")])  # fmt: skip
     ran, asked = (

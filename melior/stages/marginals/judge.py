@@ -200,7 +200,7 @@ def _likelihood(found: Marginals, exam: Exam) -> dict[str, float]:
         nats = -float(ensemble(log_p).mean())
         ahead = torch.arange(length).expand(n, -1)
         alone = {
-            f"negative log-likelihood, {name}":
+            f"negative log-likelihood, {name}, taught one position a reading":
                 -float(log_likelihood(rival, world.held_out, ahead).mean())
             for name, rival in found.rivals.items()
         }  # fmt: skip

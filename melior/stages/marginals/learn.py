@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -26,12 +26,14 @@ from melior.stages.marginals.likelihood import Shuffled, distil, likelihood, wit
 from melior.stages.marginals.options import MarginalOptions, NetworkOptions
 from melior.stages.marginals.world import World, load_world
 from melior.training.checkpoint import Generators, Stateful
+from melior.training.hooks import Progress
 from melior.training.loop import Step, descend, fit
 from melior.training.options import StepOptions
 from melior.training.run import Run, write_json
 from melior.training.steps import opened, take_steps
 from melior.types import Objective
 
+B = TypeVar("B")
 QUERIES, ORDERS = 200, 5
 OFF = 0.15
 """How far from 1 the sum over all rows may be without a warning."""
@@ -166,7 +168,7 @@ def _alone(plan: MarginalPlan, world: World, name: str, rival: ConditionalModel)
         raise ValueError(f"rival {name}, once MaM was learned and saved: {error}") from error
 
 
-def _alone_on_rows(plan: MarginalPlan, world: World, _: str, rival: ConditionalModel) -> None:
+def _alone_on_rows(plan: MarginalPlan, world: World, name: str, rival: ConditionalModel) -> None:
     """Teach a rival the batches that the first stage reads: after a stop, from the start again."""
     assert world.rows is not None
     loop, n = plan.loop, _first_steps(plan)
@@ -174,7 +176,7 @@ def _alone_on_rows(plan: MarginalPlan, world: World, _: str, rival: ConditionalM
     step = descend(
         partial(one_order, rival), dict(rival.named_parameters()), plan.optim, total_steps=max(1, n)
     )
-    fit(step, islice(batches, n))
+    _take(step, batches, n, name)
 
 
 def _alone_at_energy(plan: MarginalPlan, world: World, name: str, rival: ConditionalModel) -> None:
@@ -186,7 +188,13 @@ def _alone_at_energy(plan: MarginalPlan, world: World, name: str, rival: Conditi
     step = descend(
         objective, dict(rival.named_parameters()), plan.optim, total_steps=max(1, loop.steps)
     )
-    fit(step, islice(batches, loop.steps))
+    _take(step, batches, loop.steps, name)
+
+
+def _take(step: Step[B], batches: Iterable[list[B]], n: int, name: str) -> None:
+    """Take a rival's steps, and show how many: they are as many as MaM's, and may cost more."""
+    with Progress(n, what=f"rival {name}: step") as progress:
+        fit(step, islice(batches, n), hooks=[progress])
 
 
 def _walkers(plan: MarginalPlan, found: Marginals, generator: torch.Generator) -> Walkers:
