@@ -106,7 +106,8 @@ def test_circles_are_learned_scored_and_told(model_folder, data, tmp_path, capsy
     assert (run / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("kill_after", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow  # its loop is that of `reward`, killed in every run
+@pytest.mark.parametrize("kill_after", [3, 8])
 def test_kill_9_and_resume_end_in_the_same_bits(kill_after, model_folder, data, tmp_path):
     def words(name):
         more = ["--epochs", "1", "--save-steps", "2", "--eval-steps", "4", "--dimensions", "2"]

@@ -110,7 +110,9 @@ def test_unit_weights_train_as_dpo_does_to_the_bit(model_folder, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+)
 def test_labels_that_the_reward_model_contradicts_are_not_learned(seed, model_folder, tmp_path):
     """Six of ten labels are wrong, and margins know it: DPO learns the rude answer, MADPO not."""
     given = write_pairs(
@@ -155,7 +157,7 @@ def test_calibration_divides_all_rewards_by_one_temperature(model_folder, tmp_pa
     [
         ("reward/metrics.jsonl", 3, []),
         pytest.param("fold-2/metrics.jsonl", 2, ["--cross-fit", "2"], marks=pytest.mark.slow),
-        ("margins.json", 1, []),
+        pytest.param("margins.json", 1, [], marks=pytest.mark.slow),
         pytest.param("metrics.jsonl", 3, [], marks=pytest.mark.slow),
     ],
 )

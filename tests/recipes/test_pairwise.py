@@ -121,7 +121,8 @@ def test_each_chosen_answer_stands_in_one_slot_that_the_seed_draws(model_folder,
         assert (thanks < text.index("[RESPONSE B]")) == (better.tokens[-1] == a)
 
 
-@pytest.mark.parametrize("kill_after", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow  # its loop is that of `dpo` and `reward`, killed in every run
+@pytest.mark.parametrize("kill_after", [3, 8])
 def test_kill_9_and_resume_end_in_the_same_bits(kill_after, model_folder, data, tmp_path):
     def words(name):
         more = ["--epochs", "3", "--save-steps", "2", "--eval-steps", "3", "--patience", "2",

@@ -60,7 +60,9 @@ def words(model_folder, data, out, *more):
             "--save-steps", "4", *more]  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+)
 def test_the_goal_decides_which_answer_is_likelier(seed, model_folder, data, tmp_path):
     """Without a goal the start model ranks 1 pair of 5 right; DPO could only rank all one way."""
     out = tmp_path / "run"
@@ -166,7 +168,8 @@ def test_an_objective_takes_its_own_options(tmp_path):
     assert reward_augmented.objective_of(config) == Dpo(beta=0.05, label_smoothing=0.3)
 
 
-@pytest.mark.parametrize("kill_after", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow  # its loop is that of `dpo` and `reward`, killed in every run
+@pytest.mark.parametrize("kill_after", [2, 5])
 def test_kill_9_and_resume_end_in_the_same_bits(kill_after, model_folder, data, tmp_path):
     def command(name):
         line = words(model_folder, data[0], tmp_path / name, "--epochs", "2", "--save-steps", "2")

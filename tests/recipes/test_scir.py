@@ -105,6 +105,7 @@ def test_tiny_runs_twice_to_the_same_bits(judge_folder, data, tmp_path):
     assert same(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow  # three kills of it are in every run, in test_kills.py
 def test_kill_9_and_resume_end_in_the_same_bits(judge_folder, data, tmp_path):
     def command(name):
         more = ["--epochs", "2", "--save-steps", "2", "--lora-r", "4", "--labels", "judge",
