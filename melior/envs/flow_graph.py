@@ -77,12 +77,14 @@ def check_paths(env: FlowEnvironment, *, most: int = 64) -> None:
     Raises:
         ValueError: as `check_environment`; or paths do not end, or only one object can be built.
     """
+    _check_start(env)
     level, is_whole = env.start[None], True
     objects: list[Tensor] = []
     for _ in range(env.longest):
         check_environment(env, level)
         objects.append(level[env.allowed(level)[:, -1]])
         reached = _onward(env, level)
+        _check_states("step", reached, 2)
         if not len(reached):
             break
         level = reached.unique(dim=0)
@@ -101,7 +103,20 @@ def check_paths(env: FlowEnvironment, *, most: int = 64) -> None:
         )
 
 
+def _check_states(name: str, states: object, axes: int) -> None:
+    """Check that states are rows of whole numbers: they are looked up, and equal or not."""
+    is_rows = isinstance(states, Tensor) and states.ndim == axes
+    if isinstance(states, Tensor) and is_rows and states.dtype == torch.long:
+        return
+    shape = "[d]" if axes == 1 else "[n d]"
+    found = type(states).__name__
+    if isinstance(states, Tensor):
+        found = f"{states.dtype} of {tuple(states.shape)}"
+    raise ValueError(f"environment: '{name}' must give int64 {shape}; found {found}")
+
+
 def _check_start(env: FlowEnvironment) -> None:
+    _check_states("start", env.start, 1)
     if env.undoable(env.start[None]).any():
         raise ValueError("environment: nothing can be undone at the start; found an action that is")
 

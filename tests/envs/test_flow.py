@@ -194,6 +194,29 @@ class Lone(Leaps):
         return torch.tensor([[False, False, True]]).expand(len(states), -1)
 
 
+@dataclass(frozen=True)
+class Halves(Leaps):
+    """A line whose places are no whole numbers, from the start or after a step."""
+
+    begins: object = None
+
+    @property
+    def start(self):
+        return super().start if self.begins is None else self.begins
+
+    def step(self, states, actions):
+        return states + actions[:, None] + 1.0
+
+
+def test_states_that_are_no_whole_numbers_get_a_sentence():
+    with pytest.raises(ValueError, match=r"'start' must give int64 \[d\]; found torch.float32 of"):
+        check_paths(Halves(begins=torch.zeros(1)))
+    with pytest.raises(ValueError, match=r"'start' must give int64 \[d\]; found list"):
+        check_paths(Halves(begins=[0]))
+    with pytest.raises(ValueError, match=r"'step' must give int64 \[n d\]; found torch.float32"):
+        check_paths(Halves())
+
+
 def test_paths_that_do_not_end_or_lead_to_one_object_get_a_sentence():
     with pytest.raises(ValueError, match=r"within 3 actions.*found one that goes on at \[3\]"):
         check_paths(Leaps(longest=3))
